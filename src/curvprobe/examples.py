@@ -1,0 +1,183 @@
+"""Examples in a fixed order, read in batches; whatever the user's data looks like."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import Subset as TorchSubset
+
+Batch = Any
+"""What the model and the loss are given: a tensor, a tuple or list, or a mapping."""
+
+
+def _update(state: Any, item: Any) -> None:
+    if hasattr(item, "__array__") and not isinstance(item, Tensor):
+        item = torch.as_tensor(item)
+    if isinstance(item, Tensor):
+        state.update(f"{item.dtype}{tuple(item.shape)}".encode())
+        flat = item.detach().cpu().contiguous().reshape(-1)
+        state.update(flat.view(torch.uint8).numpy().tobytes())
+    elif isinstance(item, Mapping):
+        for key in sorted(item, key=str):
+            state.update(str(key).encode())
+            _update(state, item[key])
+    elif isinstance(item, tuple | list):
+        state.update(f"{len(item)}".encode())
+        for part in item:
+            _update(state, part)
+    else:
+        state.update(pickle.dumps(item))
+
+
+def digest(item: Any) -> str:
+    """Hexadecimal hash of the content of a nest of tensors, arrays, numbers and strings.
+
+    Example:
+        >>> digest((torch.zeros(2), 1)) == digest((torch.zeros(2), 1))
+        True
+    """
+    state = hashlib.blake2b(digest_size=16)
+    _update(state, item)
+    return state.hexdigest()
+
+
+class Examples:
+    """A fixed, ordered collection of examples.
+
+    Reads from tensors that share their first dimension (one tensor, a tuple, or a dict), or from a map-style
+    dataset. Every example of a dataset is hashed when it is read; a later read that brings something else is an
+    error, because every formula in this package assumes that the data stands still between passes.
+    """
+
+    def __init__(self, data: Any, collate_fn: Callable[[list[Any]], Batch] | None = None) -> None:
+        self._data, self._length, self._in_memory = _recognise(data)
+        if self._in_memory and collate_fn is not None:
+            raise ValueError("collate_fn came with tensors, which need no collating; expected it with a dataset only")
+        self._collate = collate_fn or default_collate
+        self._indices: Sequence[int] = range(self._length)
+        self._seen: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def select(self, indices: Sequence[int]) -> Examples:
+        """The examples at these positions, in this order; shares the data."""
+        chosen = Examples.__new__(Examples)
+        chosen.__dict__.update(self.__dict__)
+        chosen._indices = [self._indices[i] for i in indices]
+        return chosen
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """Examples ``start`` to ``stop`` of this collection, collated."""
+        rows = self._indices[start:stop]
+        if self._in_memory:
+            return _take(self._data, rows)
+        items = []
+        for row in rows:
+            item = self._data[row]
+            found = digest(item)
+            if self._seen.setdefault(row, found) != found:
+                raise ValueError(
+                    f"example {row} is not what it was when it was read before; expected data that stands still "
+                    "between passes. Turn random augmentation, random cropping and shuffling off, or materialise "
+                    "the examples once and pass the list."
+                )
+            items.append(item)
+        try:
+            return self._collate(items)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the examples could not be collated into a batch ({error}); pass collate_fn, or examples of equal "
+                "shape, or microbatch_size=1"
+            ) from error
+
+    def digests(self) -> tuple[str, ...]:
+        """Content hash of every example, in order."""
+        if self._in_memory:
+            return tuple(digest(_row(self._data, row)) for row in self._indices)
+        for row in self._indices:
+            if row not in self._seen:
+                self._seen[row] = digest(self._data[row])
+        return tuple(self._seen[row] for row in self._indices)
+
+
+def _recognise(data: Any) -> tuple[Any, int, bool]:
+    """The data, its length, and whether it consists of tensors in memory."""
+    if isinstance(data, DataLoader):
+        raise TypeError(
+            "data is a DataLoader, whose order and batches may change between passes; "
+            "expected its dataset: pass loader.dataset and, if it has one, collate_fn=loader.collate_fn"
+        )
+    if isinstance(data, IterableDataset):
+        raise TypeError("data is an IterableDataset, which has no fixed order; expected a map-style dataset or a list")
+    if isinstance(data, Tensor):
+        tensors = [data]
+    elif isinstance(data, Mapping) and data and all(isinstance(v, Tensor) for v in data.values()):
+        data, tensors = dict(data), list(data.values())
+    elif isinstance(data, tuple) and data and all(isinstance(v, Tensor) for v in data):
+        tensors = list(data)
+    elif isinstance(data, list | TorchSubset | Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        if isinstance(data, Mapping | str | bytes) or hasattr(data, "__array__"):
+            raise TypeError(f"data is a {type(data).__name__}; expected tensors: convert arrays with torch.as_tensor")
+        if not hasattr(data, "__len__"):
+            raise TypeError(f"data is a {type(data).__name__} without a length; expected a map-style dataset")
+        if len(data) == 0:
+            raise ValueError("data has no examples; expected at least one")
+        return data, len(data), False
+    else:
+        raise TypeError(
+            f"data is a {type(data).__name__}; expected tensors (inputs, targets), one tensor, a dict of tensors, "
+            "or a map-style dataset"
+        )
+    if any(t.dim() == 0 for t in tensors):
+        raise ValueError("data holds a tensor without dimensions; expected examples along the first dimension")
+    lengths = sorted({len(t) for t in tensors})
+    if len(lengths) > 1:
+        raise ValueError(f"the data's tensors have lengths {lengths}; expected the same first dimension in all")
+    if lengths[0] == 0:
+        raise ValueError("data has no examples; expected at least one")
+    return data, lengths[0], True
+
+
+def _map_tensors(data: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(data, Tensor):
+        return function(data)
+    if isinstance(data, Mapping):
+        return {key: _map_tensors(value, function) for key, value in data.items()}
+    if isinstance(data, tuple | list):
+        mapped = [_map_tensors(value, function) for value in data]
+        return type(data)(*mapped) if hasattr(data, "_fields") else type(data)(mapped)
+    return data
+
+
+def _take(data: Any, rows: Sequence[int]) -> Batch:
+    if isinstance(rows, range) and rows.step == 1:
+        return _map_tensors(data, lambda t: t[rows.start : rows.stop])
+    index = torch.as_tensor(list(rows))
+    return _map_tensors(data, lambda t: t[index.to(t.device)])
+
+
+def _row(data: Any, row: int) -> Any:
+    return _map_tensors(data, lambda t: t[row])
+
+
+def to_model(batch: Batch, dtype: torch.dtype, device: torch.device) -> Batch:
+    """The batch on the model's device, its floating-point tensors in the model's dtype."""
+    return _map_tensors(batch, lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype))
+
+
+def overlap(first: Iterable[str], second: Iterable[str]) -> list[int]:
+    """Positions in ``second`` of examples that ``first`` holds too, by content hash.
+
+    Example:
+        >>> overlap(["a", "b"], ["c", "b"])
+        [1]
+    """
+    known = set(first)
+    return [i for i, name in enumerate(second) if name in known]

@@ -1,0 +1,165 @@
+r"""Ready per-example losses: ``loss(outputs, batch)`` for the common kinds of model.
+
+A loss takes what the model returned and the batch it was given, and returns either one mean loss per
+example (n,), or a pair ``(loss_sum (n,), weight (n,))`` when examples consist of different numbers of
+terms (tokens of a sequence, say). Keyword arguments are set with :func:`functools.partial`::
+
+    loss = functools.partial(curvprobe.losses.cross_entropy, label_smoothing=0.1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["binary_cross_entropy", "causal_lm", "cross_entropy", "masked_lm", "mse"]
+
+IGNORE_INDEX = -100
+"""Label of a position that does not count, as in PyTorch and Hugging Face."""
+
+
+def _tensor(outputs: Any) -> Tensor:
+    """The prediction: the outputs themselves, or their ``logits``, or the first of a tuple."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(outputs, tuple | list) and outputs and isinstance(outputs[0], Tensor):
+        return outputs[0]
+    raise TypeError(
+        f"the model returned {type(outputs).__name__}; expected a tensor or an object with .logits. "
+        "Write a loss(outputs, batch) that picks the prediction from it."
+    )
+
+
+def _target(batch: Any, *names: str) -> Tensor:
+    if isinstance(batch, Mapping):
+        for name in names:
+            if name in batch:
+                target: Tensor = batch[name]
+                return target
+        raise ValueError(f"the batch has keys {sorted(batch)}; expected one of {list(names)} for the target")
+    if isinstance(batch, tuple | list) and len(batch) >= 2:
+        second: Tensor = batch[1]
+        return second
+    raise TypeError(f"the batch is a {type(batch).__name__} without a target; expected (inputs, targets) or a dict")
+
+
+def _labels(batch: Any) -> Tensor:
+    """Token labels of a sequence batch; without labels, the input tokens with padding left out."""
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, Mapping) and "labels" not in batch and "input_ids" in batch:
+        tokens: Tensor = batch["input_ids"]
+        mask = batch.get("attention_mask")
+        return tokens if mask is None else tokens.masked_fill(mask == 0, IGNORE_INDEX)
+    return _target(batch, "labels", "targets")
+
+
+def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of a classifier.
+
+    Args:
+        outputs: logits (n, classes), or an object with ``.logits``.
+        batch: ``(inputs, targets)``, or a dict with ``labels`` or ``targets``; targets are class indices (n,) or
+            class probabilities (n, classes).
+        label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+
+    Returns:
+        Loss of every example (n,), in nats.
+
+    Example:
+        >>> import torch
+        >>> cross_entropy(torch.zeros(2, 4), (None, torch.tensor([0, 3])))
+        tensor([1.3863, 1.3863])
+    """
+    target = _target(batch, "labels", "targets")
+    return functional.cross_entropy(_tensor(outputs), target, reduction="none", label_smoothing=label_smoothing)
+
+
+def binary_cross_entropy(outputs: Any, batch: Any) -> Tensor:
+    """Binary cross-entropy with logits, averaged over an example's outputs; (n,), in nats.
+
+    Args:
+        outputs: logits (n,) or (n, labels).
+        batch: ``(inputs, targets)`` or a dict; targets in [0, 1], of the shape of the logits.
+
+    Example:
+        >>> import torch
+        >>> binary_cross_entropy(torch.zeros(2), (None, torch.tensor([0.0, 1.0])))
+        tensor([0.6931, 0.6931])
+    """
+    logits = _tensor(outputs)
+    target = _target(batch, "labels", "targets").to(logits.dtype).reshape(logits.shape)
+    loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return loss.reshape(loss.shape[0], -1).mean(1)
+
+
+def mse(outputs: Any, batch: Any) -> Tensor:
+    """Squared error averaged over an example's outputs; (n,).
+
+    Args:
+        outputs: predictions (n,) or (n, ...).
+        batch: ``(inputs, targets)``, or a dict with ``labels`` or ``targets``; targets of the predictions' size.
+
+    Example:
+        >>> import torch
+        >>> mse(torch.zeros(2, 3), (None, torch.ones(2, 3)))
+        tensor([1., 1.])
+    """
+    prediction = _tensor(outputs)
+    target = _target(batch, "labels", "targets").to(prediction.dtype)
+    if target.numel() != prediction.numel():
+        raise ValueError(
+            f"the model predicts shape {tuple(prediction.shape)} and the targets have shape {tuple(target.shape)}; "
+            "expected as many targets as predictions"
+        )
+    error = (prediction - target.reshape(prediction.shape)).square()
+    return error.reshape(error.shape[0], -1).mean(1)
+
+
+def _token_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+    return loss.view(labels.shape).sum(1), (labels != IGNORE_INDEX).sum(1)
+
+
+def causal_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Next-token cross-entropy of a causal language model, with the number of predicted tokens as weight.
+
+    Args:
+        outputs: logits (n, T, vocabulary), or an object with ``.logits``.
+        batch: token ids (n, T); or a dict with ``labels`` (n, T; -100 does not count), or with ``input_ids`` and
+            perhaps ``attention_mask``; or ``(inputs, labels)``. Labels are shifted here, as in Hugging Face.
+
+    Returns:
+        ``(loss_sum (n,), weight (n,))``: summed loss in nats, and target tokens.
+
+    Example:
+        >>> import torch
+        >>> tokens = torch.tensor([[0, 1, 2], [0, 1, -100]])
+        >>> causal_lm(torch.zeros(2, 3, 4), tokens)
+        (tensor([2.7726, 1.3863]), tensor([2, 1]))
+    """
+    return _token_cross_entropy(_tensor(outputs)[:, :-1], _labels(batch)[:, 1:])
+
+
+def masked_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Cross-entropy at the labelled positions of a masked language model or a tagger, unshifted.
+
+    Args:
+        outputs: logits (n, T, vocabulary), or an object with ``.logits``.
+        batch: ``(inputs, labels)`` or a dict with ``labels`` (n, T); -100 does not count.
+
+    Returns:
+        ``(loss_sum (n,), weight (n,))``: summed loss in nats, and labelled positions.
+
+    Example:
+        >>> import torch
+        >>> masked_lm(torch.zeros(1, 3, 4), (None, torch.tensor([[-100, 2, -100]])))
+        (tensor([1.3863]), tensor([1]))
+    """
+    return _token_cross_entropy(_tensor(outputs), _target(batch, "labels", "targets"))

@@ -1,0 +1,168 @@
+"""Probing laws: where around the solution the increment is looked at.
+
+A law is any object with ``displacements(risk, num_probes, seed)``, which yields flat displacements (N,) from the
+solution. A law that is Gaussian in a subspace also has ``subspace``, ``scale`` and ``coordinates``, and then the
+closed form and controlled Monte Carlo apply to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from curvprobe.risk import EmpiricalRisk
+from curvprobe.subspace import Subspace
+
+
+@runtime_checkable
+class Probe(Protocol):
+    """A probing law."""
+
+    def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        """Yield ``num_probes`` displacements (N,) from the solution."""
+        ...
+
+
+def check_sigma(sigma: float | Tensor, dim: int | None = None) -> Tensor:
+    """Sigma as a positive float64 scalar, or one per direction (dim,)."""
+    try:
+        value = torch.as_tensor(sigma, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"sigma is {sigma!r}; expected a positive number, in parameter units") from error
+    if value.dim() and value.shape != (dim,):
+        shape = "()" if dim is None else f"() or ({dim},)"
+        raise ValueError(f"sigma has shape {tuple(value.shape)}; expected {shape}")
+    if not bool(((value > 0) & value.isfinite()).all()):
+        raise ValueError(f"sigma is {value.tolist()}; expected positive and finite, in parameter units")
+    return value
+
+
+def standard_normal(num_probes: int, dim: int, seed: int) -> Tensor:
+    """Draws (S, D), float64, from a generator of their own."""
+    return torch.randn(num_probes, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class SubspaceProbe:
+    """``w* + U z``, ``z ~ N(0, diag(sigma^2))``: curvature-aligned when U is the top-D Hessian eigenspace.
+
+    Args:
+        subspace: U, D directions.
+        sigma: standard deviation in parameter units, scalar or (D,).
+    """
+
+    subspace: Subspace
+    sigma: float | Tensor
+
+    def __post_init__(self) -> None:
+        check_sigma(self.sigma, self.subspace.dim)
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation along every direction, float64 (D,)."""
+        return check_sigma(self.sigma, self.subspace.dim).expand(self.subspace.dim)
+
+    def coordinates(self, num_probes: int, seed: int) -> Tensor:
+        """Draws of z, float64 (S, D)."""
+        return standard_normal(num_probes, self.subspace.dim, seed) * self.scale
+
+    def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        basis = self.subspace.basis
+        if basis.shape[0] != risk.num_params:
+            raise ValueError(f"the subspace lives in {basis.shape[0]} parameters and the risk has {risk.num_params}")
+        for z in self.coordinates(num_probes, seed):
+            yield basis @ z.to(device=basis.device, dtype=basis.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class LaplaceProbe:
+    r"""Gaussian of the Laplace approximation in an eigenspace: ``z_i ~ N(0, 1 / (k (lambda_i + damping)))``.
+
+    Its scale comes from the data, and at ``damping = 0`` it does not depend on how the parameters are scaled.
+
+    Args:
+        subspace: an eigenspace.
+        k: number of examples (or loss terms) behind the risk.
+        damping: added to every eigenvalue; the sums must be positive.
+    """
+
+    subspace: Subspace
+    k: int
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        _ = self.scale
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation along every direction, float64 (D,)."""
+        if self.subspace.eigenvalues is None:
+            raise ValueError(f"a Laplace law needs eigenvalues; this subspace comes from {self.subspace.origin!r}")
+        precision = self.k * (self.subspace.eigenvalues + self.damping)
+        if not bool((precision > 0).all()):
+            raise ValueError(
+                f"the smallest eigenvalue is {float(self.subspace.eigenvalues.min()):.3g}, damping is {self.damping:g} "
+                f"and k is {self.k}; expected k (lambda + damping) > 0: raise damping or lower the dimension"
+            )
+        return precision.rsqrt()
+
+    def coordinates(self, num_probes: int, seed: int) -> Tensor:
+        """Draws of z, float64 (S, D)."""
+        return SubspaceProbe(self.subspace, self.scale).coordinates(num_probes, seed)
+
+    def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        return SubspaceProbe(self.subspace, self.scale).displacements(risk, num_probes, seed)
+
+
+@dataclass(frozen=True)
+class IsotropicProbe:
+    """``w* + d``, ``d ~ N(0, sigma^2 I_N)``: all parameters alike.
+
+    Args:
+        sigma: standard deviation of every parameter.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        check_sigma(self.sigma)
+
+    def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(num_probes):
+            yield (self.sigma * torch.randn(risk.num_params, generator=generator, dtype=risk.dtype)).to(risk.device)
+
+
+@dataclass(frozen=True)
+class NormalizedProbe:
+    """Isotropic within each parameter tensor, scaled by the tensor's root mean square: ``sigma`` is relative.
+
+    Layers of different scale are moved in proportion; a tensor that is all zero stays where it is.
+
+    Args:
+        sigma: standard deviation relative to the root mean square of the parameter tensor.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        check_sigma(self.sigma)
+
+    def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in risk.leaves().values()]
+        scale = risk.flatten(sizes)
+        for displacement in IsotropicProbe(self.sigma).displacements(risk, num_probes, seed):
+            yield scale * displacement
+
+
+@dataclass(frozen=True)
+class PointProbe:
+    """The solution itself."""
+
+    def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        for _ in range(num_probes):
+            yield torch.zeros(risk.num_params, dtype=risk.dtype, device=risk.device)

@@ -1,0 +1,466 @@
+"""The empirical risk of a trained model: per-example losses and weights, streamed, leaving the model as it was."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from curvprobe.examples import Batch, Examples, digest, to_model
+from curvprobe.parameters import Selection, select_parameters, upcast
+
+Loss = Callable[[Any, Batch], Tensor | tuple[Tensor, Tensor]]
+
+ACTIVATION_BUDGET = 128 * 2**20
+"""Bytes of saved activations that one microbatch may hold when ``microbatch_size`` is left to us."""
+
+_FOR_THE_LOSS = frozenset({"labels", "targets", "target", "label", "weight", "weights"})
+
+
+class EmpiricalRisk:
+    r"""Empirical risk of a trained model on a sample.
+
+    .. math:: L_k(w) = \sum_{i \le k} w_i \, l_i(w) / W_k, \qquad W_k = \sum_{i \le k} w_i
+
+    The weights of the model are copied when the risk is made: :math:`w^*` stays what it was when training goes on.
+    Every pass runs in the train/eval mode the model had then, under the math attention kernel (fused attention has
+    no second derivative) and without autocast, and leaves the model's weights, buffers, gradients, flags and mode
+    and all random number generators as it found them. Parameters below float32 are raised to float32.
+
+    Args:
+        model: a deterministic module, usually in eval mode. A wrapper of torch.compile, DataParallel or
+            DistributedDataParallel is taken off.
+        loss: ``loss(outputs, batch)`` giving one mean loss per example (n,), or ``(loss_sum (n,), weight (n,))``;
+            see :mod:`curvprobe.losses`.
+        data: a map-style dataset, a tensor, a tuple of tensors or a dict of tensors, in fixed order. A batch is
+            given to the model as ``model(batch)`` (tensor), ``model(batch[0])`` (tuple), or as keyword arguments
+            (mapping: the entries that ``forward`` accepts, never labels, targets or weights).
+        params: None (all with ``requires_grad``), a predicate on the parameter name, or name patterns (``*``).
+        microbatch_size: examples in one forward pass; None picks it so that the saved activations of one
+            microbatch stay below 128 MiB.
+        collate_fn: turns a list of the dataset's items into a batch; None is PyTorch's default.
+
+    Attributes:
+        num_params: number of probed parameters N.
+        param_names: their names, in the flat order.
+        dtype: of the probed parameters and of all N-vectors.
+        device: of the model.
+        upcast_from: names of the lower-precision types that were raised to float32, usually empty.
+
+    Raises:
+        ValueError, TypeError: for a model, loss or data that cannot be probed, with the remedy.
+
+    Source: Kiselev & Grabovoy (2026), arXiv:2604.14870, with weights.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> x, y = torch.eye(2), torch.zeros(2, 1)
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (x, y))
+        >>> len(risk), risk.num_params, risk.value(), risk[:1].gradient()
+        (2, 2, 1.0, tensor([2., 0.]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Any,
+        params: Selection = None,
+        microbatch_size: int | None = None,
+        collate_fn: Callable[[list[Any]], Batch] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        _check_loss(loss)
+        if microbatch_size is not None and (not isinstance(microbatch_size, int) or microbatch_size < 1):
+            raise ValueError(f"microbatch_size is {microbatch_size!r}; expected a positive number of examples or None")
+        self.model = _unwrap(model)
+        self.loss = loss
+        self.examples = Examples(data, collate_fn)
+        self.param_names = select_parameters(self.model, params)
+        self._modes = [(module, module.training) for module in self.model.modules()]
+        _check_mode(self.model)
+        self._accepted = _accepted_arguments(self.model)
+        self._freeze_state()
+        self._losses: Tensor | None = None
+        self._weights: Tensor | None = None
+        self._collate_fn = collate_fn
+        self._given_microbatch_size = microbatch_size
+        self._try_out()
+
+    # ---- state -------------------------------------------------------------------------------------------------
+
+    def _freeze_state(self) -> None:
+        state = dict(self.model.named_parameters())
+        probed = {name: upcast(state[name].detach()).clone() for name in self.param_names}
+        kept = {name: upcast(p.detach()) for name, p in state.items() if name not in probed}
+        buffers = {name: upcast(b.detach()).clone() for name, b in self.model.named_buffers()}
+        dtypes = {p.dtype for p in probed.values()}
+        devices = {p.device for p in probed.values()}
+        if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
+            raise TypeError(f"the probed parameters have dtypes {sorted(map(str, dtypes))}; expected one real type")
+        if len(devices) > 1 or next(iter(devices)).type == "meta":
+            raise ValueError(f"the probed parameters are on {sorted(map(str, devices))}; expected one real device")
+        self._params, self._kept, self._buffers = probed, kept, buffers
+        self.dtype, self.device = next(iter(dtypes)), next(iter(devices))
+        self.num_params = sum(p.numel() for p in probed.values())
+        lower = {str(p.dtype) for p in state.values() if p.is_floating_point() and torch.finfo(p.dtype).bits < 32}
+        self.upcast_from = tuple(sorted(lower))
+
+    def _try_out(self) -> None:
+        """Evaluate a few examples: refuse what cannot be probed, and choose the microbatch size."""
+        rows = min(len(self), 4, self._given_microbatch_size or 4)
+        with self.undisturbed():
+            batch = self._read(0, rows)
+            self._read(0, rows)  # a dataset that brings something else the second time is refused here
+            first = self._evaluate(batch, rows)
+            tolerance = 1e-5 if self.dtype == torch.float32 else 1e-10
+            if not torch.allclose(first, self._evaluate(batch, rows), rtol=tolerance, atol=tolerance):
+                raise ValueError(
+                    "two evaluations of the same examples gave different losses; expected a deterministic model. "
+                    "Call model.eval(), and take out functional dropout and other noise"
+                )
+            held = _SavedBytes(self._params.values())
+            with held:
+                alone = self._evaluate(self._read(0, 1), 1)
+            scale = float(first.abs().max())
+            if abs(float(alone[0]) - float(first[0])) > 100 * tolerance * max(scale, 1e-3):
+                raise ValueError(
+                    f"the loss of the first example is {float(alone[0]):.8g} by itself and {float(first[0]):.8g} in a "
+                    f"batch of {rows}; expected losses that do not depend on the rest of the batch. Reduce over the "
+                    "example's own terms only, and take out layers that mix examples"
+                )
+        self.activation_bytes = max(1, held.total)
+        self.microbatch_size = self._given_microbatch_size or max(1, ACTIVATION_BUDGET // self.activation_bytes)
+
+    def _evaluate(self, batch: Batch, rows: int) -> Tensor:
+        loss_sum, weight = self.batch_losses(self.leaves(), batch, rows)
+        losses = (loss_sum.detach() / weight).double()
+        _check_finite(losses, 0, rows)
+        return losses
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """A block in which the model may be evaluated, and after which nothing about it or the RNGs has changed."""
+        modes = [(module, module.training) for module, _ in self._modes]
+        torch_state = torch.get_rng_state()
+        cuda_state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        numpy_state, python_state = numpy.random.get_state(), random.getstate()
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            try:
+                for module, training in self._modes:
+                    module.training = training
+                yield
+            finally:
+                for module, training in modes:
+                    module.training = training
+                torch.set_rng_state(torch_state)
+                if cuda_state is not None:
+                    torch.cuda.set_rng_state(cuda_state, self.device)
+                numpy.random.set_state(numpy_state)
+                random.setstate(python_state)
+
+    # ---- size and selection ------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __repr__(self) -> str:
+        return f"EmpiricalRisk({len(self)} examples, {self.num_params} parameters, {str(self.dtype).split('.')[-1]})"
+
+    def __getitem__(self, selection: int | slice | Sequence[int] | Tensor) -> EmpiricalRisk:
+        """The risk on some of the examples: one, a slice, a list of positions or a boolean mask."""
+        rows = resolve_rows(selection, len(self))
+        chosen = copy.copy(self)
+        chosen.examples = self.examples.select(rows)
+        if self._losses is not None and self._weights is not None:
+            chosen._losses, chosen._weights = self._losses[rows], self._weights[rows]
+        return chosen
+
+    def on(self, data: Any, collate_fn: Callable[[list[Any]], Batch] | None = None) -> EmpiricalRisk:
+        """The same model, loss and parameters on other examples."""
+        other = copy.copy(self)
+        inherited = None if isinstance(data, Tensor | tuple | Mapping) else self._collate_fn
+        other.examples = Examples(data, collate_fn or inherited)
+        other._losses = other._weights = None
+        other._try_out()
+        return other
+
+    # ---- evaluation --------------------------------------------------------------------------------------------
+
+    def _read(self, start: int, stop: int) -> Batch:
+        return to_model(self.examples.batch(start, stop), self.dtype, self.device)
+
+    def batches(self) -> Iterator[tuple[slice, Batch]]:
+        """Microbatches in order, with the rows they hold."""
+        for start in range(0, len(self), self.microbatch_size):
+            stop = min(start + self.microbatch_size, len(self))
+            yield slice(start, stop), self._read(start, stop)
+
+    def leaves(self, displacement: Tensor | None = None) -> dict[str, Tensor]:
+        """The probed parameters, displaced by a flat (N,) vector if one is given, ready to be differentiated."""
+        moved = self._params if displacement is None else self._displaced(displacement)
+        return {name: p.detach().requires_grad_() for name, p in moved.items()}
+
+    def _displaced(self, displacement: Tensor) -> dict[str, Tensor]:
+        if displacement.shape != (self.num_params,):
+            raise ValueError(
+                f"the displacement has shape {tuple(displacement.shape)}; expected one flat vector ({self.num_params},)"
+            )
+        parts = self.split(displacement.to(device=self.device, dtype=self.dtype))
+        return {name: p + parts[name] for name, p in self._params.items()}
+
+    def outputs(self, params: Mapping[str, Tensor], batch: Batch) -> Any:
+        """What the model returns for a batch at these parameters."""
+        state = {**self._kept, **{name: b.clone() for name, b in self._buffers.items()}, **params}
+        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        defaults = {"use_cache": False} if "use_cache" in (self._accepted or ()) else {}
+        if isinstance(inputs, Mapping):
+            named = {
+                key: value
+                for key, value in inputs.items()
+                if key not in _FOR_THE_LOSS and (self._accepted is None or key in self._accepted)
+            }
+            if not named:
+                raise ValueError(
+                    f"the batch has keys {sorted(inputs)}, none of which the model's forward accepts; "
+                    f"expected some of {sorted(self._accepted or ())}"
+                )
+            return functional_call(self.model, state, (), {**defaults, **named})
+        return functional_call(self.model, state, (inputs,), defaults)
+
+    def batch_losses(self, params: Mapping[str, Tensor], batch: Batch, rows: int) -> tuple[Tensor, Tensor]:
+        """Summed loss and weight of each of the batch's ``rows`` examples, differentiable in ``params``."""
+        return split_loss(self.loss(self.outputs(params, batch), batch), rows)
+
+    def losses(self, displacement: Tensor | None = None, *, finite: bool = True) -> Tensor:
+        """Mean loss of every example at ``w* + displacement``; float64 (n,), on the CPU.
+
+        Args:
+            displacement: flat (N,), or None for the solution itself (evaluated once and remembered).
+            finite: raise on a loss that is not finite; False lets it through.
+        """
+        if displacement is None and self._losses is not None:
+            return self._losses
+        losses = torch.empty(len(self), dtype=torch.float64)
+        weights = torch.empty(len(self), dtype=torch.float64)
+        with self.undisturbed(), torch.no_grad():
+            params = self._params if displacement is None else self._displaced(displacement)
+            for rows, batch in self.batches():
+                loss_sum, weight = self.batch_losses(params, batch, rows.stop - rows.start)
+                losses[rows] = loss_sum.double().cpu() / weight.double().cpu()
+                weights[rows] = weight.double().cpu()
+                _check_weights(weights[rows], rows.start)
+                if finite:
+                    _check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
+        if displacement is None:
+            self._losses = losses
+        if self._weights is None:
+            self._weights = weights
+        return losses
+
+    @property
+    def weights(self) -> Tensor:
+        """Number of loss terms in every example; float64 (n,)."""
+        if self._weights is None:
+            self.losses()
+        assert self._weights is not None
+        return self._weights
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights, W_k."""
+        return float(self.weights.sum())
+
+    def value(self, displacement: Tensor | None = None) -> float:
+        """The risk at ``w* + displacement``, accumulated in float64."""
+        losses = self.losses(displacement)
+        return float((self.weights * losses).sum() / self.weights.sum())
+
+    def gradient(self) -> Tensor:
+        """Gradient of the risk at the solution; flat (N,) in the model's dtype, accumulated in float64."""
+        total = torch.zeros(self.num_params, dtype=torch.float64, device=self.device)
+        with self.undisturbed():
+            for rows, batch in self.batches():
+                leaves = self.leaves()
+                loss_sum, _ = self.batch_losses(leaves, batch, rows.stop - rows.start)
+                total += self.flatten(self.first_order(loss_sum.sum(), leaves))
+        gradient = (total / self.total_weight).to(self.dtype)
+        if not bool(gradient.isfinite().all()):
+            raise ValueError("the gradient of the risk is not finite although the losses are; check the loss at w*")
+        return gradient
+
+    def first_order(self, scalar: Tensor, leaves: dict[str, Tensor], *, create_graph: bool = False) -> list[Tensor]:
+        """Gradient of a scalar in the probed parameters; zero where it does not depend on one."""
+        if not scalar.requires_grad:
+            raise ValueError(
+                "the loss does not depend on any probed parameter; check params=, and that the model and the loss "
+                "neither detach nor run under torch.no_grad()"
+            )
+        gradients = torch.autograd.grad(
+            scalar, list(leaves.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+        return list(gradients)
+
+    # ---- flat vectors ------------------------------------------------------------------------------------------
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """A flat (N,) vector as tensors of the parameters' shapes (views)."""
+        pieces = vector.split([p.numel() for p in self._params.values()])
+        return {name: piece.view(p.shape) for (name, p), piece in zip(self._params.items(), pieces, strict=True)}
+
+    def flatten(self, parts: Sequence[Tensor]) -> Tensor:
+        """Tensors of the parameters' shapes as one flat (N,) vector."""
+        return torch.cat([part.detach().reshape(-1) for part in parts])
+
+    def key(self) -> str:
+        """Hash of everything the risk depends on: parameters, buffers, examples, and their losses at the solution."""
+        return digest([self._params, self._buffers, self.examples.digests(), self.losses(), self.weights])
+
+
+def resolve_rows(selection: int | slice | Sequence[int] | Tensor, length: int) -> list[int]:
+    """Positions that an index, slice, list or boolean mask selects from ``length`` examples."""
+    if isinstance(selection, slice):
+        rows = list(range(length))[selection]
+    elif isinstance(selection, Tensor):
+        rows = (selection.nonzero().flatten() if selection.dtype == torch.bool else selection.flatten()).tolist()
+    elif isinstance(selection, Sequence) and not isinstance(selection, str):
+        rows = [int(i) for i in selection]
+    elif isinstance(selection, int | numpy.integer):
+        rows = [int(selection)]
+    else:
+        raise TypeError(f"cannot select examples by {type(selection).__name__}; expected an index, slice, list or mask")
+    for row in rows:
+        if not -length <= row < length:
+            raise IndexError(f"example {row} was asked for; there are {length}")
+    if not rows:
+        raise ValueError(f"the selection {selection!r} holds none of the {length} examples; expected at least one")
+    return [row % length for row in rows]
+
+
+def split_loss(result: Any, rows: int) -> tuple[Tensor, Tensor]:
+    """Summed losses and weights (n,) from what the user's loss returned."""
+    pair = isinstance(result, tuple) and len(result) == 2
+    loss_sum = result[0] if pair else result
+    if not isinstance(loss_sum, Tensor) or not loss_sum.is_floating_point():
+        raise TypeError(
+            f"the loss returned {type(result).__name__}; expected a floating-point tensor of one loss per example "
+            "(n,), or (loss_sum (n,), weight (n,))"
+        )
+    if loss_sum.dim() == 0:
+        raise ValueError(
+            f"the loss returned a scalar for {rows} examples; expected one loss per example, shape ({rows},): "
+            "use reduction='none', or a ready loss from curvprobe.losses"
+        )
+    if loss_sum.shape != (rows,):
+        raise ValueError(
+            f"the loss has shape {tuple(loss_sum.shape)} for {rows} examples; expected ({rows},): average over an "
+            "example's own terms, or return (loss_sum, weight)"
+        )
+    if not pair:
+        return loss_sum, torch.ones_like(loss_sum)
+    weight = torch.as_tensor(result[1], device=loss_sum.device)
+    if weight.shape != (rows,):
+        raise ValueError(f"the weights have shape {tuple(weight.shape)} for {rows} examples; expected ({rows},)")
+    return loss_sum, weight.detach().to(loss_sum.dtype)
+
+
+def _check_finite(losses: Tensor, start: int, total: int, *, displaced: bool = False) -> None:
+    bad = (~losses.isfinite()).nonzero().flatten()
+    if len(bad):
+        where = "at the displaced parameters; take a smaller sigma" if displaced else "at the solution; check its data"
+        row = int(bad[0])
+        raise ValueError(f"the loss of example {start + row} of {total} is {float(losses[row])} {where}")
+
+
+def _check_weights(weights: Tensor, start: int) -> None:
+    bad = (~((weights > 0) & weights.isfinite())).nonzero().flatten()
+    if len(bad):
+        row = int(bad[0])
+        raise ValueError(
+            f"example {start + row} has weight {float(weights[row])}; expected a positive number of loss terms: "
+            "leave out examples without any"
+        )
+
+
+def _check_loss(loss: Any) -> None:
+    if isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == "torch.nn.functional":
+        name = type(loss).__name__ if isinstance(loss, nn.Module) else loss.__name__
+        if isinstance(loss, nn.Module) and not type(loss).__module__.startswith("torch.nn"):
+            return
+        raise TypeError(
+            f"loss is torch's {name}, which takes (input, target) and reduces over the batch; expected "
+            "loss(outputs, batch) giving one loss per example: use curvprobe.losses, or write one"
+        )
+    if not callable(loss):
+        raise TypeError(f"loss is a {type(loss).__name__}; expected a function loss(outputs, batch)")
+
+
+def _check_mode(model: nn.Module) -> None:
+    """Refuse layers that, in their present mode, draw random numbers or mix the examples of a batch."""
+    for name, module in model.named_modules():
+        label = f"{name or 'the model'} ({type(module).__name__})"
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module.running_mean is None:
+                raise ValueError(
+                    f"{label} keeps no running statistics, so a loss depends on the rest of its batch; "
+                    "expected batch-norm with track_running_stats=True in eval mode"
+                )
+            if module.training:
+                raise ValueError(
+                    f"{label} is in train mode, so a loss depends on the rest of its batch; call model.eval()"
+                )
+        elif module.training:
+            noisy = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+            noisy = noisy or (isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0)
+            if noisy:
+                raise ValueError(f"{label} is in train mode, so the loss is random; call model.eval()")
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    inner = getattr(model, "_orig_mod", model)
+    if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = inner.module
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _accepted_arguments(model: nn.Module) -> frozenset[str] | None:
+    """Names that the model's forward accepts; None when it takes any keyword."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    return None if takes_any and "use_cache" not in names else names
+
+
+class _SavedBytes(saved_tensors_hooks):
+    """Counts the bytes that autograd saves in a block, parameters left out, each storage once."""
+
+    def __init__(self, params: Any) -> None:
+        self.total = 0
+        known = {p.untyped_storage().data_ptr() for p in params}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                known.add(storage.data_ptr())
+                self.total += storage.nbytes()
+            return tensor
+
+        super().__init__(pack, lambda tensor: tensor)

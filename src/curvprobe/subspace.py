@@ -1,0 +1,205 @@
+"""The subspace that is probed, and the ways to get one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from curvprobe.curvature import CurvatureMatrix, Kind
+from curvprobe.eigensolver import Which, lanczos
+from curvprobe.linalg import inner
+from curvprobe.risk import EmpiricalRisk
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """A D-dimensional subspace of parameter space, by an orthonormal basis.
+
+    Attributes:
+        basis: (N, D), orthonormal columns, in the dtype of the risk.
+        origin: how it was made: "hessian", "ggn", "random", "gradients" or "given".
+        eigenvalues: float64 (D,), signed, the leading one first; None unless it is an eigenspace.
+        residuals: float64 (D,), ``|H u - lambda u| / |lambda_1|`` by true products; None unless an eigenspace.
+        converged: bool (D,); None unless an eigenspace.
+        num_matvecs: curvature products used to find it.
+        next_eigenvalue: estimate of the first eigenvalue left out; NaN when unknown.
+        risk_key: hash of the risk whose curvature it belongs to; None unless an eigenspace.
+    """
+
+    basis: Tensor
+    origin: str = "given"
+    eigenvalues: Tensor | None = None
+    residuals: Tensor | None = None
+    converged: Tensor | None = None
+    num_matvecs: int = 0
+    next_eigenvalue: float = float("nan")
+    risk_key: str | None = None
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.basis.shape[1]
+
+    @property
+    def num_params(self) -> int:
+        """N."""
+        return self.basis.shape[0]
+
+    def truncate(self, dim: int) -> Subspace:
+        """The span of the first ``dim`` basis vectors."""
+        if not 1 <= dim <= self.dim:
+            raise ValueError(f"dim is {dim}; expected 1 to {self.dim}")
+        if dim == self.dim:
+            return self
+        cut = {
+            name: None if value is None else value[:dim]
+            for name, value in (
+                ("eigenvalues", self.eigenvalues),
+                ("residuals", self.residuals),
+                ("converged", self.converged),
+            )
+        }
+        following = float("nan") if self.eigenvalues is None else float(self.eigenvalues[dim])
+        return replace(self, basis=self.basis[:, :dim], next_eigenvalue=following, **cut)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_basis(cls, basis: Tensor) -> Subspace:
+        """A subspace from your own orthonormal basis (N, D).
+
+        Raises:
+            ValueError: if the columns are not orthonormal; ``torch.linalg.qr(basis).Q`` makes them so.
+
+        Example:
+            >>> import torch
+            >>> Subspace.from_basis(torch.eye(5)[:, :2]).dim
+            2
+        """
+        if not isinstance(basis, Tensor) or basis.dim() != 2 or not basis.is_floating_point():
+            raise TypeError("the basis must be a floating-point tensor of shape (N, D)")
+        if not 1 <= basis.shape[1] <= basis.shape[0]:
+            raise ValueError(f"the basis has shape {tuple(basis.shape)}; expected (N, D) with 1 <= D <= N")
+        identity = torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
+        error = float((inner(basis.T, basis) - identity).abs().max())
+        if not error < 1e-4:
+            raise ValueError(
+                f"the basis is not orthonormal: U^T U differs from the identity by {error:.1e}; "
+                "pass torch.linalg.qr(basis).Q"
+            )
+        return cls(basis=basis.detach())
+
+
+def top_eigenspace(
+    risk: EmpiricalRisk,
+    dim: int = 10,
+    *,
+    which: Which = "algebraic",
+    curvature: Kind = "hessian",
+    tol: float = 1e-3,
+    max_matvecs: int | None = None,
+    seed: int = 0,
+) -> Subspace:
+    r"""Leading eigenspace of the curvature of an empirical risk, with certificates.
+
+    .. math:: H^{(k)} u_i = \lambda_i u_i, \qquad i = 1, \dots, D
+
+    Args:
+        risk: the empirical risk.
+        dim: number of eigenpairs D.
+        which: "algebraic" (largest), "magnitude" (largest absolute value) or "smallest" (most negative).
+        curvature: "hessian" or "ggn".
+        tol: bound on the residuals relative to ``|lambda_1|``.
+        max_matvecs: budget of curvature products; None is generous.
+        seed: of the solver's random vectors.
+
+    Returns:
+        The subspace with signed eigenvalues, residuals by true products, and ``converged`` flags.
+
+    Raises:
+        ValueError: for arguments that make no sense, or an operation without a second derivative.
+        Warns ConvergenceWarning when a residual is above the tolerance.
+
+    Source: thick-restart Lanczos, see :func:`curvprobe.lanczos`.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Linear(3, 1, bias=False)
+        >>> x = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (x, torch.zeros(3, 1)))
+        >>> cp.top_eigenspace(risk, dim=2).eigenvalues.round(decimals=4)
+        tensor([6.0000, 2.6667], dtype=torch.float64)
+    """
+    if curvature not in get_args(Kind):
+        raise ValueError(f"curvature is {curvature!r}; expected one of {list(get_args(Kind))}")
+    matrix = CurvatureMatrix(risk, curvature)
+    pairs = lanczos(
+        lambda block: matrix @ block,
+        risk.num_params,
+        dim=dim,
+        which=which,
+        tol=tol,
+        max_matvecs=max_matvecs,
+        seed=seed,
+        dtype=risk.dtype,
+        device=risk.device,
+    )
+    return Subspace(
+        basis=pairs.vectors,
+        origin=curvature,
+        eigenvalues=pairs.eigenvalues,
+        residuals=pairs.residuals,
+        converged=pairs.converged,
+        num_matvecs=pairs.num_matvecs,
+        next_eigenvalue=pairs.next_eigenvalue,
+        risk_key=risk.key(),
+    )
+
+
+def random_subspace(risk: EmpiricalRisk, dim: int, *, seed: int = 0) -> Subspace:
+    """A uniformly random subspace: the null against which every special subspace should be held.
+
+    Args:
+        risk: gives N, dtype and device.
+        dim: D.
+        seed: of the draw.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Linear(3, 1)
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (torch.ones(2, 3), torch.zeros(2, 1)))
+        >>> cp.random_subspace(risk, 2).basis.shape
+        torch.Size([4, 2])
+    """
+    if not 1 <= dim <= risk.num_params:
+        raise ValueError(f"dim is {dim}; expected 1 to the number of parameters, {risk.num_params}")
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(risk.num_params, dim, generator=generator, dtype=risk.dtype)
+    return Subspace(basis=torch.linalg.qr(draws.to(risk.device)).Q, origin="random")
+
+
+def gradient_subspace(risk: EmpiricalRisk) -> Subspace:
+    """The span of the gradients of a few examples; pass a selection such as ``risk[:10]``.
+
+    Directions whose share of the gradients is below rounding are left out, so D may be smaller than ``len(risk)``.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Linear(3, 1, bias=False)
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (torch.eye(3), torch.full((3, 1), 9.0)))
+        >>> cp.gradient_subspace(risk[:2]).basis.abs()
+        tensor([[1., 0.],
+                [0., 1.],
+                [0., 0.]])
+    """
+    if len(risk) > risk.num_params:
+        raise ValueError(f"{len(risk)} gradients of {risk.num_params} parameters; select fewer examples: risk[:D]")
+    gradients = torch.stack([risk[[i]].gradient() for i in range(len(risk))], dim=1)
+    basis, triangle = torch.linalg.qr(gradients)
+    # An independent column keeps its size on the diagonal; a dependent one is left with rounding.
+    sizes = triangle.diagonal().abs()
+    independent = sizes > 100 * torch.finfo(risk.dtype).eps * gradients.norm(dim=0).max()
+    if not bool(independent.any()):
+        raise ValueError("all these gradients are zero; they span nothing")
+    return Subspace(basis=basis[:, independent], origin="gradients")
