@@ -1,6 +1,7 @@
 """How much the loss landscape around a trained solution still moves when data is added, and in which directions."""
 
 from curvprobe import losses
+from curvprobe.analysis import Analysis, analyze
 from curvprobe.criteria import DecayCurve, decay_curve, delta1, delta2, delta2_subspace
 from curvprobe.curvature import CurvatureMatrix, ggn, hessian
 from curvprobe.eigensolver import ConvergenceWarning, Eigenpairs, lanczos
@@ -16,6 +17,49 @@ from curvprobe.probes import IsotropicProbe, LaplaceProbe, NormalizedProbe, Poin
 from curvprobe.projection import ProjectedSample, mean_projection, project
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.subspace import Subspace, gradient_subspace, random_subspace, top_eigenspace
+from curvprobe.tasks import Task
 from curvprobe.validity import QuadraticValidity, quadratic_validity
+from curvprobe.version import __version__
 
-__version__ = "0.1.0"
+__all__ = [
+    "Analysis",
+    "ConvergenceWarning",
+    "CurvatureMatrix",
+    "DecayCurve",
+    "Eigenpairs",
+    "EmpiricalRisk",
+    "Estimate",
+    "IsotropicProbe",
+    "LaplaceProbe",
+    "NormalizedProbe",
+    "PointProbe",
+    "Probe",
+    "ProjectedSample",
+    "QuadraticIncrement",
+    "QuadraticValidity",
+    "Subspace",
+    "SubspaceProbe",
+    "Task",
+    "__version__",
+    "analyze",
+    "controlled_monte_carlo",
+    "decay_curve",
+    "delta1",
+    "delta2",
+    "delta2_subspace",
+    "direct_monte_carlo",
+    "gaussian_moment",
+    "ggn",
+    "gradient_subspace",
+    "hessian",
+    "increment",
+    "lanczos",
+    "losses",
+    "mean_projection",
+    "prefix_increments",
+    "project",
+    "quadratic_monte_carlo",
+    "quadratic_validity",
+    "random_subspace",
+    "top_eigenspace",
+]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.estimators import Estimate, direct_monte_carlo, gaussian_moment, moment_parts, quadratic_increment
-from curvprobe.increment import prefix_increments
+from curvprobe.increment import QuadraticIncrement, fresh_increments, prefix_increments
 from curvprobe.probes import IsotropicProbe, PointProbe, SubspaceProbe, check_sigma
 from curvprobe.projection import ProjectedSample
 from curvprobe.risk import EmpiricalRisk
@@ -42,9 +42,7 @@ def delta1(risk: EmpiricalRisk, new: EmpiricalRisk) -> Estimate:
     return direct_monte_carlo(risk, new, PointProbe(), p=1.0)
 
 
-def delta2(
-    risk: EmpiricalRisk, new: EmpiricalRisk, *, sigma: float, num_probes: int = 64, seed: int = 0
-) -> Estimate:
+def delta2(risk: EmpiricalRisk, new: EmpiricalRisk, *, sigma: float, num_probes: int = 64, seed: int = 0) -> Estimate:
     r"""Isotropic criterion, by Monte Carlo on the true loss.
 
     .. math:: \Delta_2 = E | L_{k+1}(w) - L_k(w) |^2, \quad w \sim N(w^*, \sigma^2 I_N)
@@ -74,9 +72,7 @@ def delta2(
     return direct_monte_carlo(risk, new, IsotropicProbe(sigma), num_probes=num_probes, seed=seed)
 
 
-def delta2_subspace(
-    risk: EmpiricalRisk, new: EmpiricalRisk, subspace: Subspace, *, sigma: float | Tensor
-) -> Estimate:
+def delta2_subspace(risk: EmpiricalRisk, new: EmpiricalRisk, subspace: Subspace, *, sigma: float | Tensor) -> Estimate:
     r"""Curvature-aligned criterion, in closed form on the quadratic model.
 
     .. math:: \Delta_2^{(D)} = E | L_{k+1}(w^* + U z) - L_k(w^* + U z) |^2, \quad z \sim N(0, \sigma^2 I_D)
@@ -175,31 +171,35 @@ def decay_curve(
         >>> decay_curve(sample, ks=[1, 3], sigma=0.1).delta1
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
-    sigmas = torch.atleast_1d(torch.as_tensor(sigma, dtype=torch.float64))
+    sigmas = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1)
     for value in sigmas:
         check_sigma(value)
     chosen_dims = [sample.dim] if dims is None else [int(d) for d in dims]
     if not chosen_dims or not all(1 <= d <= sample.dim for d in chosen_dims):
         raise ValueError(f"dims is {chosen_dims}; expected dimensions from 1 to {sample.dim}")
-    increments = prefix_increments(sample, ks, fresh)
-    cells = [[moment_parts(increments.truncate(d), value) for value in sigmas] for d in chosen_dims]
-
-    def stacked(part: int) -> Tensor:
-        return torch.stack([torch.stack([cell[part] for cell in row], dim=-1) for row in cells], dim=-2)
-
-    parts = [stacked(part) for part in range(3)]
-    first = increments.level.abs()
-    stderr = torch.zeros_like(parts[0])
-    if fresh is not None:
-        spread = sum(parts).std(1) if len(fresh) > 1 else torch.full_like(parts[0][:, 0], math.nan)
-        stderr = spread / math.sqrt(len(fresh))
-        parts, first = [part.mean(1) for part in parts], first.mean(1)
     last = len(sample) - (fresh is None)
+    chosen_ks = list(range(1, last + 1)) if ks is None else [int(k) for k in ks]
+
+    def parts_of(increments: QuadraticIncrement) -> Tensor:
+        """Level, slope and curvature parts at every dimension and sigma, (3, ..., M, S)."""
+        cells = [
+            torch.stack([torch.stack(moment_parts(increments.truncate(d), value)) for value in sigmas], dim=-1)
+            for d in chosen_dims
+        ]
+        return torch.stack(cells, dim=-2)
+
+    if fresh is None:
+        increments = prefix_increments(sample, chosen_ks)
+        parts, first = parts_of(increments), increments.level.abs()
+        stderr = torch.zeros_like(parts[0])
+    else:
+        rows = []
+        for increments in fresh_increments(sample, fresh, chosen_ks):  # one k at a time bounds memory
+            by_candidate = parts_of(increments)
+            spread = by_candidate.sum(0).std(0) if len(fresh) > 1 else torch.full_like(by_candidate[0, 0], math.nan)
+            rows.append((by_candidate.mean(1), increments.level.abs().mean(), spread / math.sqrt(len(fresh))))
+        means, firsts, errors = zip(*rows, strict=True)
+        parts, first, stderr = torch.stack(means, dim=1), torch.stack(firsts), torch.stack(errors)
     return DecayCurve(
-        torch.as_tensor(list(range(1, last + 1)) if ks is None else [int(k) for k in ks]),
-        sigmas,
-        torch.as_tensor(chosen_dims),
-        first,
-        *parts,
-        stderr,
+        torch.as_tensor(chosen_ks), sigmas, torch.as_tensor(chosen_dims), first, parts[0], parts[1], parts[2], stderr
     )

@@ -32,13 +32,14 @@ class CurvatureMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(N, N)."""
         return (self.risk.num_params, self.risk.num_params)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         risk = self.risk
         if vectors.dim() not in (1, 2) or vectors.shape[0] != risk.num_params:
             raise ValueError(
-                f"the vectors have shape {tuple(vectors.shape)}; expected ({risk.num_params},) or ({risk.num_params}, b)"
+                f"the vectors have shape {tuple(vectors.shape)}; expected (N,) or (N, b) with N = {risk.num_params}"
             )
         block = vectors.to(device=risk.device, dtype=risk.dtype).reshape(risk.num_params, -1)
         total = torch.zeros(block.shape, dtype=torch.float64, device=risk.device)
@@ -168,11 +169,14 @@ def _output_tangents(risk: EmpiricalRisk, batch: Batch, column: Tensor, at: list
     """Directional derivatives of the model's output tensors, by forward mode."""
     leaves, tangents = risk.leaves(), risk.split(column)
     with torch.no_grad(), forward_ad.dual_level():
-        dual = {name: forward_ad.make_dual(p.detach(), tangents[name]) for name, p in leaves.items()}
+        dual = {
+            name: forward_ad.make_dual(p.detach(), tangents[name])  # type: ignore[no-untyped-call]
+            for name, p in leaves.items()
+        }
         tensors = _output_tensors(risk.outputs(dual, batch)).tensors
         moved = []
         for i in at:
-            primal, tangent = forward_ad.unpack_dual(tensors[i])
+            primal, tangent = forward_ad.unpack_dual(tensors[i])  # type: ignore[no-untyped-call]
             moved.append(torch.zeros_like(primal) if tangent is None else tangent)
         return moved
 
@@ -230,5 +234,3 @@ def double_backward_errors() -> Iterator[None]:
         raise ValueError(
             f"{operation} has no second derivative, which curvature needs; {remedy}. PyTorch said: {text}"
         ) from error
-
-

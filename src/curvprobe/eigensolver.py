@@ -327,8 +327,8 @@ class _Lanczos:
         residuals = residuals / scale
         if not bool(converged.all()):
             reason = (
-                f"tol = {self.tol:g} is below what {str(self.basis.dtype).split('.')[-1]} can reach, about {floor:.0e}; "
-                "use a float64 model or a larger tol"
+                f"tol = {self.tol:g} is below what {str(self.basis.dtype).split('.')[-1]} can reach, about "
+                f"{floor:.0e}; use a float64 model or a larger tol"
                 if settled and self.tol < floor
                 else f"{self.num_matvecs} of max_matvecs = {self.budget} products were used; allow more, or lower dim"
             )

@@ -117,7 +117,7 @@ def quadratic_monte_carlo(
     _check_single(increment)
     _check_draws(num_probes, p)
     scale = check_sigma(sigma, increment.dim)
-    return _summarise(increment.at(standard_normal(num_probes, increment.dim, seed) * scale), p)
+    return summarise(increment.at(standard_normal(num_probes, increment.dim, seed) * scale), p)
 
 
 def direct_monte_carlo(
@@ -155,7 +155,7 @@ def direct_monte_carlo(
     if isinstance(law, PointProbe):
         level = increment_at(risk, new, None)
         return Estimate(abs(level) ** p, 0.0, p=p, shape=0.0)
-    return _summarise(probe_increments(risk, new, law, num_probes, seed), p)
+    return summarise(probe_increments(risk, new, law, num_probes, seed), p)
 
 
 def controlled_monte_carlo(
@@ -243,7 +243,8 @@ def probe_increments(risk: EmpiricalRisk, new: EmpiricalRisk, law: Probe, num_pr
     return torch.tensor(increments, dtype=torch.float64)
 
 
-def _summarise(increments: Tensor, p: float) -> Estimate:
+def summarise(increments: Tensor, p: float = 2.0) -> Estimate:
+    """Plain Monte-Carlo estimate from increments (S,) at independent draws."""
     powers = increments.abs() ** p
     return Estimate(
         value=float(powers.mean()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,42 +96,62 @@ def increment(sample: ProjectedSample, new: ProjectedSample) -> QuadraticIncreme
     )
 
 
-def prefix_increments(
-    sample: ProjectedSample, ks: Sequence[int] | None = None, fresh: ProjectedSample | None = None
-) -> QuadraticIncrement:
-    """The increments of every prefix: the first k examples, and the next one.
+def prefix_increments(sample: ProjectedSample, ks: Sequence[int] | None = None) -> QuadraticIncrement:
+    """The increments of every prefix: the first k examples, and the sample's own example k + 1.
 
     Args:
         sample: n examples in order.
-        ks: prefix lengths; None is 1 to n - 1 (to n with ``fresh``).
-        fresh: None takes the sample's own example k + 1; otherwise every one of these m examples is tried as the next.
+        ks: prefix lengths; None is 1 to n - 1.
 
     Returns:
-        Increments with leading shape (K,), or (K, m) with ``fresh``.
+        Increments with leading shape (K,).
+
+    Example:
+        >>> import torch
+        >>> sample = ProjectedSample(torch.arange(4.0), torch.ones(4), torch.zeros(4, 1), torch.zeros(4, 1, 1))
+        >>> prefix_increments(sample).level
+        tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
-    last = len(sample) - (fresh is None)
-    chosen = torch.as_tensor(list(range(1, last + 1)) if ks is None else [int(k) for k in ks])
-    if len(chosen) == 0 or int(chosen.min()) < 1 or int(chosen.max()) > last:
-        raise ValueError(f"ks is {list(chosen.tolist())}; expected prefix lengths from 1 to {last}")
-    weight = sample.weight
-    total = weight.cumsum(0)[chosen - 1]
-
-    def prefix_mean(values: Tensor) -> Tensor:
-        column = (-1, *[1] * (values.dim() - 1))
-        return (weight.view(column) * values).cumsum(0)[chosen - 1] / total.view(column)
-
-    following = sample[chosen] if fresh is None else fresh
-    if fresh is None:
-        factor = following.weight / (total + following.weight)
-    else:
-        factor = fresh.weight / (total[:, None] + fresh.weight)
-
-    def difference(name: str) -> Tensor:
-        new, old = getattr(following, name), prefix_mean(getattr(sample, name))
-        return new - old if fresh is None else new[None] - old[:, None]
-
+    chosen = _prefix_lengths(ks, len(sample) - 1)
+    before, following = _prefix_means(sample, chosen), sample[chosen]
+    factor = following.weight / (before.weight + following.weight)
     return QuadraticIncrement(
-        factor * difference("loss"),
-        factor[..., None] * difference("gradient"),
-        factor[..., None, None] * difference("hessian"),
+        factor * (following.loss - before.loss),
+        factor[:, None] * (following.gradient - before.gradient),
+        factor[:, None, None] * (following.hessian - before.hessian),
     )
+
+
+def fresh_increments(
+    sample: ProjectedSample, fresh: ProjectedSample, ks: Sequence[int] | None = None
+) -> Iterator[QuadraticIncrement]:
+    """For every prefix of the sample, the increments (m,) when each of m fresh examples is the next one."""
+    if sample.dim != fresh.dim:
+        raise ValueError(f"the sample is projected on {sample.dim} directions and the fresh examples on {fresh.dim}")
+    before = _prefix_means(sample, _prefix_lengths(ks, len(sample)))
+    for i in range(len(before)):
+        factor = fresh.weight / (before.weight[i] + fresh.weight)
+        yield QuadraticIncrement(
+            factor * (fresh.loss - before.loss[i]),
+            factor[:, None] * (fresh.gradient - before.gradient[i]),
+            factor[:, None, None] * (fresh.hessian - before.hessian[i]),
+        )
+
+
+def _prefix_lengths(ks: Sequence[int] | None, last: int) -> list[int]:
+    chosen = list(range(1, last + 1)) if ks is None else [int(k) for k in ks]
+    if not chosen or min(chosen) < 1 or max(chosen) > last:
+        raise ValueError(f"ks is {chosen}; expected prefix lengths from 1 to {last}")
+    return chosen
+
+
+def _prefix_means(sample: ProjectedSample, ks: list[int]) -> ProjectedSample:
+    """Weighted mean of the first k examples for every k, as examples that carry the prefixes' total weights."""
+    rows = torch.as_tensor(ks) - 1
+    total = sample.weight.cumsum(0)[rows]
+
+    def mean(values: Tensor) -> Tensor:
+        column = (-1, *[1] * (values.dim() - 1))
+        return (sample.weight.view(column) * values).cumsum(0)[rows] / total.view(column)
+
+    return ProjectedSample(mean(sample.loss), total, mean(sample.gradient), mean(sample.hessian))

@@ -71,6 +71,7 @@ class SubspaceProbe:
         return standard_normal(num_probes, self.subspace.dim, seed) * self.scale
 
     def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        """Yield ``num_probes`` displacements (N,) from the solution."""
         basis = self.subspace.basis
         if basis.shape[0] != risk.num_params:
             raise ValueError(f"the subspace lives in {basis.shape[0]} parameters and the risk has {risk.num_params}")
@@ -115,6 +116,7 @@ class LaplaceProbe:
         return SubspaceProbe(self.subspace, self.scale).coordinates(num_probes, seed)
 
     def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        """Yield ``num_probes`` displacements (N,) from the solution."""
         return SubspaceProbe(self.subspace, self.scale).displacements(risk, num_probes, seed)
 
 
@@ -132,6 +134,7 @@ class IsotropicProbe:
         check_sigma(self.sigma)
 
     def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        """Yield ``num_probes`` displacements (N,) from the solution."""
         generator = torch.Generator().manual_seed(seed)
         for _ in range(num_probes):
             yield (self.sigma * torch.randn(risk.num_params, generator=generator, dtype=risk.dtype)).to(risk.device)
@@ -153,6 +156,7 @@ class NormalizedProbe:
         check_sigma(self.sigma)
 
     def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        """Yield ``num_probes`` displacements (N,) from the solution."""
         sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in risk.leaves().values()]
         scale = risk.flatten(sizes)
         for displacement in IsotropicProbe(self.sigma).displacements(risk, num_probes, seed):
@@ -163,6 +167,7 @@ class NormalizedProbe:
 class PointProbe:
     """The solution itself."""
 
-    def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+    def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:  # noqa: ARG002
+        """Yield ``num_probes`` displacements (N,) from the solution."""
         for _ in range(num_probes):
             yield torch.zeros(risk.num_params, dtype=risk.dtype, device=risk.device)

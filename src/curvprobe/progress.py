@@ -35,17 +35,17 @@ def bar(description: str, total: int | None = None) -> Iterator[Callable[[int], 
 
     Bars opened inside another bar's block share its display.
     """
-    display = _display.get()
-    if display is not None:
-        task = display.add_task(description, total=total)
+    shared = _display.get()
+    if shared is not None:
+        task = shared.add_task(description, total=total)
         try:
-            yield lambda units: display.advance(task, units)
+            yield lambda units: shared.advance(task, units)
         finally:
-            display.remove_task(task)
+            shared.remove_task(task)
         return
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda units: None
+        yield lambda _: None
         return
     columns = (
         TextColumn("{task.description}"),
@@ -55,10 +55,10 @@ def bar(description: str, total: int | None = None) -> Iterator[Callable[[int], 
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as display:
-        token = _display.set(display)
-        task = display.add_task(description, total=total)
+    with Progress(*columns, console=console, transient=True) as opened:
+        token = _display.set(opened)
+        task = opened.add_task(description, total=total)
         try:
-            yield lambda units: display.advance(task, units)
+            yield lambda units: opened.advance(task, units)
         finally:
             _display.reset(token)

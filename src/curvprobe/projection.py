@@ -167,7 +167,9 @@ def mean_projection(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
 
 def _basis_for(risk: EmpiricalRisk, subspace: Subspace) -> Tensor:
     if not isinstance(subspace, Subspace):
-        raise TypeError(f"subspace is a {type(subspace).__name__}; expected a Subspace: use Subspace.from_basis(tensor)")
+        raise TypeError(
+            f"subspace is a {type(subspace).__name__}; expected a Subspace: use Subspace.from_basis(tensor)"
+        )
     if subspace.num_params != risk.num_params:
         raise ValueError(
             f"the subspace lives in {subspace.num_params} parameters and the risk has {risk.num_params}; "
@@ -182,9 +184,8 @@ def _project_one(risk: EmpiricalRisk, batch: Batch, basis: Tensor) -> tuple[Tens
     loss_sum, weight = risk.batch_losses(leaves, batch, 1)
     gradients = risk.first_order((loss_sum / weight).sum(), leaves, create_graph=True)
     slope = inner(basis.T, risk.flatten(gradients))
-    columns: list[Tensor] = []
-    for products in _in_blocks(tangent_products(risk, leaves, gradients, basis), _BLOCK):
-        columns.append(inner(basis.T, torch.stack(products, dim=1)))
+    blocks = _in_blocks(tangent_products(risk, leaves, gradients, basis), _BLOCK)
+    columns = [inner(basis.T, torch.stack(products, dim=1)) for products in blocks]
     return slope.cpu(), torch.cat(columns, dim=1).cpu()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -157,7 +157,7 @@ class EmpiricalRisk:
         modes = [(module, module.training) for module, _ in self._modes]
         torch_state = torch.get_rng_state()
         cuda_state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        numpy_state, python_state = numpy.random.get_state(), random.getstate()
+        numpy_state, python_state = numpy.random.get_state(), random.getstate()  # noqa: NPY002 - a dataset may use it
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
@@ -173,7 +173,7 @@ class EmpiricalRisk:
                 torch.set_rng_state(torch_state)
                 if cuda_state is not None:
                     torch.cuda.set_rng_state(cuda_state, self.device)
-                numpy.random.set_state(numpy_state)
+                numpy.random.set_state(numpy_state)  # noqa: NPY002
                 random.setstate(python_state)
 
     # ---- size and selection ------------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ class EmpiricalRisk:
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """A flat (N,) vector as tensors of the parameters' shapes (views)."""
-        pieces = vector.split([p.numel() for p in self._params.values()])
+        pieces = torch.split(vector, [p.numel() for p in self._params.values()])
         return {name: piece.view(p.shape) for (name, p), piece in zip(self._params.items(), pieces, strict=True)}
 
     def flatten(self, parts: Sequence[Tensor]) -> Tensor:
@@ -450,17 +450,16 @@ def _accepted_arguments(model: nn.Module) -> frozenset[str] | None:
 
 
 class _SavedBytes(saved_tensors_hooks):
-    """Counts the bytes that autograd saves in a block, parameters left out, each storage once."""
+    """Counts the bytes that autograd saves in a block, parameters left out, each tensor once."""
 
-    def __init__(self, params: Any) -> None:
+    def __init__(self, params: Iterable[Tensor]) -> None:
         self.total = 0
-        known = {p.untyped_storage().data_ptr() for p in params}
+        known = {p.data_ptr() for p in params}
 
         def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                known.add(storage.data_ptr())
-                self.total += storage.nbytes()
+            if tensor.data_ptr() not in known:
+                known.add(tensor.data_ptr())
+                self.total += tensor.nbytes
             return tensor
 
         super().__init__(pack, lambda tensor: tensor)

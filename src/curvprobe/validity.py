@@ -141,9 +141,8 @@ def subspace_validity(
     _check_grid(sigmas, num_probes, threshold)
     z = standard_normal(num_probes, subspace.dim, seed)
     directions = subspace.basis @ z.T.to(dtype=subspace.basis.dtype, device=subspace.basis.device)
-    models = []
-    for part in [mean] if fresh is None else [mean, *(fresh[i] for i in range(len(fresh)))]:
-        models.append((part.gradient[0] @ z.T, torch.einsum("sd,de,se->s", z, part.hessian[0], z)))
+    projected = [mean] if fresh is None else [mean, *(fresh[i] for i in range(len(fresh)))]
+    models = [(part.gradient[0] @ z.T, torch.einsum("sd,de,se->s", z, part.hessian[0], z)) for part in projected]
     return _judge(risk, sigmas, directions, models[0], new, models[1:], threshold)
 
 

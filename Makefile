@@ -1,0 +1,43 @@
+# Every target installs what it needs into .venv.  PYTHON=python3.12 make test  uses another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= runs/digits
+
+.PHONY: help demo test lint docs bench clean
+help:
+	@echo "make demo    train a small classifier and analyse it (results in $(OUT))"
+	@echo "make test    run the tests"
+	@echo "make lint    check style, types and the direction of imports"
+	@echo "make docs    build the documentation into site/"
+	@echo "make bench   run the benchmarks and rewrite benchmarks/results/ and the table in docs/benchmarks.md"
+
+.venv/run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[digits,text,plots]'
+	@touch $@
+
+.venv/dev: .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/run
+	$(BIN)/curvprobe demo --out $(OUT)
+
+test: .venv/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/dev
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/monte_carlo.py
+	$(BIN)/python benchmarks/table.py
+
+clean:
+	rm -rf .venv site

@@ -1,0 +1,23 @@
+"""What a result file says about the machine that it was made on."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+import curvprobe
+
+
+def describe() -> dict[str, object]:
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "curvprobe": curvprobe.__version__,
+    }

@@ -1,0 +1,202 @@
+"""The command: arguments to :func:`curvprobe.analyze`, and where the results lie."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+import curvprobe
+from curvprobe.analysis import Analysis, analyze
+from curvprobe.tasks import Task, load_task
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help=f"""
+Measure how much the loss landscape around a trained PyTorch model still moves when data is added, and in which
+directions.
+
+**First steps**
+
+- `curvprobe demo` trains a small classifier and analyses it: about half a minute, nothing to download.
+- `curvprobe demo --task text` does the same with a small language model: some minutes.
+- `curvprobe run my_task.py:task --out runs/mine` analyses your own model: `task` is a function that returns
+  `curvprobe.Task(model, loss, data, candidates)`.
+
+**What a run leaves** in its folder: `result.json` (every number with its standard error and verdict), figures as PNG
+and PDF, and the finished stages; a run that is interrupted goes on from the last finished stage when it is repeated.
+
+Version {curvprobe.__version__}. Exit code: 0 done, 1 the task cannot be analysed (the message says why), 2 wrong usage.
+""",
+)
+
+
+class BuiltIn(StrEnum):
+    """Tasks that come with the package."""
+
+    DIGITS = "digits"
+    TEXT = "text"
+
+
+K = Annotated[int | None, typer.Option(help="Examples in the sample: the first K of the task's data. Default: all.")]
+Dim = Annotated[int, typer.Option(help="Dimension D of the top eigenspace of the Hessian.")]
+Sigma = Annotated[
+    str,
+    typer.Option(
+        help="Standard deviation of the probe in parameter units, or 'auto': the largest at which the quadratic "
+        "model is validated."
+    ),
+]
+NumProbes = Annotated[int, typer.Option(help="Monte-Carlo draws.")]
+Tol = Annotated[float, typer.Option(help="Bound on the eigenpairs' residuals, relative to the first eigenvalue.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"curvprobe {curvprobe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    task: Annotated[BuiltIn, typer.Option(help="digits: seconds to train. text: about a minute.")] = BuiltIn.DIGITS,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: runs/TASK.")] = None,
+    k: K = None,
+    dim: Dim = 10,
+    sigma: Sigma = "auto",
+    num_probes: NumProbes = 64,
+    tol: Tol = 1e-3,
+    seed: Seed = 0,
+) -> None:
+    """Train a built-in task and analyse it. Nothing is downloaded.
+
+    Example: curvprobe demo --task text --dim 5 --out runs/text
+    """
+    folder = out or Path("runs") / task.value
+    console = Console(stderr=True)
+    console.print(f"Training the {task.value} task (kept in {folder / 'model.safetensors'}) ...")
+    with _plain_errors():
+        built = _build(task, k, seed, folder / "model.safetensors")
+        _analyse(built, None, dim, sigma, num_probes, tol, seed, folder)
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Argument(help="file.py:function or module:function that returns a curvprobe.Task.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    k: K = None,
+    dim: Dim = 10,
+    sigma: Sigma = "auto",
+    num_probes: NumProbes = 64,
+    tol: Tol = 1e-3,
+    seed: Seed = 0,
+) -> None:
+    """Analyse your own trained model.
+
+    Example: curvprobe run my_task.py:task --k 500 --dim 10 --out runs/mine
+    """
+    with _plain_errors():
+        _analyse(load_task(task), k, dim, sigma, num_probes, tol, seed, out)
+
+
+def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
+    size: dict[str, Any] = {} if k is None else {"k": k}
+    if task is BuiltIn.DIGITS:
+        from curvprobe.tasks.digits import digits
+
+        return digits(**size, seed=seed, cache=cache)
+    from curvprobe.tasks.text import text
+
+    return text(**size, seed=seed, cache=cache)
+
+
+def _analyse(
+    task: Task, k: int | None, dim: int, sigma: str, num_probes: int, tol: float, seed: int, out: Path
+) -> None:
+    console = Console(stderr=True)
+    if task.description:
+        console.print(task.description, highlight=False)
+    risk = task.risk()
+    if k is not None and not 1 <= k <= len(risk):
+        raise ValueError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
+    chosen: float | Literal["auto"] = "auto" if sigma == "auto" else _number(sigma)
+    analysis = analyze(
+        risk if k is None else risk[:k],
+        None if task.candidates is None else risk.on(task.candidates, task.collate_fn),
+        dim=dim,
+        sigma=chosen,
+        tol=tol,
+        num_probes=num_probes,
+        seed=seed,
+        out=out,
+    )
+    typer.echo(str(analysis))
+    typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_save_figures(analysis, out)])}")
+
+
+def _save_figures(analysis: Analysis, out: Path) -> list[str]:
+    try:
+        from curvprobe.plots import save_figures
+
+        return [path.name for path in save_figures(analysis, out)]
+    except ImportError as error:
+        Console(stderr=True).print(f"No figures: {error}", highlight=False)
+        return []
+
+
+def _number(sigma: str) -> float:
+    try:
+        return float(sigma)
+    except ValueError:
+        raise ValueError(f"--sigma is {sigma!r}; expected 'auto' or a positive number") from None
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Show warnings and this package's own errors as plain lines; others with their traceback. Exit code 1."""
+    console = Console(stderr=True)
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        console.print(f"Warning: {message}", highlight=False, markup=False)
+
+    warnings.showwarning = show
+    try:
+        yield
+    except (ValueError, TypeError, ImportError) as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not Path(raised_in).is_relative_to(Path(curvprobe.__file__).parent):
+            raise  # in the task's code, or a defect here: the traceback is needed
+        console.print(f"Error: {error}", style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        console.print("Interrupted; the finished stages are kept. Repeat the command to go on.")
+        raise typer.Exit(130) from error
+    finally:
+        warnings.showwarning = shown
+
+
+def main() -> None:
+    """Entry point of the ``curvprobe`` command."""
+    sys.exit(app())

@@ -1,0 +1,135 @@
+"""Results as figures; the only file that draws. Needs matplotlib: pip install 'curvprobe[plots]'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from curvprobe.analysis import Analysis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PARTS = (("level", "#4c72b0"), ("slope", "#dd8452"), ("curvature", "#55a868"))
+_SAVED = ("png", "pdf")
+
+
+def _new_figure() -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'curvprobe[plots]'") from error
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")  # no pyplot: no window, no global state
+    return figure, figure.add_subplot()
+
+
+def plot_eigenvalues(analysis: Analysis) -> Figure:
+    """Eigenvalues against their index, with residuals as error bars; hollow where not converged."""
+    space = analysis.subspace
+    assert space.eigenvalues is not None
+    assert space.residuals is not None
+    assert space.converged is not None
+    values, converged = space.eigenvalues.numpy(), space.converged.numpy()
+    bounds = (space.residuals * space.eigenvalues[0].abs()).numpy()
+    index = numpy.arange(1, len(values) + 1)
+    figure, axes = _new_figure()
+    axes.errorbar(index, values, yerr=bounds, fmt="none", ecolor="0.4", capsize=3, label="residual")
+    axes.plot(index[converged], values[converged], "o", color="#4c72b0", label="certified")
+    if not converged.all():
+        axes.plot(index[~converged], values[~converged], "o", mfc="none", color="#c44e52", label="not converged")
+    if numpy.isfinite(space.next_eigenvalue):
+        axes.plot([len(values) + 1], [space.next_eigenvalue], "x", color="0.4", label="next (estimate)")
+    axes.axhline(0, color="0.8", linewidth=0.8)
+    axes.set(xlabel="index", ylabel="eigenvalue of the Hessian")
+    axes.set_title(f"Top-{len(values)} eigenvalues, residuals at most {space.residuals.max():.0e} of the first")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_decay(analysis: Analysis) -> Figure:
+    """Criteria against the sample size, averaged over the candidates, with a guide that falls as k^-2."""
+    curve = analysis.decay
+    ks = curve.ks.numpy()
+    figure, axes = _new_figure()
+    axes.loglog(ks, curve.delta1.square().numpy(), ".-", color="0.5", label=r"$\Delta_1^2$")
+    for m, dim in enumerate(curve.dims.tolist()):
+        value, stderr = curve.value[:, m, 0].numpy(), curve.stderr[:, m, 0].nan_to_num().numpy()
+        (line,) = axes.loglog(ks, value, ".-", label=rf"$\Delta_2^{{({dim})}}$")
+        low = numpy.maximum(value - stderr, value * 1e-2)
+        axes.fill_between(ks, low, value + stderr, color=line.get_color(), alpha=0.2)
+    axes.loglog(ks, curve.shape[:, -1, 0].numpy(), ".-", color="#55a868", label=f"shape, D = {int(curve.dims[-1])}")
+    guide = float(curve.value[-1, -1, 0]) * (ks[-1] * (ks[-1] + 1)) / (ks * (ks + 1.0))
+    axes.loglog(ks, guide, "--", color="black", linewidth=0.8, label=r"$\propto k^{-2}$")
+    axes.set(xlabel="sample size k", ylabel="criterion (squared loss units)")
+    axes.set_title(f"Mean over {analysis.num_candidates} next examples, sigma = {analysis.sigma:.2g}")
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def plot_shares(analysis: Analysis) -> Figure:
+    """Shares of level, slope and curvature in the subspace criterion against sigma, at the full sample."""
+    curve = analysis.shares
+    sigmas = curve.sigmas.numpy()
+    total = curve.value[0, -1].numpy()
+    figure, axes = _new_figure()
+    bottom = numpy.zeros_like(total)
+    for part, color in _PARTS:
+        share = getattr(curve, part)[0, -1].numpy() / total
+        axes.fill_between(sigmas, bottom, bottom + share, color=color, alpha=0.8, label=part, linewidth=0)
+        bottom = bottom + share
+    axes.set_xscale("log")
+    axes.axvline(analysis.sigma, color="black", linewidth=0.8)
+    axes.annotate(" chosen", (analysis.sigma, 0.02), fontsize="small")
+    axes.set(xlabel="sigma (parameter units)", ylabel="share", ylim=(0, 1), xlim=(sigmas[0], sigmas[-1]))
+    axes.set_title(rf"Parts of $\Delta_2^{{({int(curve.dims[-1])})}}$ at k = {analysis.k} (quadratic model)")
+    axes.legend(frameon=True, loc="center left")
+    return figure
+
+
+def plot_validity(analysis: Analysis) -> Figure:
+    """Error of the quadratic model against sigma, with the validated regime marked."""
+    validity = analysis.validity
+    sigmas = validity.sigmas.numpy()
+    figure, axes = _new_figure()
+    axes.loglog(sigmas, validity.loss_error.numpy(), "s--", color="0.5", markersize=4, label="change of the loss")
+    if validity.increment_error is not None:
+        axes.loglog(sigmas, validity.increment_error.numpy(), "o-", color="#4c72b0", label="change of the increment")
+    axes.axhline(validity.threshold, color="#c44e52", linewidth=0.8, linestyle=":", label="threshold")
+    first = True
+    for sigma, verdict in zip(sigmas, validity.verdicts, strict=True):
+        if verdict == "valid":  # the grid is in half decades: shade to the middle between neighbours
+            label = "validated" if first else None
+            axes.axvspan(sigma * 10**-0.25, sigma * 10**0.25, color="#55a868", alpha=0.2, linewidth=0, label=label)
+            first = False
+    axes.axvline(analysis.sigma, color="black", linewidth=0.8)
+    axes.set(xlabel="sigma (parameter units)", ylabel="relative error of the quadratic model")
+    axes.set_title(f"{validity.num_probes} directions in the top-{analysis.subspace.dim} eigenspace")
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+FIGURES: tuple[tuple[str, Callable[[Analysis], Any]], ...] = (
+    ("eigenvalues", plot_eigenvalues),
+    ("decay", plot_decay),
+    ("shares", plot_shares),
+    ("validity", plot_validity),
+)
+"""File name and function of every figure of an analysis."""
+
+
+def save_figures(analysis: Analysis, directory: str | Path) -> list[Path]:
+    """Write every figure of an analysis as PNG and PDF; returns the paths."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, draw in FIGURES:
+        figure = draw(analysis)
+        for ending in _SAVED:
+            path = folder / f"{name}.{ending}"
+            figure.savefig(path, dpi=150, metadata={"CreationDate": None} if ending == "pdf" else None)
+            paths.append(path)
+    return paths

@@ -1,0 +1,92 @@
+"""Tasks: a trained model with its loss, its sample and candidates outside it; built in, or from a user's file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from curvprobe.parameters import Selection
+from curvprobe.risk import EmpiricalRisk, Loss
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a run needs; see :class:`curvprobe.EmpiricalRisk` for the forms that each part may take.
+
+    Attributes:
+        model: trained, usually in eval mode.
+        loss: per-example loss.
+        data: the sample that the model was trained on, in order.
+        candidates: examples it was not trained on, or None.
+        params: which parameters to probe.
+        microbatch_size: examples in one pass; None picks it.
+        collate_fn: for a dataset.
+        description: one line for the person who reads the run.
+    """
+
+    model: nn.Module
+    loss: Loss
+    data: Any
+    candidates: Any = None
+    params: Selection = None
+    microbatch_size: int | None = None
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    description: str = ""
+
+    def risk(self) -> EmpiricalRisk:
+        """The empirical risk on the sample."""
+        return EmpiricalRisk(
+            self.model,
+            self.loss,
+            self.data,
+            params=self.params,
+            microbatch_size=self.microbatch_size,
+            collate_fn=self.collate_fn,
+        )
+
+
+def load_task(spec: str) -> Task:
+    """The task that ``file.py:function`` or ``module:function`` returns.
+
+    Raises:
+        ValueError: if there is no such file, module or function, or it returns something else than a Task.
+    """
+    place, colon, function = spec.rpartition(":")
+    if not colon or not place or not function:
+        raise ValueError(f"the task is {spec!r}; expected file.py:function or module:function")
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise ValueError(f"the task's file {place!r} does not exist")
+        name = f"curvprobe_task_{path.stem}"
+        module_spec = importlib.util.spec_from_file_location(name, path)
+        assert module_spec is not None
+        assert module_spec.loader is not None
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[name] = module  # dataclasses and pickling look a class's module up by name
+        sys.path.insert(0, str(path.parent.resolve()))
+        try:
+            module_spec.loader.exec_module(module)
+        finally:
+            sys.path.pop(0)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
+                raise
+            raise ValueError(f"the task's module {place!r} was not found; expected file.py:function too") from error
+    maker = getattr(module, function, None)
+    if not callable(maker):
+        raise ValueError(f"{place} has no function {function!r}")
+    task = maker()
+    if not isinstance(task, Task):
+        raise ValueError(f"{spec} returned a {type(task).__name__}; expected a curvprobe.Task")
+    return task

@@ -1,0 +1,249 @@
+from collections import namedtuple
+from dataclasses import dataclass
+
+import numpy
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from curvprobe.examples import Examples, digest, overlap, to_model
+
+X = torch.arange(15, dtype=torch.float64).view(5, 3)
+Y = torch.arange(5)
+Pair = namedtuple("Pair", ["inputs", "targets"])
+
+
+class Squares(Dataset):
+    """A map-style dataset that makes each item afresh."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, row):
+        return X[row].clone(), int(Y[row])
+
+
+TUPLES = {
+    "tuple": (X, Y),
+    "namedtuple": Pair(X, Y),
+    "tensor dataset": TensorDataset(X, Y),
+    "list": [(X[i], Y[i]) for i in range(5)],
+    "subset": Subset(TensorDataset(X.flip(0), Y.flip(0)), [4, 3, 2, 1, 0]),
+    "dataset": Squares(),
+    "arrays": [(X[i].numpy(), numpy.int64(i)) for i in range(5)],
+}
+DICTS = {
+    "dict": {"x": X, "y": Y},
+    "list of dicts": [{"x": X[i], "y": Y[i]} for i in range(5)],
+}
+
+
+@pytest.mark.parametrize("data", TUPLES.values(), ids=TUPLES)
+def test_pairs_are_read_in_order(data):
+    examples = Examples(data)
+    inputs, targets = examples.batch(1, 3)
+    assert len(examples) == 5
+    assert torch.equal(inputs, X[1:3])
+    assert torch.equal(targets, Y[1:3])
+
+
+@pytest.mark.parametrize("data", DICTS.values(), ids=DICTS)
+def test_dicts_are_read_in_order(data):
+    batch = Examples(data).batch(3, 5)
+    assert set(batch) == {"x", "y"}
+    assert torch.equal(batch["x"], X[3:])
+    assert torch.equal(batch["y"], Y[3:])
+
+
+def test_one_tensor_is_its_own_batch():
+    assert torch.equal(Examples(X).batch(0, 2), X[:2])
+    assert Examples(X).batch(4, 5).shape == (1, 3)
+
+
+def test_named_tuples_stay_named():
+    assert Examples(Pair(X, Y)).batch(0, 2).targets.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("data", TUPLES.values(), ids=TUPLES)
+def test_selections_keep_their_order_and_compose(data):
+    chosen = Examples(data).select([4, 0, 2])
+    assert len(chosen) == 3
+    assert chosen.batch(0, 3)[1].tolist() == [4, 0, 2]
+    again = chosen.select([2, 2, 0])
+    assert torch.equal(again.batch(0, 3)[0], X[[2, 2, 4]])
+    assert again.digests() == tuple(Examples(data).digests()[i] for i in (2, 2, 4))
+
+
+def test_collate_fn_makes_the_batch():
+    def pad(items):
+        return torch.nn.utils.rnn.pad_sequence(items, batch_first=True, padding_value=-1.0)
+
+    ragged = [torch.ones(length) for length in (3, 1, 2)]
+    assert Examples(ragged, pad).batch(1, 3).tolist() == [[1, -1], [1, 1]]
+    with pytest.raises(ValueError, match=r"could not be collated.*collate_fn"):
+        Examples(ragged).batch(0, 2)
+    assert Examples(ragged).batch(0, 1).shape == (1, 3)
+
+
+def test_collate_fn_with_tensors_is_refused():
+    with pytest.raises(ValueError, match="collate_fn came with tensors"):
+        Examples((X, Y), collate_fn=list)
+
+
+# ---- content hashes ------------------------------------------------------------------------------------------------
+
+TWO = torch.tensor([1.0, 2.0])
+EQUAL = {
+    "a copy": (TWO, TWO.clone()),
+    "a view": (X[:, 1], X[:, 1].contiguous()),
+    "with gradient": (TWO, TWO.clone().requires_grad_()),
+    "an array": (TWO, TWO.numpy()),
+    "list and tuple": ([TWO, 1], (TWO, 1)),
+    "order of keys": ({"a": 1, "b": TWO}, {"b": TWO, "a": 1}),
+    "half precision": (TWO.bfloat16(), TWO.bfloat16()),
+    "strings": ({"text": "ab"}, {"text": "".join(["a", "b"])}),
+}
+DIFFERENT = {
+    "content": (TWO, torch.tensor([1.0, 2.0 + 1e-6])),
+    "dtype": (TWO, TWO.double()),
+    "same bytes": (torch.zeros(2), torch.zeros(2, dtype=torch.int32)),
+    "shape": (torch.zeros(2, 3), torch.zeros(3, 2)),
+    "nesting": ((TWO, (1, 2)), (TWO, 1, 2)),
+    "order": ((TWO, TWO + 1), (TWO + 1, TWO)),
+    "key": ({"a": TWO}, {"b": TWO}),
+    "values of keys": ({"a": 1, "b": 2}, {"a": 2, "b": 1}),
+    "string": ("ab", "ba"),
+    "number": (1, 2),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), EQUAL.values(), ids=EQUAL)
+def test_equal_content_has_an_equal_digest(first, second):
+    assert digest(first) == digest(second)
+
+
+@pytest.mark.parametrize(("first", "second"), DIFFERENT.values(), ids=DIFFERENT)
+def test_different_content_has_a_different_digest(first, second):
+    assert digest(first) != digest(second)
+
+
+@dataclass
+class Graph:
+    nodes: torch.Tensor
+    label: int
+
+
+@pytest.mark.parametrize("item", [numpy.str_("a.png"), ("name", numpy.str_("a.png"))], ids=["string", "nested"])
+def test_numpy_strings_have_a_digest(item):
+    assert digest(item) == digest(item)
+
+
+def test_objects_that_hold_equal_tensors_have_an_equal_digest():
+    kept = [Graph(TWO.clone(), 1) for _ in range(8)]  # alive together: no two share their memory
+    assert len({digest(graph) for graph in kept}) == 1
+    assert digest(Graph(TWO + 1, 1)) != digest(kept[0])
+
+
+def test_examples_are_recognised_across_containers():
+    assert Examples((X, Y)).digests() == Examples(TensorDataset(X, Y)).digests()
+    assert Examples({"x": X, "y": Y}).digests() == Examples(DICTS["list of dicts"]).digests()
+    assert len(set(Examples(X).digests())) == 5
+
+
+def test_overlap_gives_positions_in_the_second():
+    fresh = torch.cat([X[:1] + 0.5, X[3:4], X[:1] - 0.5, X[1:2]])
+    assert overlap(Examples(X).digests(), Examples(fresh).digests()) == [1, 3]
+    assert overlap(Examples(X).digests(), Examples(X + 0.25).digests()) == []
+
+
+# ---- data that does not stand still --------------------------------------------------------------------------------
+
+
+class Augmented(Squares):
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __getitem__(self, row):
+        return X[row] + torch.randn(3, generator=self.generator), int(Y[row])
+
+
+class Shuffled(Squares):
+    """Draws a new order whenever its first item is read."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __getitem__(self, row):
+        if row == 0:
+            self.order = torch.randperm(5, generator=self.generator)
+        return X[self.order[row]], Y[self.order[row]]
+
+
+@pytest.mark.parametrize("make", [Augmented, Shuffled])
+def test_a_dataset_that_changes_between_passes_is_refused(make):
+    examples = Examples(make())
+    examples.batch(0, 5)
+    with pytest.raises(ValueError, match="not what it was when it was read before"):
+        examples.batch(0, 5)
+
+
+def test_a_change_is_seen_through_selections_and_after_hashing():
+    items = [X[i].clone() for i in range(5)]
+    examples = Examples(items)
+    examples.digests()
+    items[3] += 1
+    assert torch.equal(examples.batch(0, 3), X[:3])
+    with pytest.raises(ValueError, match="example 3 is not what it was"):
+        examples.select([1, 3]).batch(0, 2)
+
+
+def test_a_dataset_that_stands_still_can_be_read_again():
+    examples = Examples(Squares())
+    assert torch.equal(examples.batch(0, 5)[0], examples.batch(0, 5)[0])
+
+
+# ---- what cannot be read -------------------------------------------------------------------------------------------
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(X)
+
+
+class Endless(Dataset):
+    def __getitem__(self, row):
+        return X[0]
+
+
+REFUSED = {
+    "loader": (lambda: DataLoader(TensorDataset(X, Y)), TypeError, r"DataLoader.*loader\.dataset"),
+    "stream": (Stream, TypeError, "IterableDataset.*no fixed order"),
+    "array": (X.numpy, TypeError, r"ndarray.*torch\.as_tensor"),
+    "dict of arrays": (lambda: {"x": X.numpy()}, TypeError, r"dict.*torch\.as_tensor"),
+    "tuple of arrays": (lambda: (X.numpy(), Y.numpy()), TypeError, r"torch\.as_tensor"),
+    "tensor and array": (lambda: (X, Y.numpy()), TypeError, r"torch\.as_tensor"),
+    "no length": (Endless, TypeError, "without a length"),
+    "generator": (lambda: (x for x in X), TypeError, "generator.*map-style dataset"),
+    "text": (lambda: "text", TypeError, "str.*expected tensors"),
+    "nothing": (lambda: None, TypeError, "NoneType.*expected tensors"),
+    "unequal": (lambda: (X, Y[:4]), ValueError, r"lengths \[4, 5\]"),
+    "no rows": (lambda: (X[:0], Y[:0]), ValueError, "no examples"),
+    "empty list": (list, ValueError, "no examples"),
+    "empty tuple": (tuple, ValueError, "no examples"),
+    "no dimensions": (lambda: (X, torch.tensor(1.0)), ValueError, "without dimensions"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_data_without_fixed_examples_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        Examples(make())
+
+
+def test_batches_take_the_models_dtype():
+    batch = {"x": X.float(), "ids": Y, "nest": (X.bfloat16(), "text")}
+    moved = to_model(batch, torch.float64, torch.device("cpu"))
+    assert moved["x"].dtype == moved["nest"][0].dtype == torch.float64
+    assert moved["ids"].dtype == torch.int64
+    assert moved["nest"][1] == "text"
+    assert torch.equal(moved["x"], X)
