@@ -4,9 +4,12 @@ from dataclasses import dataclass
 import numpy
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+import curvprobe as cp
 from curvprobe.examples import Examples, digest, overlap, to_model
+from tests import cases
 
 X = torch.arange(15, dtype=torch.float64).view(5, 3)
 Y = torch.arange(5)
@@ -247,3 +250,52 @@ def test_batches_take_the_models_dtype():
     assert moved["ids"].dtype == torch.int64
     assert moved["nest"][1] == "text"
     assert torch.equal(moved["x"], X)
+
+
+# ---- in a risk -----------------------------------------------------------------------------------------------------
+
+
+def test_a_dataset_gives_what_its_tensors_give():
+    case = cases.make("mlp")
+    risk = cp.EmpiricalRisk(case.model, case.loss, TensorDataset(*case.data), microbatch_size=4)
+    assert torch.equal(risk.losses(), case.risk(microbatch_size=4).losses())
+    assert torch.allclose(risk[[5, 1]].gradient(), case.risk()[[5, 1]].gradient(), rtol=1e-10)
+    assert torch.equal(risk.on(TensorDataset(*case.candidates)).losses(), risk.on(case.candidates).losses())
+
+
+def test_a_forward_pass_that_writes_into_its_input_leaves_the_data_alone():
+    x, y = cases.make("mlp").data
+    kept = x.clone()
+    cp.EmpiricalRisk(
+        nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3)).double(), cp.losses.cross_entropy, (x, y)
+    ).gradient()
+    assert torch.equal(x, kept)
+
+
+class Seeding(Dataset):
+    """Fixed noise, by seeding the global generator for every item."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, row):
+        torch.manual_seed(row)
+        return torch.randn(3), row % 3
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda risk, new: new.value(),
+        lambda risk, new: new.key(),
+        lambda risk, new: cp.project(new, cp.random_subspace(new, 1)),
+        lambda risk, new: cp.delta2_subspace(risk, new, cp.top_eigenspace(risk, dim=1), sigma=0.1),
+    ],
+    ids=["value", "key", "project", "delta2_subspace"],
+)
+def test_a_dataset_that_seeds_leaves_the_generators_alone(read):
+    risk = cases.make("mlp").risk()
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    read(risk, risk.on(Seeding()))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -170,7 +170,9 @@ def test_logits_are_found(wrap):
 @pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy, mse, causal_lm, masked_lm])
 def test_losses_are_differentiable_twice(loss):
     outputs = draw(2, 4, 5).requires_grad_() if loss in (causal_lm, masked_lm) else draw(2, 5).requires_grad_()
-    target = {cross_entropy: tokens(2), causal_lm: tokens(2, 4), masked_lm: tokens(2, 4)}.get(loss, draw(2, 5, seed=2).sigmoid())
+    target = {cross_entropy: tokens(2), causal_lm: tokens(2, 4), masked_lm: tokens(2, 4)}.get(
+        loss, draw(2, 5, seed=2).sigmoid()
+    )
     value = loss(outputs, (None, target))
     total = (value[0] if isinstance(value, tuple) else value).sum()
     (slope,) = torch.autograd.grad(total, outputs, create_graph=True)

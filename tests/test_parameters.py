@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +7,7 @@ from torch import nn
 import curvprobe as cp
 from curvprobe.parameters import select_parameters, upcast
 from tests import cases
+from tests.test_risk import CE, close
 
 
 class Adapted(nn.Module):
@@ -133,6 +136,41 @@ def test_long_lists_of_names_are_cut():
     assert len(str(caught.value)) < 250
 
 
+# ---- precision -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_raised_and_said(dtype):
+    case = cases.make("mlp")
+    low = copy.deepcopy(case.model).to(dtype)
+    risk = cp.EmpiricalRisk(low, case.loss, case.data)
+    same = cp.EmpiricalRisk(copy.deepcopy(low).float(), case.loss, case.data)
+    assert risk.upcast_from == (str(dtype),)
+    assert same.upcast_from == case.risk().upcast_from == ()
+    assert risk.dtype == torch.float32
+    assert torch.equal(risk.losses(), same.losses())
+    assert torch.equal(risk.gradient(), same.gradient())
+    assert {p.dtype for p in low.parameters()} == {dtype}
+
+
+def test_a_frozen_low_precision_base_under_float32_adapters():
+    case = cases.make("mlp")
+    model = copy.deepcopy(case.model).float()
+    model[0].to(torch.bfloat16).requires_grad_(False)
+    risk = cp.EmpiricalRisk(model, case.loss, case.data)
+    assert risk.upcast_from == ("torch.bfloat16",)
+    assert risk.param_names == ["2.weight", "2.bias"]
+    assert torch.equal(risk.losses(), cp.EmpiricalRisk(copy.deepcopy(model).float(), case.loss, case.data).losses())
+
+
+def test_a_float32_model_reads_float64_data(case):
+    single = cp.EmpiricalRisk(copy.deepcopy(case.model).float(), case.loss, case.data)
+    assert single.dtype == single.gradient().dtype == torch.float32
+    assert single.losses().dtype == torch.float64
+    assert torch.allclose(single.losses(), case.risk().losses(), rtol=1e-4)
+    assert torch.allclose(single.gradient().double(), case.risk().gradient(), rtol=1e-3, atol=1e-5)
+
+
 def test_upcast_raises_low_precision_only():
     for dtype in (torch.bfloat16, torch.float16):
         tensor = torch.randn(3, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -140,3 +178,43 @@ def test_upcast_raises_low_precision_only():
         assert torch.equal(upcast(tensor).to(dtype), tensor)
     for dtype in (torch.float32, torch.float64, torch.int64, torch.bool):
         assert upcast(torch.ones(3, dtype=dtype)).dtype == dtype
+
+
+# ---- a risk is a snapshot ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("params", [None, ["3.*"]], ids=["all", "head"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_training_does_not_move_the_risk(params, frozen):
+    case = cases.make("batch_norm")
+    case.model[0].weight.requires_grad_(not frozen)
+    risk, fresh = case.risk(params=params), case.risk(params=params)
+    step = torch.full((risk.num_params,), 0.1, dtype=torch.float64)
+    before = risk.value(), risk.gradient(), risk.losses(step)
+    with torch.no_grad():
+        for tensor in [*case.model.parameters(), case.model[1].running_mean]:
+            tensor += 0.5
+    case.model.train()
+    after = fresh.value(), fresh.gradient(), fresh.losses(step)
+    assert all(close(a, b) for a, b in zip(after, before, strict=True))
+    assert close(risk.on(case.data).losses(), risk.losses())
+    case.model.eval()
+    assert abs(case.risk(params=params).value() - before[0]) > 1e-3
+
+
+def test_a_risk_keeps_the_mode_it_was_made_in():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 3)).double().eval()
+    risk = cp.EmpiricalRisk(model, CE, cases.make("mlp").data)
+    expected = risk.gradient()
+    model.train()
+    assert close(risk.gradient(), expected)
+    assert all(module.training for module in model.modules())
+
+
+def test_returned_losses_belong_to_the_caller():
+    risk = cases.make("mlp").risk()
+    value, weights = risk.value(), risk.weights.clone()
+    risk.losses().zero_()
+    risk.weights.mul_(2)
+    assert risk.value() == value
+    assert torch.equal(risk.weights, weights)

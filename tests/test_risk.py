@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.data import Dataset, TensorDataset
 
 import curvprobe as cp
 from tests import cases, reference
@@ -82,23 +81,19 @@ def test_selections(case, cached):
 
 def test_a_list_of_flags_is_a_mask_or_refused():
     risk = cases.make("mlp").risk()
-    flags = [False, False, True, True, False, False]
     try:
-        rows = risk[flags].losses()
+        rows = risk[[False, False, True, True, False, False]].losses()
     except (TypeError, ValueError):
         return
     assert torch.equal(rows, risk.losses()[2:4])
 
 
-@pytest.mark.parametrize("selection", [6, -7, [0, 6], slice(2, 2), [], torch.zeros(6).bool(), torch.ones(4).bool()])
-def test_selections_outside_the_sample(selection):
-    with pytest.raises((IndexError, ValueError), match="examples?"):
-        cases.make("mlp").risk()[selection]
+OUTSIDE = [6, -7, [0, 6], slice(2, 2), [], torch.zeros(6).bool(), torch.ones(4).bool()]
 
 
-@pytest.mark.parametrize("selection", ["1", 1.5, None, torch.tensor([1.5])])
-def test_selections_of_another_type(selection):
-    with pytest.raises(TypeError, match="cannot select examples by"):
+@pytest.mark.parametrize("selection", [*OUTSIDE, "1", 1.5, None, torch.tensor([1.5])])
+def test_selections_that_make_no_sense(selection):
+    with pytest.raises((IndexError, ValueError, TypeError), match="example"):
         cases.make("mlp").risk()[selection]
 
 
@@ -112,14 +107,6 @@ def test_other_examples(case):
     assert agrees(risk, reference_of(case, case.batches()))
 
 
-def test_a_dataset_gives_what_its_tensors_give():
-    case = cases.make("mlp")
-    risk = cp.EmpiricalRisk(case.model, case.loss, TensorDataset(*case.data), microbatch_size=4)
-    assert torch.equal(risk.losses(), case.risk(microbatch_size=4).losses())
-    assert close(risk[[5, 1]].gradient(), case.risk()[[5, 1]].gradient())
-    assert torch.equal(risk.on(TensorDataset(*case.candidates)).losses(), risk.on(case.candidates).losses())
-
-
 @pytest.mark.parametrize("microbatch_size", [1, None])
 def test_displaced_losses_are_those_of_a_displaced_model(case, microbatch_size):
     risk = case.risk(microbatch_size=microbatch_size)
@@ -131,9 +118,7 @@ def test_displaced_losses_are_those_of_a_displaced_model(case, microbatch_size):
             at += p.numel()
     values, _ = reference.example_losses(moved, case.loss, case.batches())
     assert close(risk.losses(step), torch.stack(values).double())
-    assert risk.value(step) == pytest.approx(
-        reference.risk_value(moved, case.loss, case.batches()).item(), rel=1e-10
-    )
+    assert risk.value(step) == pytest.approx(reference.risk_value(moved, case.loss, case.batches()).item(), rel=1e-10)
     assert agrees(risk, reference_of(case, case.batches()))
 
 
@@ -156,6 +141,7 @@ class Gate(nn.Module):
 @pytest.mark.parametrize("together", [False, True], ids=["gradient", "projection"])
 def test_examples_that_do_not_touch_the_probed_parameters(microbatch_size, together):
     x, y = cases.make("mlp").data
+    torch.manual_seed(0)
     case = cases.Case(Gate().double(), CE, (x, y), None)
     assert 0 < int((x[:, 0] > 0).sum()) < 6
     risk = case.risk(params=["first.*"], microbatch_size=microbatch_size)
@@ -168,60 +154,34 @@ def test_examples_that_do_not_touch_the_probed_parameters(microbatch_size, toget
         assert close(risk.gradient(), expected)
 
 
-def test_padding_masks_under_the_fast_path_of_torch_encoders():
-    """nn.TransformerEncoder takes another path without gradients, with other values at padded positions."""
+class Pooled(nn.Module):
+    """Torch's encoder: in eval mode and without gradients it takes a fast path, with other values at the padding."""
 
-    class Pooled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
-            self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(4, 3)
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(4, 3)
 
-        def forward(self, x, padding):
-            return self.head(self.encoder(x, src_key_padding_mask=padding).sum(1))
+    def forward(self, x, padding):
+        return self.head(self.encoder(x, src_key_padding_mask=padding).sum(1))
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Pooled().double().eval()
-        padding = torch.arange(5)[None] >= torch.tensor([5, 3, 4, 2])[:, None]
-        x, labels = torch.randn(4, 5, 4, dtype=torch.float64), torch.randint(3, (4,))
+
+@pytest.mark.parametrize("curvature", [None, cp.hessian, cp.ggn], ids=["risk", "hessian", "ggn"])
+def test_encoders_of_torch(curvature):
+    torch.manual_seed(0)
+    model = Pooled().double().eval()
+    x, labels = torch.randn(4, 5, 4, dtype=torch.float64), torch.randint(3, (4,))
+    padding = torch.arange(5)[None] >= torch.tensor([5, 3, 4, 2])[:, None]
     case = cases.Case(model, CE, {"x": x, "padding": padding, "labels": labels}, None)
-    assert agrees(case.risk(), reference_of(case, case.batches()))
+    if curvature is None:
+        assert agrees(case.risk(), reference_of(case, case.batches()))
+    else:
+        vectors = torch.randn(case.risk().num_params, 2, generator=torch.Generator().manual_seed(0)).double()
+        form = vectors.T @ (curvature(case.risk()) @ vectors)
+        assert close(form, form.T)
 
 
-# ---- precision -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_is_raised_and_said(dtype):
-    case = cases.make("mlp")
-    low = copy.deepcopy(case.model).to(dtype)
-    risk = cp.EmpiricalRisk(low, case.loss, case.data)
-    same = cp.EmpiricalRisk(copy.deepcopy(low).float(), case.loss, case.data)
-    assert risk.upcast_from == (str(dtype),)
-    assert same.upcast_from == case.risk().upcast_from == ()
-    assert risk.dtype == torch.float32
-    assert torch.equal(risk.losses(), same.losses())
-    assert torch.equal(risk.gradient(), same.gradient())
-    assert {p.dtype for p in low.parameters()} == {dtype}
-
-
-def test_a_frozen_low_precision_base_under_float32_adapters():
-    case = cases.make("mlp")
-    model = copy.deepcopy(case.model).float()
-    model[0].to(torch.bfloat16).requires_grad_(False)
-    risk = cp.EmpiricalRisk(model, case.loss, case.data)
-    assert risk.upcast_from == ("torch.bfloat16",)
-    assert risk.param_names == ["2.weight", "2.bias"]
-    assert torch.equal(risk.losses(), cp.EmpiricalRisk(copy.deepcopy(model).float(), case.loss, case.data).losses())
-
-
-def test_a_float32_model_reads_float64_data(case):
-    single = cp.EmpiricalRisk(copy.deepcopy(case.model).float(), case.loss, case.data)
-    assert single.dtype == single.gradient().dtype == torch.float32
-    assert single.losses().dtype == torch.float64
-    assert torch.allclose(single.losses(), case.risk().losses(), rtol=1e-4)
-    assert torch.allclose(single.gradient().double(), case.risk().gradient(), rtol=1e-3, atol=1e-5)
+# ---- the caller's context ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -232,54 +192,17 @@ def test_a_float32_model_reads_float64_data(case):
 @pytest.mark.parametrize("built_inside", [False, True])
 def test_the_callers_context_does_not_matter(context, built_inside):
     case = cases.make("mlp")
+    case.model.float()  # autocast leaves float64 alone
     risk = case.risk()
-    vector = torch.ones(risk.num_params, dtype=torch.float64)
     subspace = cp.random_subspace(risk, 2)
+
+    def results(risk):
+        product, sample = cp.hessian(risk) @ torch.ones(risk.num_params), cp.project(risk, subspace)
+        return [risk.losses().float(), risk.gradient(), product, sample.hessian.float()]
+
     with context():
-        inside = case.risk() if built_inside else risk[:]
-        results = inside.value(), inside.gradient(), cp.hessian(inside) @ vector, cp.project(inside, subspace).hessian
-    outside = risk.value(), risk.gradient(), cp.hessian(risk) @ vector, cp.project(risk, subspace).hessian
-    assert all(close(a, b) for a, b in zip(results, outside, strict=True))
-
-
-# ---- a risk is a snapshot ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("params", [None, ["3.*"]], ids=["all", "head"])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_training_does_not_move_the_risk(params, frozen):
-    case = cases.make("batch_norm")
-    case.model[0].weight.requires_grad_(not frozen)
-    risk, fresh = case.risk(params=params), case.risk(params=params)
-    step = torch.full((risk.num_params,), 0.1, dtype=torch.float64)
-    before = risk.value(), risk.gradient(), risk.losses(step)
-    with torch.no_grad():
-        for tensor in [*case.model.parameters(), case.model[1].running_mean]:
-            tensor += 0.5
-    case.model.train()
-    after = fresh.value(), fresh.gradient(), fresh.losses(step)
-    assert all(close(a, b) for a, b in zip(after, before, strict=True))
-    assert close(risk.on(case.data).losses(), risk.losses())
-    case.model.eval()
-    assert abs(case.risk(params=params).value() - before[0]) > 1e-3
-
-
-def test_a_risk_keeps_the_mode_it_was_made_in():
-    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 3)).double().eval()
-    risk = cp.EmpiricalRisk(model, CE, cases.make("mlp").data)
-    expected = risk.gradient()
-    model.train()
-    assert close(risk.gradient(), expected)
-    assert all(module.training for module in model.modules())
-
-
-def test_returned_losses_belong_to_the_caller():
-    risk = cases.make("mlp").risk()
-    value, weights = risk.value(), risk.weights.clone()
-    risk.losses().zero_()
-    risk.weights.mul_(2)
-    assert risk.value() == value
-    assert torch.equal(risk.weights, weights)
+        inside = results(case.risk() if built_inside else risk[:])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(inside, results(risk), strict=True))
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------
@@ -294,7 +217,7 @@ class Ledger(saved_tensors_hooks):
 
         class Held:
             def __init__(self, tensor):
-                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+                self.tensor, self.size = tensor.detach(), tensor.numel() * tensor.element_size()
                 ledger.now += self.size
                 ledger.total += self.size
                 ledger.peak = max(ledger.peak, ledger.now)
@@ -306,11 +229,11 @@ class Ledger(saved_tensors_hooks):
 
 
 def measure(num_examples: int, microbatch_size: int, operation) -> Ledger:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(num_examples, 3, generator=generator, dtype=torch.float64)
+    x = torch.linspace(-1, 1, 3 * num_examples, dtype=torch.float64).view(-1, 3)
     case = cases.make("layer_norm")
     risk = cp.EmpiricalRisk(case.model, CE, (x, (x[:, 0] > 0).long()), microbatch_size=microbatch_size)
-    with Ledger() as ledger:
+    ledger = Ledger()
+    with ledger:
         operation(risk)
     return ledger
 
@@ -321,7 +244,7 @@ def measure(num_examples: int, microbatch_size: int, operation) -> Ledger:
     ids=["gradient", "hessian"],
 )
 def test_memory_does_not_grow_with_the_number_of_examples(operation):
-    few, many, larger = measure(8, 2, operation), measure(64, 2, operation), measure(64, 16, operation)
+    few, many, larger = (measure(*sizes, operation) for sizes in ((8, 2), (64, 2), (64, 16)))
     assert few.peak == many.peak > 0
     assert many.total == 8 * few.total
     assert larger.peak > 3 * many.peak
@@ -329,11 +252,148 @@ def test_memory_does_not_grow_with_the_number_of_examples(operation):
 
 
 def test_the_automatic_microbatch_follows_the_size_of_an_example():
-    torch.manual_seed(0)
-    small, large = (
-        cp.EmpiricalRisk(nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1)), cp.losses.mse, data)
-        for width, data in ((8, (torch.ones(9, 2), torch.ones(9))), (4096, (torch.ones(9, 2), torch.ones(9))))
-    )
+    models = [nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1)) for width in (8, 4096)]
+    small, large = (cp.EmpiricalRisk(m, cp.losses.mse, (torch.ones(9, 2), torch.ones(9))) for m in models)
     assert large.activation_bytes >= 4096 * 4
-    assert large.microbatch_size * large.activation_bytes <= 128 * 2**20 < 2 * large.microbatch_size * 2**30
+    assert large.microbatch_size == 128 * 2**20 // large.activation_bytes
     assert small.microbatch_size > 100 * large.microbatch_size
+
+
+# ---- nothing is left changed ---------------------------------------------------------------------------------------
+
+
+def bits(tensor: torch.Tensor | None) -> bytes | None:
+    return None if tensor is None else tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def state_of(model: nn.Module) -> dict:
+    """Everything about a model and the process that the package must leave alone, bit by bit."""
+    cuda, legacy = torch.backends.cuda, numpy.random.get_state()  # noqa: NPY002
+    return {
+        "tensors": [(n, id(t), bits(t)) for n, t in [*model.named_parameters(), *model.named_buffers()]],
+        "gradients": [(n, p.requires_grad, id(p.grad), bits(p.grad)) for n, p in model.named_parameters()],
+        "training": [(name, module.training) for name, module in model.named_modules()],
+        "torch": bits(torch.get_rng_state()),
+        "numpy": (legacy[1].tobytes(), *legacy[2:]),
+        "python": random.getstate(),
+        "attention": (cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled()),
+        "fast paths": (cuda.cudnn_sdp_enabled(), torch.backends.mha.get_fastpath_enabled()),
+        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
+    }
+
+
+class Watched(nn.Module):
+    """Counts its calls in a buffer that its output depends on, and has layers that must stay in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.drop, self.last = nn.Dropout(0.5), nn.Linear(3, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.last(self.drop(self.norm(self.first(x)).tanh())) / self.calls
+
+
+class Trip:
+    """A loss that disturbs every generator of random numbers, and raises from a chosen call on."""
+
+    def __init__(self):
+        self.calls, self.last, self.error = 0, 10**9, None
+
+    def __call__(self, outputs, batch):
+        self.calls += 1
+        for seed in (torch.manual_seed, numpy.random.seed, random.seed):
+            seed(self.calls)
+        if self.calls > self.last:
+            raise self.error
+        return CE(outputs, batch)
+
+
+class StumbleError(Exception):
+    """Raised by the loss."""
+
+
+@pytest.fixture
+def watched():
+    """A model in an unusual state, and a maker of risks on it."""
+    torch.manual_seed(3)
+    model, trip, case = Watched().double(), Trip(), cases.make("mlp")
+    model.first.bias.requires_grad_(False)
+    model.last.weight.grad = torch.ones_like(model.last.weight)
+
+    def make():
+        model.eval()
+        trip.calls, trip.last = 0, 10**9
+        risk = cp.EmpiricalRisk(model, trip, case.data, microbatch_size=2)
+        new = risk.on(case.candidates)
+        model.train()
+        model.drop.eval()
+        return risk, new
+
+    torch.backends.cuda.enable_flash_sdp(False)
+    yield model, trip, make
+    torch.backends.cuda.enable_flash_sdp(True)
+
+
+def law(risk):
+    return cp.SubspaceProbe(cp.random_subspace(risk, 2), 0.1)
+
+
+OPERATIONS = {
+    "value": lambda risk, new: risk.value(),
+    "gradient": lambda risk, new: risk.gradient(),
+    "hessian": lambda risk, new: cp.hessian(risk) @ torch.ones(risk.num_params, 2).double(),
+    "ggn": lambda risk, new: cp.ggn(risk) @ torch.ones(risk.num_params).double(),
+    "project": lambda risk, new: cp.project(risk, cp.random_subspace(risk, 2)).hessian,
+    "top_eigenspace": lambda risk, new: cp.top_eigenspace(risk, dim=2).eigenvalues,
+    "direct": lambda risk, new: cp.direct_monte_carlo(risk, new, cp.IsotropicProbe(0.1), num_probes=3).value,
+    "controlled": lambda risk, new: cp.controlled_monte_carlo(risk, new, law(risk), num_probes=3).value,
+    "validity": lambda risk, new: cp.quadratic_validity(risk, [0.1], new=new, num_probes=2).loss_error,
+}
+
+
+@pytest.mark.parametrize("ending", [None, StumbleError, KeyboardInterrupt], ids=["success", "error", "interrupt"])
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_nothing_is_left_changed(watched, operation, ending):
+    model, trip, make = watched
+    risk, new = make()
+    before, start = state_of(model), trip.calls
+    result = operation(risk, new)
+    assert state_of(model) == before
+    count = trip.calls - start
+    assert count >= 3
+    for call in () if ending is None else {0, 1, count // 2, count - 1}:
+        risk, new = make()
+        trip.last, trip.error = trip.calls + call, ending()
+        before = state_of(model)
+        with pytest.raises(ending):
+            operation(risk, new)
+        assert state_of(model) == before
+        trip.last = 10**9
+        assert close(operation(risk, new), result)
+
+
+@pytest.mark.parametrize("ending", [StumbleError, KeyboardInterrupt])
+def test_making_a_risk_leaves_nothing_changed(watched, ending):
+    model, trip, make = watched
+    make()
+    count, trip.error = trip.calls, ending()
+    model.eval()
+    before, data = state_of(model), cases.make("mlp").data
+    for call in range(count // 2):
+        trip.calls, trip.last = 0, call
+        with pytest.raises(ending):
+            cp.EmpiricalRisk(model, trip, data)
+        assert state_of(model) == before
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "not selected"])
+def test_a_forward_pass_that_writes_into_weights(frozen):
+    """``nn.Embedding(max_norm=...)`` shortens the rows that it looks up, in place."""
+    model = nn.Sequential(nn.Embedding(7, 4, max_norm=0.5), nn.Linear(4, 7)).double()
+    model[0].requires_grad_(not frozen)
+    before = state_of(model)
+    cp.EmpiricalRisk(model, cp.losses.causal_lm, torch.arange(7).repeat(3, 1), params=["1.*"]).gradient()
+    assert state_of(model) == before

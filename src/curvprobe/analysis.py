@@ -433,6 +433,8 @@ def _table(a: Analysis) -> list[str]:
         row(f"Delta_2^({a.subspace.dim}) direct Monte Carlo", a.direct, "true loss"),
         row(f"Delta_2^({a.subspace.dim}) controlled Monte Carlo", a.controlled, "true loss"),
         row("Delta_2 isotropic Monte Carlo", a.isotropic, "true loss"),
+        f"  (A probe is {a.sigma * a.subspace.dim**0.5:.2g} from the solution in the subspace, and "
+        f"{a.sigma * a.num_params**0.5:.2g} when isotropic.)",
         "",
         f"Averaged over the candidates: Delta_2^({a.subspace.dim}) = {expected:.5e} +- {stderr:.1e}, rms "
         f"{expected**0.5:.3e} loss units",

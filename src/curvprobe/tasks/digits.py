@@ -16,11 +16,12 @@ LABEL_SMOOTHING = 0.1
 """Gives the cross-entropy a minimiser at finite weights, so that there is a landscape to settle."""
 
 
-def digits(k: int = 1000, *, seed: int = 0, cache: Path | None = None) -> Task:
+def digits(k: int = 1000, *, rounds: int = 40, seed: int = 0, cache: Path | None = None) -> Task:
     """Digits: the first ``k`` images (shuffled by ``seed``) train a 64-128-64-10 tanh MLP; the rest are candidates.
 
     Args:
         k: training images, up to 1796.
+        rounds: of 50 L-BFGS iterations, at the most.
         seed: of the shuffle and the initial weights.
         cache: file that keeps the trained weights.
     """
@@ -36,7 +37,8 @@ def digits(k: int = 1000, *, seed: int = 0, cache: Path | None = None) -> Task:
     y = torch.as_tensor(labels)[order]
     model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 10))
     loss = partial(losses.cross_entropy, label_smoothing=LABEL_SMOOTHING)
-    load_or_train(model, lambda: _train(model, x[:k], y[:k], seed), cache, f"digits k={k} seed={seed}")
+    key = f"digits k={k} rounds={rounds} seed={seed}"
+    load_or_train(model, lambda: _train(model, x[:k], y[:k], rounds, seed), cache, key)
     return Task(
         model=model.eval(),
         loss=loss,
@@ -46,7 +48,7 @@ def digits(k: int = 1000, *, seed: int = 0, cache: Path | None = None) -> Task:
     )
 
 
-def _train(model: nn.Sequential, x: Tensor, y: Tensor, seed: int, rounds: int = 40) -> None:
+def _train(model: nn.Sequential, x: Tensor, y: Tensor, rounds: int, seed: int) -> None:
     """Full-batch L-BFGS in float64 down to a gradient norm of about 1e-6."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

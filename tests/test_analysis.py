@@ -1,0 +1,146 @@
+import json
+import warnings
+
+import pytest
+import torch
+
+import curvprobe as cp
+from tests import cases
+
+
+@pytest.fixture(scope="module")
+def case() -> cases.Case:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
+        x, y = torch.randn(40, 3, dtype=torch.float64), torch.randint(3, (40,))
+    return cases.Case(model, cp.losses.cross_entropy, (x[:30], y[:30]), (x[30:], y[30:]))
+
+
+@pytest.fixture(scope="module")
+def analysis(case) -> cp.Analysis:
+    return cp.analyze(case.risk(), case.candidates, dim=4, tol=1e-8, seed=1)
+
+
+def test_numbers_are_those_of_the_functions(case, analysis):
+    risk = case.risk()
+    new, subspace = risk.on(case.candidates)[:1], analysis.subspace
+    law = cp.SubspaceProbe(subspace, analysis.sigma)
+    assert analysis.loss == risk.value()
+    assert analysis.delta1 == cp.delta1(risk, new)
+    closed = cp.delta2_subspace(risk, new, subspace, sigma=analysis.sigma)
+    assert analysis.closed_form.value == pytest.approx(closed.value, rel=1e-10)
+    assert analysis.direct.value == pytest.approx(cp.direct_monte_carlo(risk, new, law, seed=1).value, rel=1e-10)
+    controlled = cp.controlled_monte_carlo(risk, new, law, seed=1)
+    assert analysis.controlled.value == pytest.approx(controlled.value, rel=1e-8)
+    assert analysis.isotropic.value == cp.delta2(risk, new, sigma=analysis.sigma, seed=1).value
+
+
+def test_the_average_over_candidates_is_that_of_single_ones(case, analysis):
+    single = [
+        cp.gaussian_moment(cp.increment(analysis.sample, analysis.fresh[i]), sigma=analysis.sigma).value
+        for i in range(10)
+    ]
+    assert float(analysis.decay.value[-1, -1, 0]) == pytest.approx(sum(single) / 10, rel=1e-10)
+    assert analysis.metrics()["curvprobe/expected_delta2_subspace"] == pytest.approx(sum(single) / 10, rel=1e-10)
+
+
+def test_auto_sigma_is_the_largest_valid_one(analysis):
+    assert analysis.verdict == "valid"
+    larger = analysis.validity.sigmas > analysis.sigma
+    assert larger.any()
+    first = int(larger.nonzero()[0])
+    assert analysis.validity.verdicts[first] != "valid"
+
+
+def test_auto_sigma_is_stable_across_seeds(case):
+    sigmas = {cp.analyze(case.risk(), case.candidates, dim=4, seed=seed).sigma for seed in range(4)}
+    assert max(sigmas) / min(sigmas) < 4  # at most one half decade apart
+
+
+def test_a_sigma_outside_the_validated_regime_is_noted(case):
+    analysis = cp.analyze(case.risk(), case.candidates, dim=2, sigma=3.0)
+    assert analysis.verdict == "invalid"
+    assert any("controlled Monte Carlo" in note for note in analysis.notes)
+    assert "invalid" in str(analysis)
+
+
+def test_same_seed_same_numbers(case, analysis):
+    again = cp.analyze(case.risk(), case.candidates, dim=4, tol=1e-8, seed=1)
+    assert again.metrics() == analysis.metrics()
+
+
+def test_stages_are_reused_and_a_changed_model_is_not(case, tmp_path):
+    first = cp.analyze(case.risk(), case.candidates, dim=3, out=tmp_path)
+    again = cp.analyze(case.risk(), case.candidates, dim=3, out=tmp_path)
+    assert all(first.seconds.values())
+    assert not any(again.seconds.values())
+    assert first.metrics() == again.metrics()
+    with torch.no_grad():
+        case.model[0].bias[0] += 1e-3
+    try:
+        moved = cp.analyze(case.risk(), case.candidates, dim=3, out=tmp_path)
+    finally:
+        with torch.no_grad():
+            case.model[0].bias[0] -= 1e-3
+    assert all(moved.seconds.values())
+
+
+def test_an_interrupted_run_goes_on_from_the_last_finished_stage(case, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("curvprobe.analysis.subspace_validity", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cp.analyze(case.risk(), case.candidates, dim=3, out=tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    finished = cp.analyze(case.risk(), case.candidates, dim=3, out=tmp_path)
+    assert [name for name, seconds in finished.seconds.items() if seconds] == ["validity", "monte_carlo"]
+
+
+def test_result_file_holds_every_number_with_its_error(case, tmp_path):
+    analysis = cp.analyze(case.risk(), case.candidates, dim=3, out=tmp_path, sigma=1e-2)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["config"]["seed"] == 0
+    assert result["sigma"] == {"value": 1e-2, "source": "given", "verdict": analysis.verdict}
+    assert len(result["eigenspace"]["residuals"]) == 3
+    for name, estimate in analysis.estimates().items():
+        assert result["first_candidate"][name]["value"] == estimate.value
+        assert result["first_candidate"][name]["stderr"] == estimate.stderr
+
+
+def test_candidates_that_the_sample_holds_are_refused(case):
+    x, y = case.data
+    with pytest.raises(ValueError, match="1 of 2 candidates are in the sample"):
+        cp.analyze(case.risk(), (torch.stack([x[0] + 1, x[4]]), y[[0, 4]]), dim=2)
+
+
+def test_without_candidates_the_last_example_is_the_next_and_a_note_says_so(case):
+    analysis = cp.analyze(case.risk(), dim=2)
+    assert (analysis.k, analysis.num_candidates) == (29, 1)
+    assert "trained on" in analysis.notes[0]
+
+
+def test_nonconvergence_is_noted(case):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cp.ConvergenceWarning)
+        analysis = cp.analyze(case.risk(), case.candidates, dim=6, max_matvecs=13, tol=1e-6)
+    assert any("eigenpairs converged" in note for note in analysis.notes)
+
+
+def test_the_model_is_left_as_it_was(case):
+    before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
+    state = torch.get_rng_state()
+    cp.analyze(case.risk(), case.candidates, dim=2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in case.model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_table_and_dataframe(analysis):
+    text = str(analysis)
+    assert f"{analysis.controlled.value:.5e}" in text
+    assert f"{analysis.direct.stderr:.1e}" in text
+    frame = analysis.to_dataframe()
+    assert list(frame["value"]) == [estimate.value for estimate in analysis.estimates().values()]

@@ -1,0 +1,103 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import curvprobe
+from curvprobe.cli import app
+
+TASK = """
+import torch
+import curvprobe as cp
+
+def task():
+    torch.manual_seed(0)
+    x = torch.linspace(-2, 2, 24, dtype=torch.float64)[:, None]
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+    return cp.Task(model, cp.losses.mse, (x[::2], x[::2].sin()), (x[1::2], x[1::2].sin()), description="a sine")
+
+def wrong():
+    return 3
+
+def broken():
+    raise ValueError("in the user's own code")
+
+def noisy():
+    made = task()
+    return cp.Task(torch.nn.Sequential(made.model, torch.nn.Dropout()), made.loss, made.data)
+"""
+
+
+@pytest.fixture
+def task_file(tmp_path):
+    path = tmp_path / "my_task.py"
+    path.write_text(TASK)
+    return path
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_run_prints_the_table_and_leaves_the_files(task_file, tmp_path):
+    result = invoke("run", f"{task_file}:task", "--dim", 3, "--k", 10, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "Sample: 10 examples, 12 candidates" in result.output
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"result.json", "eigenspace.safetensors", "decay.pdf", "validity.png", "shares.png"} <= names
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["sample"]["k"] == 10
+
+
+def test_a_module_can_name_the_task(task_file, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    result = invoke("run", "my_task:task", "--dim", 2, "--sigma", 0.01, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "sigma = 0.01 (given)" in result.output
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("nowhere.py:task", [], "does not exist"),
+        ("no_such_module:task", [], "was not found"),
+        ("{file}", [], "expected file.py:function"),
+        ("{file}:absent", [], "has no function 'absent'"),
+        ("{file}:wrong", [], "returned a int; expected a curvprobe.Task"),
+        ("{file}:noisy", [], "call model.eval()"),
+        ("{file}:task", ["--k", 99], "--k is 99"),
+        ("{file}:task", ["--sigma", "big"], "--sigma is 'big'"),
+        ("{file}:task", ["--sigma", "-1"], "sigma is -1.0; expected positive"),
+        ("{file}:task", ["--dim", 1000], "dim is 1000"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_1(task_file, tmp_path, spec, options, message):
+    result = invoke("run", spec.replace("{file}", str(task_file)), *options, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_an_error_in_the_tasks_own_code_keeps_its_traceback(task_file, tmp_path):
+    result = invoke("run", f"{task_file}:broken", "--out", tmp_path / "out")
+    assert isinstance(result.exception, ValueError)
+    assert "user's own code" in str(result.exception)
+
+
+def test_version_and_help():
+    assert invoke("--version").output.strip() == f"curvprobe {curvprobe.__version__}"
+    text = invoke("--help").output
+    for word in ("demo", "run", "result.json", "Exit code"):
+        assert word in text
+    assert "--sigma" in invoke("run", "--help").output
+
+
+def test_import_is_light():
+    code = (
+        "import sys, curvprobe; "
+        "extras = {'matplotlib', 'sklearn', 'transformers', 'tokenizers', 'pandas', 'scipy', 'jinja2', 'altair'}; "
+        "print(sorted(extras & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

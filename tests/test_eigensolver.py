@@ -1,0 +1,321 @@
+"""Prescribed spectra in a random orthogonal frame; subspaces are compared by projectors."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import curvprobe as cp
+
+WHICH = ["algebraic", "magnitude", "smallest"]
+SIGNED = [10.0, -9.0, 8.0, -7.0, 6.0, 5.0, -4.0, *(3.0 * (-1) ** i / (i + 1) for i in range(60))]
+BULK = [5 - 0.05 * i for i in range(94)]
+
+
+def symmetric(spectrum: list[float], seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    n = len(spectrum)
+    frame = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
+    return (frame * torch.tensor(spectrum, dtype=torch.float64)) @ frame.T
+
+
+def solve(matrix: Tensor, **options) -> cp.Eigenpairs:
+    options = {"tol": 1e-10, "dtype": matrix.dtype, **options}
+    return cp.lanczos(lambda block: matrix @ block, len(matrix), **options)
+
+
+def merit(values: Tensor, which: str) -> Tensor:
+    return {"algebraic": values, "magnitude": values.abs(), "smallest": -values}[which]
+
+
+def check(matrix: Tensor, pairs: cp.Eigenpairs, which: str, tol: float = 1e-8) -> None:
+    """Against dense ``eigh``: eigenvalues by merit, spaces by projectors, also when the cut divides a multiple one."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    scale = max(float(values.abs().max()), 1e-300)
+    found, true, dim = merit(pairs.eigenvalues, which), merit(values, which), len(pairs.eigenvalues)
+    assert torch.allclose(found, true.sort(descending=True).values[:dim], rtol=0, atol=tol * scale)
+    U = pairs.vectors.double()
+    assert torch.allclose(U.T @ U, torch.eye(dim, dtype=torch.float64), atol=1e-12)
+    cut = float(true.sort(descending=True).values[dim - 1])
+    inside, within = vectors[:, true > cut + 1e-6 * scale], vectors[:, true > cut - 1e-6 * scale]
+    assert torch.allclose(U @ (U.T @ inside), inside, atol=1e-8)
+    assert torch.allclose(within @ (within.T @ U), U, atol=1e-8)
+    if within.shape[1] == dim:
+        assert torch.allclose(U @ U.T, within @ within.T, atol=1e-8)
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("dim", [1, 4, 6])
+def test_signed_spectrum(which, dim):
+    matrix = symmetric(SIGNED)
+    pairs = solve(matrix, dim=dim, which=which)
+    check(matrix, pairs, which)
+    assert bool(pairs.converged.all())
+    assert pairs.vectors.shape == (len(SIGNED), dim)
+
+
+def test_eigenvalues_are_signed_and_ordered():
+    matrix = symmetric(SIGNED)
+    expected = {"algebraic": [10, 8, 6, 5], "magnitude": [10, -9, 8, -7], "smallest": [-9, -7, -4, -1.5]}
+    for which, values in expected.items():
+        assert torch.allclose(
+            solve(matrix, dim=4, which=which).eigenvalues, torch.tensor(values, dtype=torch.float64), rtol=1e-9
+        )
+
+
+REPEATED = {
+    "leading": ([10.0] * 3 + [9.0, 8.0, 7.0, *BULK[::3]], 5),
+    "inside": ([10.0, 9.0, 9.0, 9.0, 8.0, 7.0, *BULK[::3]], 5),
+    "last": ([10.0, 9.0, 8.0, 8.0, 8.0, 7.0, *BULK[::3]], 5),
+    "across the cut": ([10.0, 9.0, 9.0, 9.0, 8.0, *BULK[::3]], 3),
+    "outside": ([10.0, 9.0, 8.0, 7.0, 7.0, 7.0, *BULK[::3]], 3),
+}
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("place", REPEATED)
+def test_triple_eigenvalues(place, which):
+    spectrum, dim = REPEATED[place]
+    matrix = symmetric([-v for v in spectrum] if which == "smallest" else spectrum)
+    check(matrix, solve(matrix, dim=dim, which=which), which)
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_clusters(which):
+    spectrum = [10, 10 - 1e-4, 10 - 2e-4, -9.5, -9.5 + 1e-4, -9.5 + 2e-4, 7, 7 - 1e-4, *BULK[::3]]
+    matrix = symmetric(spectrum)
+    check(matrix, solve(matrix, dim=3, which=which), which)
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize(
+    ("spectrum", "dim"),
+    [
+        ([0.0] * 30, 4),
+        ([1.0] * 30, 5),
+        ([-2.0] * 30, 5),
+        ([3.0, 2.0, 1.0, *[0.0] * 27], 5),
+        ([3.0, -2.0, 1.0, *[0.0] * 27], 6),
+        ([5.0, 4.0, 4.0, -3.0, 1.0, 0.0, -3.0], 7),
+        ([float(i) for i in range(1, 41)], 40),
+        ([2.5], 1),
+        ([-2.5], 1),
+    ],
+    ids=["zero", "identity", "minus two", "rank 3", "indefinite rank 3", "dim N", "dim 40", "one", "minus one"],
+)
+def test_degenerate_matrices(spectrum, dim, which):
+    matrix = symmetric(spectrum)
+    pairs = solve(matrix, dim=dim, which=which)
+    check(matrix, pairs, which)
+    assert bool(pairs.converged.all())
+
+
+@pytest.mark.parametrize("top", [0.0, 1e-8])
+def test_leading_eigenvalue_that_is_zero_next_to_the_rest_settles(top):
+    """Rounding is relative to the norm of the matrix, so a tolerance relative to lambda_1 = 0 cannot be met."""
+    matrix = symmetric([top, *(-1.0 - 0.1 * i for i in range(29))])
+    pairs = solve(matrix, dim=1)
+    assert abs(float(pairs.eigenvalues[0]) - top) < 1e-12
+    assert bool(pairs.converged.all())
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_a_wanted_eigenvalue_of_zero_converges(seed):
+    matrix = symmetric([-1.0] * 8 + [0.0] * 8 + [1.0] * 11, seed)
+    pairs = solve(matrix, dim=10, which="smallest", seed=seed)
+    assert bool(pairs.converged.all())
+    assert pairs.num_matvecs < 100
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    spectrum=st.lists(st.sampled_from([-3.0, -2.0, -1.0, -0.5, 0.0, 0.25, 1.0, 2.0, 3.0]), min_size=1, max_size=30),
+    which=st.sampled_from(WHICH),
+    seed=st.integers(0, 20),
+    data=st.data(),
+)
+def test_random_small_spectra(spectrum, which, seed, data):
+    assume(which != "algebraic" or max(spectrum) != 0 or min(spectrum) == 0)  # lambda_1 = 0: a test of its own above
+    dim = data.draw(st.integers(1, len(spectrum)))
+    matrix = symmetric(spectrum, seed)
+    pairs = solve(matrix, dim=dim, which=which, seed=seed)
+    check(matrix, pairs, which)
+    assert bool(pairs.converged.all())
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-8])
+def test_residuals_are_the_true_ones(which, tol):
+    matrix = symmetric(SIGNED)
+    pairs = solve(matrix, dim=5, which=which, tol=tol)
+    scale = (
+        float(torch.linalg.eigvalsh(matrix).abs().max()) if which == "smallest" else abs(float(pairs.eigenvalues[0]))
+    )
+    true = (matrix @ pairs.vectors - pairs.vectors * pairs.eigenvalues).norm(dim=0) / scale
+    assert torch.allclose(pairs.residuals, true, rtol=1e-2 if which == "smallest" else 1e-6, atol=1e-14)
+    assert float(true.max()) <= tol
+
+
+def test_loose_tolerance_is_also_relative_to_the_last_wanted_eigenvalue():
+    """Relative to lambda_1 alone, 1e-2 would accept any vectors of the crowd."""
+    matrix = symmetric([100.0, 60.0, *(1 - 0.003 * i for i in range(200))])
+    pairs = solve(matrix, dim=4, tol=1e-2)
+    residual = (matrix @ pairs.vectors - pairs.vectors * pairs.eigenvalues).norm(dim=0)
+    assert float(residual.max()) <= 0.02 * float(pairs.eigenvalues[-1])
+
+
+def test_copies_are_found_whatever_the_seed():
+    """A single-vector method sees no copies of a repeated eigenvalue; the probe must, or a warning must say so."""
+    spectrum = [10.0] * 3 + [9.0, 8.0, 8.0, 8.0, 7.0] + BULK
+    missed = []
+    for seed in range(20):
+        pairs = solve(symmetric(spectrum, seed), dim=3, tol=1e-6, seed=seed)
+        missed += [seed] if float(pairs.eigenvalues[2]) < 9.99 else []
+    assert missed == []
+
+
+@pytest.mark.parametrize(("tol", "seed"), [(1e-10, 0), (1e-3, 1)])
+def test_many_copies_cost_no_more_than_a_few_restarts(tol, seed):
+    matrix = symmetric([10.0] * 10 + BULK, seed)
+    pairs = solve(matrix, dim=12, tol=tol, seed=seed)
+    assert torch.allclose(pairs.eigenvalues[:10], torch.full((10,), 10.0, dtype=torch.float64), rtol=1e-6)
+    assert pairs.num_matvecs < 400  # 1000 is the whole budget
+
+
+def test_eigenvalues_of_equal_magnitude_cost_no_more():
+    """With +2 and -2 tied at the cut, which of them comes first is rounding, and no news."""
+    matrix = symmetric([2.0] * 8 + [-2.0] * 7 + [1.0] * 12)
+    pairs = solve(matrix, dim=8, which="magnitude")
+    check(matrix, pairs, "magnitude")
+    assert pairs.num_matvecs < 150
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_next_eigenvalue(which):
+    matrix = symmetric(SIGNED)
+    values = torch.linalg.eigvalsh(matrix)
+    values = values[merit(values, which).argsort(descending=True)]
+    for dim in (1, 3, 5):
+        pairs = solve(matrix, dim=dim, which=which)
+        assert abs(pairs.next_eigenvalue - float(values[dim])) < 0.02 * float(values.abs().max())
+    assert math.isnan(solve(matrix, dim=len(matrix), which=which).next_eigenvalue)
+
+
+def test_next_eigenvalue_shows_a_cut_through_a_multiple_eigenvalue():
+    pairs = solve(symmetric([10.0, 9.0, 9.0, 9.0, 8.0, *BULK[::3]]), dim=3)
+    assert abs(pairs.next_eigenvalue - 9) < 1e-6
+
+
+@pytest.mark.parametrize("budget", [6, 11, 12, 15, 20, 25])
+def test_exhausted_budget_warns_and_returns_what_there_is(budget):
+    matrix = symmetric([10 * 0.95**i for i in range(120)])
+    with pytest.warns(cp.ConvergenceWarning, match=f"max_matvecs = {budget}"):
+        pairs = solve(matrix, dim=6, max_matvecs=budget)
+    assert pairs.num_matvecs <= budget
+    assert pairs.vectors.shape == (120, 6)
+    assert torch.allclose(pairs.vectors.T @ pairs.vectors, torch.eye(6, dtype=torch.float64), atol=1e-12)
+    assert not bool(pairs.converged.all())
+    assert bool((pairs.converged.int().diff() <= 0).all())  # a leading run
+    quotients = (pairs.vectors * (matrix @ pairs.vectors)).sum(0)
+    assert torch.allclose(quotients, pairs.eigenvalues, rtol=1e-8)
+
+
+def test_pairs_flagged_converged_are_eigenpairs_at_every_budget():
+    matrix = symmetric(SIGNED)
+    for budget in range(4, 40, 3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", cp.ConvergenceWarning)
+            pairs = solve(matrix, dim=4, tol=1e-6, max_matvecs=budget)
+        residual = (matrix @ pairs.vectors - pairs.vectors * pairs.eigenvalues).norm(dim=0)
+        assert bool((residual[pairs.converged] <= 1e-6 * 10 * 1.01).all())
+        assert pairs.num_matvecs <= budget
+
+
+def test_at_every_budget_the_result_is_right_or_warned_about():
+    """A budget that ends during the search for copies leaves the search undone."""
+    matrix = symmetric([10.0] * 3 + [9.0, 8.0, 7.0] + BULK, seed=1)
+    silent = []
+    for budget in range(16, 72, 2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pairs = solve(matrix, dim=3, tol=1e-6, max_matvecs=budget)
+        assert bool(caught) != bool(pairs.converged.all())
+        if not caught and float((pairs.eigenvalues - 10).abs().max()) > 1e-4:
+            silent.append(budget)
+    assert silent == []
+
+
+def test_budget_counts_every_product():
+    matrix, calls = symmetric(SIGNED), []
+
+    def matmul(block: Tensor) -> Tensor:
+        calls.append(block.shape[1])
+        return matrix @ block
+
+    pairs = cp.lanczos(matmul, len(matrix), dim=3, tol=1e-8, dtype=torch.float64)
+    assert sum(calls) == pairs.num_matvecs < 80
+
+
+def test_same_seed_same_bits_and_other_seeds_the_same_subspace():
+    matrix = symmetric(SIGNED)
+    first, again, other = (solve(matrix, dim=4, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.vectors, again.vectors)
+    assert torch.equal(first.eigenvalues, again.eigenvalues)
+    assert torch.equal(first.residuals, again.residuals)
+    assert not torch.equal(first.vectors, other.vectors)
+    assert torch.allclose(first.vectors @ first.vectors.T, other.vectors @ other.vectors.T, atol=1e-8)
+
+
+def test_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    solve(symmetric(SIGNED), dim=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_float32_says_what_it_cannot_reach():
+    matrix = symmetric(SIGNED).float()
+    with pytest.warns(cp.ConvergenceWarning, match="below what float32 can reach"):
+        pairs = solve(matrix, dim=3, tol=1e-9)
+    assert not bool(pairs.converged.any())
+    assert pairs.eigenvalues.dtype == torch.float64
+    assert torch.allclose(pairs.eigenvalues, torch.tensor([10.0, 8, 6], dtype=torch.float64), rtol=1e-5)
+
+
+def test_float32_basis_is_orthonormal_and_meets_a_tolerance_in_reach():
+    matrix = symmetric(SIGNED).float()
+    pairs = solve(matrix, dim=5, tol=1e-4)
+    U = pairs.vectors.double()
+    assert pairs.vectors.dtype == torch.float32
+    assert torch.allclose(U.T @ U, torch.eye(5, dtype=torch.float64), atol=1e-6)
+    residual = (matrix.double() @ U - U * pairs.eigenvalues).norm(dim=0) / 10
+    assert float(residual.max()) <= 1.1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 0}, "dim is 0"),
+        ({"dim": 8}, "dim is 8"),
+        ({"dim": 2.0}, "dim is 2.0"),
+        ({"tol": 0.0}, "tol is 0.0"),
+        ({"tol": 1.5}, "tol is 1.5"),
+        ({"which": "largest"}, "which is 'largest'"),
+        ({"dim": 3, "max_matvecs": 2}, "max_matvecs is 2"),
+    ],
+)
+def test_arguments_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        solve(torch.eye(7, dtype=torch.float64), **{"dim": 2, **options})
+
+
+@pytest.mark.parametrize(
+    ("matmul", "message"),
+    [(lambda block: block * math.nan, "not finite"), (lambda block: block[:-1], "returned shape")],
+)
+def test_products_that_make_no_sense(matmul, message):
+    with pytest.raises(ValueError, match=message):
+        cp.lanczos(matmul, 7, dim=2, dtype=torch.float64)

@@ -1,0 +1,68 @@
+import math
+
+import pytest
+import torch
+
+from curvprobe import linalg
+
+LONG = 3_000_001
+
+
+def rows_of(m: int, n: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def test_norm_of_millions_of_float32_is_exact():
+    vector = torch.full((LONG,), 0.1)
+    exact = math.sqrt(LONG) * float(vector[0])
+    assert abs(linalg.norm(vector) / exact - 1) < 1e-11
+    assert abs(float(vector.norm()) / exact - 1) > 1e-5  # float32 accumulation
+
+
+def test_inner_accumulates_millions_of_float32_in_float64():
+    vector = torch.full((LONG,), 1e-3)
+    vector[0] = 1e8  # a float32 sum that starts from 1e16 would swallow every other term
+    found = float(linalg.inner(vector[None], vector)[0])
+    exact = math.fsum([float(vector[0]) ** 2, *[float(vector[1]) ** 2] * (LONG - 1)])
+    alternating = torch.ones(LONG)
+    alternating[1::2] = -1.0
+    assert abs(found - exact) <= 2.0  # one unit in the last place of 1e16
+    assert float(linalg.inner(vector[None, 1:], alternating[1:])[0]) == 0.0
+
+
+def test_inner_of_float32_agrees_with_float64_to_the_last_digits():
+    rows, vectors = rows_of(3, 400_000, torch.float32), rows_of(2, 400_000, torch.float32, seed=1).T
+    exact = rows.double() @ vectors.double()
+    found = linalg.inner(rows, vectors)
+    assert found.dtype == torch.float64
+    assert torch.allclose(found, exact, rtol=1e-12, atol=1e-10)
+    assert torch.allclose(linalg.inner(rows, vectors[:, 1]), exact[:, 1], rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_every_chunk_size_gives_the_dense_result(monkeypatch, dtype, chunk):
+    monkeypatch.setattr(linalg, "_CHUNK_ELEMENTS", chunk)
+    rows, vector = rows_of(4, 23, dtype), rows_of(1, 23, dtype, seed=1)[0]
+    coefficients = rows_of(4, 3, torch.float64, seed=2)
+    tolerance = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-13}
+
+    assert torch.allclose(linalg.inner(rows, vector), rows.double() @ vector.double(), rtol=1e-12, atol=1e-13)
+
+    expected = vector.double() - coefficients[:, 0] @ rows.double()
+    linalg.subtract_combination(vector, rows, coefficients[:, 0])
+    assert vector.dtype == dtype
+    assert torch.allclose(vector.double(), expected, **tolerance)
+
+    before = rows.double().clone()
+    linalg.rotate(rows, coefficients)
+    assert torch.allclose(rows[:3].double(), coefficients.T @ before, **tolerance)
+    assert torch.equal(rows[3].double(), before[3])
+
+
+def test_combination_of_float32_rows_rounds_once():
+    rows = rows_of(40, 1000, torch.float32)
+    coefficients = rows_of(1, 40, torch.float64, seed=1)[0]
+    vector = torch.zeros(1000)
+    linalg.subtract_combination(vector, rows, coefficients)
+    assert torch.equal(vector, -(coefficients @ rows.double()).float())

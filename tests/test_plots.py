@@ -1,0 +1,65 @@
+import numpy
+import pytest
+import torch
+
+import curvprobe as cp
+from tests import cases
+
+plots = pytest.importorskip("curvprobe.plots")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def analysis() -> cp.Analysis:
+    case = cases.make("mlp")
+    return cp.analyze(case.risk(), case.candidates, dim=3)
+
+
+def line(figure, label):
+    lines = figure.axes[0].get_lines()
+    return next(entry for entry in lines if label in str(entry.get_label()))
+
+
+def test_eigenvalues_are_drawn_as_they_are(analysis):
+    drawn = line(plots.plot_eigenvalues(analysis), "certified").get_ydata()
+    assert numpy.array_equal(drawn, analysis.subspace.eigenvalues.numpy())
+
+
+def test_decay_shows_the_curve_and_a_guide_of_slope_minus_two(analysis):
+    figure = plots.plot_decay(analysis)
+    shape = line(figure, "shape").get_ydata()
+    assert numpy.allclose(shape, analysis.decay.shape[:, -1, 0].numpy())
+    guide, ks = line(figure, "propto").get_ydata(), analysis.decay.ks.numpy()
+    assert numpy.allclose(guide * ks * (ks + 1), guide[-1] * ks[-1] * (ks[-1] + 1))
+    assert guide[-1] == pytest.approx(float(analysis.decay.value[-1, -1, 0]))
+
+
+def test_shares_fill_the_whole(analysis):
+    axes = plots.plot_shares(analysis).axes[0]
+    top = max(path.vertices[:, 1].max() for band in axes.collections for path in band.get_paths())
+    assert top == pytest.approx(1.0)
+    assert len(axes.collections) == 3
+
+
+def test_validity_marks_the_validated_sigmas(analysis):
+    axes = plots.plot_validity(analysis).axes[0]
+    marked = sum(verdict == "valid" for verdict in analysis.validity.verdicts)
+    assert len(axes.patches) == marked > 0
+
+
+def test_every_figure_is_written_as_png_and_pdf_without_pyplot(analysis, tmp_path):
+    import sys
+
+    paths = plots.save_figures(analysis, tmp_path)
+    assert {path.suffix for path in paths} == {".png", ".pdf"}
+    assert len(paths) == 8
+    assert all(path.stat().st_size > 1000 for path in paths)
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_an_eigenpair_that_has_not_converged_is_hollow(analysis):
+    from dataclasses import replace
+
+    space = replace(analysis.subspace, converged=torch.tensor([True, True, False]))
+    figure = plots.plot_eigenvalues(replace(analysis, subspace=space))
+    assert len(line(figure, "not converged").get_ydata()) == 1

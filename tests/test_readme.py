@@ -1,0 +1,41 @@
+"""The README's Python runs as printed."""
+
+import re
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) >= 2
+    namespace: dict[str, object] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for block in blocks:
+            exec(block, namespace)
+    printed = capsys.readouterr().out
+    assert "certified" in printed
+    assert "curvprobe/expected_delta2_subspace" in printed
+    assert (tmp_path / "runs" / "mine" / "result.json").exists()
+
+
+def test_make_targets_that_the_readme_names_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make (\w+)", (ROOT / "README.md").read_text())):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_tables_are_those_of_the_result_files():
+    import sys
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import table
+    finally:
+        sys.path.pop(0)
+    for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+        assert table.fill(path.read_text()) == path.read_text(), f"run `make bench`: {path.name} is out of date"
