@@ -69,9 +69,4 @@ def finite_difference_product(model, loss, batches, vector: Tensor, step: float 
 def gaussian_moment(a: float, c: Tensor, B: Tensor, sigma: float) -> float:
     """The paper's expanded form, E (a + c'z + z'Bz/2)^2."""
     trace = float(B.trace())
-    return (
-        a**2
-        + a * sigma**2 * trace
-        + sigma**2 * float(c @ c)
-        + sigma**4 / 4 * (2 * float((B * B).sum()) + trace**2)
-    )
+    return a**2 + a * sigma**2 * trace + sigma**2 * float(c @ c) + sigma**4 / 4 * (2 * float((B * B).sum()) + trace**2)

@@ -160,6 +160,21 @@ def test_residuals_are_the_true_ones(which, tol):
     assert float(true.max()) <= tol
 
 
+def test_products_that_are_not_exact_are_noticed():
+    """The estimates of Lanczos fall below the tolerance; the true residuals stay at the noise."""
+    matrix = symmetric(SIGNED)
+    with pytest.warns(cp.ConvergenceWarning, match="0 of 3 eigenpairs converged"):
+        pairs = cp.lanczos(
+            lambda block: matrix @ block + 1e-4 * torch.sin(1e6 * block),
+            len(matrix),
+            dim=3,
+            tol=1e-6,
+            dtype=torch.float64,
+        )
+    assert float(pairs.residuals.min()) > 1e-5
+    assert not bool(pairs.converged.any())
+
+
 def test_loose_tolerance_is_also_relative_to_the_last_wanted_eigenvalue():
     """Relative to lambda_1 alone, 1e-2 would accept any vectors of the crowd."""
     matrix = symmetric([100.0, 60.0, *(1 - 0.003 * i for i in range(200))])

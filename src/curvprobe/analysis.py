@@ -274,7 +274,7 @@ def analyze(
         )
     else:
         new = candidates if isinstance(candidates, EmpiricalRisk) else risk.on(candidates)
-        shared = overlap(risk.examples.digests(), new.examples.digests())
+        shared = overlap(risk.digests(), new.digests())
         if shared:
             raise ValueError(
                 f"{len(shared)} of {len(new)} candidates are in the sample too (the first is candidate {shared[0]}); "

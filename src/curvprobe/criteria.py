@@ -172,6 +172,8 @@ def decay_curve(
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     sigmas = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1)
+    if len(sigmas) == 0:
+        raise ValueError("sigma is empty; expected at least one standard deviation")
     for value in sigmas:
         check_sigma(value)
     chosen_dims = [sample.dim] if dims is None else [int(d) for d in dims]

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from curvprobe.examples import Batch
+from curvprobe.linalg import inner
 from curvprobe.risk import EmpiricalRisk, split_loss
 
 Kind = Literal["hessian", "ggn"]
@@ -37,21 +37,23 @@ class CurvatureMatrix:
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         risk = self.risk
+        if not isinstance(vectors, Tensor):
+            raise TypeError(f"the vectors are a {type(vectors).__name__}; expected a tensor (N,) or (N, b)")
         if vectors.dim() not in (1, 2) or vectors.shape[0] != risk.num_params:
             raise ValueError(
                 f"the vectors have shape {tuple(vectors.shape)}; expected (N,) or (N, b) with N = {risk.num_params}"
             )
-        block = vectors.to(device=risk.device, dtype=risk.dtype).reshape(risk.num_params, -1)
-        total = torch.zeros(block.shape, dtype=torch.float64, device=risk.device)
-        batch_products = _hessian_products if self.kind == "hessian" else _ggn_products
+        check_second_derivatives(risk, self.kind)
         with risk.undisturbed(), double_backward_errors():
+            block = vectors.detach().to(device=risk.device, dtype=risk.dtype, copy=True).reshape(risk.num_params, -1)
+            total = torch.zeros(block.shape, dtype=torch.float64, device=risk.device)
             for rows, batch in risk.batches():
-                for column, product in enumerate(batch_products(risk, batch, rows.stop - rows.start, block)):
+                for column, product in enumerate(_PRODUCTS[self.kind](risk, batch, rows.stop - rows.start, block)):
                     total[:, column] += product
-        product = (total / risk.total_weight).to(risk.dtype)
-        if bool(vectors.isfinite().all()) and not bool(product.isfinite().all()):
+            result = (total / risk.total_weight).to(risk.dtype)
+        if bool(vectors.isfinite().all()) and not bool(result.isfinite().all()):
             raise ValueError(f"a {self.kind} product is not finite; the loss has no finite second derivative at w*")
-        return product.reshape(vectors.shape)
+        return result.reshape(vectors.shape)
 
 
 def hessian(risk: EmpiricalRisk) -> CurvatureMatrix:
@@ -114,71 +116,55 @@ def tangent_products(
     risk: EmpiricalRisk, leaves: dict[str, Tensor], gradients: list[Tensor], block: Tensor
 ) -> Iterator[Tensor]:
     """Products of the Jacobian of ``gradients`` (a graph in ``leaves``) with each column of ``block`` (N, b)."""
-    curved = [i for i, g in enumerate(gradients) if g.requires_grad]  # a loss linear in a parameter leaves constants
     for column in block.T:
-        if not curved:
-            yield torch.zeros_like(column)
-            continue
         tangents = list(risk.split(column.contiguous()).values())
-        parts = torch.autograd.grad(
-            [gradients[i] for i in curved],
-            list(leaves.values()),
-            [tangents[i] for i in curved],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        yield risk.flatten(parts)
+        yield risk.flatten(_derivatives(gradients, list(leaves.values()), tangents))
 
 
 def _ggn_products(risk: EmpiricalRisk, batch: Batch, rows: int, block: Tensor) -> Iterator[Tensor]:
     leaves = risk.leaves()
     outputs = _output_tensors(risk.outputs(leaves, batch))
     at = [i for i, z in enumerate(outputs.tensors) if z.requires_grad]
-    free = [outputs.tensors[i].detach().requires_grad_() for i in at]
+    if not at:
+        yield from (torch.zeros_like(column) for column in block.T)
+        return
+    reached = [outputs.tensors[i] for i in at]
+    free = [z.detach().requires_grad_() for z in reached]
     loss_sum, _ = split_loss(risk.loss(outputs.rebuild(dict(zip(at, free, strict=True))), batch), rows)
     if not loss_sum.requires_grad:
         raise ValueError("the loss does not depend on the model's outputs; the Gauss-Newton matrix needs it to")
-    slopes = torch.autograd.grad(loss_sum.sum(), free, create_graph=True, allow_unused=True, materialize_grads=True)
-    curved = [i for i, s in enumerate(slopes) if s.requires_grad]
+    slopes = _derivatives([loss_sum.sum()], free, create_graph=True)
+    # J^T u as a graph in the cotangents u: it is linear in them, and its own derivative along v is J v.
+    cotangents = [torch.zeros_like(z).requires_grad_() for z in free]
+    pulled = _derivatives(reached, list(leaves.values()), cotangents, create_graph=True)
     for column in block.T:
-        if not curved:
-            yield torch.zeros_like(column)
-            continue
-        moved = _output_tangents(risk, batch, column.contiguous(), at)
-        bent = torch.autograd.grad(
-            [slopes[i] for i in curved],
-            free,
-            [moved[i] for i in curved],
+        tangents = list(risk.split(column.contiguous()).values())
+        moved = _derivatives(pulled, cotangents, tangents)
+        bent = _derivatives(slopes, free, moved)
+        yield risk.flatten(_derivatives(reached, list(leaves.values()), bent))
+
+
+def _derivatives(
+    outputs: list[Tensor], inputs: list[Tensor], along: list[Tensor] | None = None, *, create_graph: bool = False
+) -> list[Tensor]:
+    """``torch.autograd.grad`` that keeps the graph, and is zero where an output does not depend on an input."""
+    reached = [i for i, output in enumerate(outputs) if output.requires_grad]
+    if not reached:
+        return [torch.zeros_like(tensor) for tensor in inputs]
+    return list(
+        torch.autograd.grad(
+            [outputs[i] for i in reached],
+            inputs,
+            None if along is None else [along[i] for i in reached],
             retain_graph=True,
+            create_graph=create_graph,
             allow_unused=True,
             materialize_grads=True,
         )
-        parts = torch.autograd.grad(
-            [outputs.tensors[i] for i in at],
-            list(leaves.values()),
-            bent,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        yield risk.flatten(parts)
+    )
 
 
-def _output_tangents(risk: EmpiricalRisk, batch: Batch, column: Tensor, at: list[int]) -> list[Tensor]:
-    """Directional derivatives of the model's output tensors, by forward mode."""
-    leaves, tangents = risk.leaves(), risk.split(column)
-    with torch.no_grad(), forward_ad.dual_level():
-        dual = {
-            name: forward_ad.make_dual(p.detach(), tangents[name])  # type: ignore[no-untyped-call]
-            for name, p in leaves.items()
-        }
-        tensors = _output_tensors(risk.outputs(dual, batch)).tensors
-        moved = []
-        for i in at:
-            primal, tangent = forward_ad.unpack_dual(tensors[i])  # type: ignore[no-untyped-call]
-            moved.append(torch.zeros_like(primal) if tangent is None else tangent)
-        return moved
+_PRODUCTS = {"hessian": _hessian_products, "ggn": _ggn_products}
 
 
 @dataclass(frozen=True)
@@ -224,8 +210,8 @@ def double_backward_errors() -> Iterator[None]:
         yield
     except (RuntimeError, NotImplementedError) as error:
         text = str(error)
-        named = re.search(r"derivative for ([\w:]+)", text) or re.search(r"forward AD with (\w+)", text)
-        twice = re.search(r"once_differentiable|double backward|differentiate twice|aot_autograd|forward AD", text)
+        named = re.search(r"derivative for '?([\w:]+)", text)
+        twice = re.search(r"once_differentiable|double backward|differentiate twice|aot_autograd", text)
         if not (named or twice):
             raise
         operation = named.group(1) if named else "an operation of the model or loss"
@@ -234,3 +220,70 @@ def double_backward_errors() -> Iterator[None]:
         raise ValueError(
             f"{operation} has no second derivative, which curvature needs; {remedy}. PyTorch said: {text}"
         ) from error
+
+
+def check_second_derivatives(risk: EmpiricalRisk, kind: Kind) -> None:
+    """Refuse a model or loss whose second derivatives autograd gets wrong without saying so; once per model and loss.
+
+    A custom function whose backward is opaque to autograd counts as constant when differentiated twice, and a few of
+    PyTorch's own operations are wrong there. On the first example and in float64, a Hessian product is compared
+    with central differences of the gradient; a Gauss-Newton product, with its transpose.
+    """
+    risk.check_dependence()
+    if kind in risk.checked:
+        return
+    try:
+        error = _difference_error(risk) if kind == "hessian" else _asymmetry(risk)
+    except (torch.OutOfMemoryError, MemoryError):
+        return  # the check is a courtesy; the job itself may still fit
+    if error > CHECK_TOLERANCE:
+        raise ValueError(
+            f"a {kind} product is {100 * error:.2g} % off "
+            f"{'central differences of the gradient' if kind == 'hessian' else 'symmetry'}: an operation of the model "
+            "or loss has a wrong second derivative. Known ones are torch's weight_norm, and custom autograd functions "
+            "whose backward is once_differentiable or calls compiled code; replace it, or leave out the parameters "
+            "behind it with params="
+        )
+    risk.checked.add(kind)
+
+
+CHECK_TOLERANCE = 1e-2
+"""Relative disagreement above which a second derivative is called wrong; rounding and truncation stay far below."""
+
+
+def _difference_error(risk: EmpiricalRisk) -> float:
+    """Relative error of a Hessian product on the first example against central differences, float64 where possible."""
+    one = risk.in_double()[[0]] if risk.dtype != torch.float64 else risk[[0]]
+    generator = torch.Generator().manual_seed(0)
+    with one.undisturbed(), double_backward_errors():
+        scales = [p.detach().square().mean().sqrt().clamp_min(1e-3).expand_as(p) for p in one.leaves().values()]
+        draws = torch.randn(one.num_params, generator=generator, dtype=one.dtype)
+        direction = one.flatten(scales) * draws.to(one.device)  # every tensor is moved in proportion to its size
+        batch = next(one.batches())[1]
+        product = next(_hessian_products(one, batch, 1, direction[:, None]))
+
+        def gradient(displacement: Tensor) -> Tensor:
+            leaves = one.leaves(displacement)
+            return one.flatten(one.first_order(one.batch_losses(leaves, batch, 1)[0].sum(), leaves))
+
+        errors = []
+        for step in (1e-5, 1e-4, 1e-6):  # a kink (ReLU) within one step spoils that step only
+            sides = gradient(step * direction), gradient(-step * direction)
+            difference = (sides[0] - sides[1]) / (2 * step)
+            rounding = 1e3 * torch.finfo(one.dtype).eps / step * float(sides[0].norm())
+            size = max(float(product.norm()), float(difference.norm()), rounding)
+            errors.append(float((product - difference).norm()) / size if size > 0 else 0.0)
+            if errors[-1] <= CHECK_TOLERANCE:
+                break
+    return min(errors)
+
+
+def _asymmetry(risk: EmpiricalRisk) -> float:
+    """Relative difference of ``u^T G v`` and ``v^T G u`` on the first example for random u, v."""
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.randn(risk.num_params, 2, generator=generator, dtype=risk.dtype).to(risk.device)
+    with risk.undisturbed(), double_backward_errors():
+        products = torch.stack(list(_ggn_products(risk[[0]], risk._read(0, 1), 1, pair)), dim=1)
+    crossed = inner(pair.T, products)
+    size = float(products.double().norm())
+    return abs(float(crossed[0, 1] - crossed[1, 0])) / size if size > 0 else 0.0

@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -103,7 +104,7 @@ def lanczos(
     """
     if which not in get_args(Which):
         raise ValueError(f"which is {which!r}; expected one of {list(get_args(Which))}")
-    if not isinstance(dim, int) or not 1 <= dim <= num_params:
+    if not isinstance(dim, Integral) or not 1 <= dim <= num_params:
         raise ValueError(f"dim is {dim!r}; expected a whole number from 1 to the number of parameters, {num_params}")
     if not 0 < tol < 1:
         raise ValueError(f"tol is {tol!r}; expected a number between 0 and 1, relative to the first eigenvalue")

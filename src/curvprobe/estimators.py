@@ -233,6 +233,8 @@ def increment_at(risk: EmpiricalRisk, new: EmpiricalRisk, displacement: Tensor |
 
 def probe_increments(risk: EmpiricalRisk, new: EmpiricalRisk, law: Probe, num_probes: int, seed: int) -> Tensor:
     """True increments at the law's draws, float64 (S,)."""
+    if not isinstance(law, Probe):
+        raise TypeError(f"the law is a {type(law).__name__}; expected a probing law such as SubspaceProbe(U, sigma)")
     if new.num_params != risk.num_params:
         raise ValueError(f"new has {new.num_params} parameters and risk {risk.num_params}; make it with risk.on(data)")
     increments = []

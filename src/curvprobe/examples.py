@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
@@ -16,9 +17,10 @@ Batch = Any
 """What the model and the loss are given: a tensor, a tuple or list, or a mapping."""
 
 
-def _update(state: Any, item: Any) -> None:
-    if hasattr(item, "__array__") and not isinstance(item, Tensor):
-        item = torch.as_tensor(item)
+def _update(state: Any, item: Any, inside: tuple[int, ...] = ()) -> None:
+    """Feed an item's content to a hash; ``inside`` holds the objects around it, against endless recursion."""
+    if isinstance(item, numpy.ndarray | numpy.generic):
+        item = torch.as_tensor(item) if item.dtype.kind in "biufc" else item.tolist()
     if isinstance(item, Tensor):
         state.update(f"{item.dtype}{tuple(item.shape)}".encode())
         flat = item.detach().cpu().contiguous().reshape(-1)
@@ -26,12 +28,18 @@ def _update(state: Any, item: Any) -> None:
     elif isinstance(item, Mapping):
         for key in sorted(item, key=str):
             state.update(str(key).encode())
-            _update(state, item[key])
+            _update(state, item[key], inside)
     elif isinstance(item, tuple | list):
         state.update(f"{len(item)}".encode())
         for part in item:
-            _update(state, part)
-    else:
+            _update(state, part, inside)
+    elif isinstance(item, str | bytes | int | float | complex | None):
+        state.update(repr(item).encode())
+    elif hasattr(item, "__dict__") and id(item) not in inside:
+        # By its attributes: a pickle of an object that holds tensors differs from one time to the next.
+        state.update(type(item).__qualname__.encode())
+        _update(state, vars(item), (*inside, id(item)))
+    elif id(item) not in inside:
         state.update(pickle.dumps(item))
 
 
@@ -122,6 +130,8 @@ def _recognise(data: Any) -> tuple[Any, int, bool]:
         data, tensors = dict(data), list(data.values())
     elif isinstance(data, tuple) and data and all(isinstance(v, Tensor) for v in data):
         tensors = list(data)
+    elif isinstance(data, tuple) and data and all(isinstance(v, Tensor | numpy.ndarray) for v in data):
+        raise TypeError("data is a tuple with NumPy arrays; expected tensors: convert arrays with torch.as_tensor")
     elif isinstance(data, list | TorchSubset | Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         if isinstance(data, Mapping | str | bytes) or hasattr(data, "__array__"):
             raise TypeError(f"data is a {type(data).__name__}; expected tensors: convert arrays with torch.as_tensor")
@@ -168,8 +178,16 @@ def _row(data: Any, row: int) -> Any:
 
 
 def to_model(batch: Batch, dtype: torch.dtype, device: torch.device) -> Batch:
-    """The batch on the model's device, its floating-point tensors in the model's dtype."""
-    return _map_tensors(batch, lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype))
+    """A copy of the batch on the model's device, its floating-point tensors in the model's dtype.
+
+    Always a copy: a model may change its input in place, and the user's data must not change with it.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=device, dtype=kind, copy=True)
+
+    return _map_tensors(batch, moved)
 
 
 def overlap(first: Iterable[str], second: Iterable[str]) -> list[int]:

@@ -60,6 +60,16 @@ def _labels(batch: Any) -> Tensor:
     return _target(batch, "labels", "targets")
 
 
+def _matching(prediction: Tensor, target: Tensor) -> Tensor:
+    """The target in the shape and dtype of the prediction."""
+    if target.numel() != prediction.numel():
+        raise ValueError(
+            f"the model predicts shape {tuple(prediction.shape)} and the targets have shape {tuple(target.shape)}; "
+            "expected as many targets as predictions"
+        )
+    return target.to(prediction.dtype).reshape(prediction.shape)
+
+
 def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of a classifier.
 
@@ -77,8 +87,11 @@ def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> 
         >>> cross_entropy(torch.zeros(2, 4), (None, torch.tensor([0, 3])))
         tensor([1.3863, 1.3863])
     """
-    target = _target(batch, "labels", "targets")
-    return functional.cross_entropy(_tensor(outputs), target, reduction="none", label_smoothing=label_smoothing)
+    logits, target = _tensor(outputs), _target(batch, "labels", "targets")
+    if target.dim() == 1 and target.is_floating_point():
+        raise TypeError(f"the targets are {target.dtype}; expected class indices of an integer type: targets.long()")
+    target = target if target.is_floating_point() else target.long()
+    return functional.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
 
 
 def binary_cross_entropy(outputs: Any, batch: Any) -> Tensor:
@@ -94,7 +107,7 @@ def binary_cross_entropy(outputs: Any, batch: Any) -> Tensor:
         tensor([0.6931, 0.6931])
     """
     logits = _tensor(outputs)
-    target = _target(batch, "labels", "targets").to(logits.dtype).reshape(logits.shape)
+    target = _matching(logits, _target(batch, "labels", "targets"))
     loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return loss.reshape(loss.shape[0], -1).mean(1)
 
@@ -112,13 +125,7 @@ def mse(outputs: Any, batch: Any) -> Tensor:
         tensor([1., 1.])
     """
     prediction = _tensor(outputs)
-    target = _target(batch, "labels", "targets").to(prediction.dtype)
-    if target.numel() != prediction.numel():
-        raise ValueError(
-            f"the model predicts shape {tuple(prediction.shape)} and the targets have shape {tuple(target.shape)}; "
-            "expected as many targets as predictions"
-        )
-    error = (prediction - target.reshape(prediction.shape)).square()
+    error = (prediction - _matching(prediction, _target(batch, "labels", "targets"))).square()
     return error.reshape(error.shape[0], -1).mean(1)
 
 

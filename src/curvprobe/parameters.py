@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -39,9 +39,13 @@ def select_parameters(model: nn.Module, selection: Selection) -> list[str]:
         if not chosen:
             raise ValueError(f"the params predicate accepts no trainable parameter; their names: {_some(trainable)}")
         return chosen
-    patterns = list(selection)
+    patterns = list(selection) if isinstance(selection, Iterable) else [selection]
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"params is {selection!r}; expected None, a predicate on the name, or a list of name patterns")
+        kinds = sorted({type(pattern).__name__ for pattern in patterns})
+        raise TypeError(
+            f"params is a {type(selection).__name__} of {', '.join(kinds) or 'nothing'}; expected None, a predicate on "
+            "the name, or a list of names and patterns"
+        )
     every_name = [name for names in aliases.values() for name in names]
     for pattern in patterns:
         if any(fnmatchcase(name, pattern) for names in trainable.values() for name in names):

@@ -59,6 +59,10 @@ class SubspaceProbe:
     sigma: float | Tensor
 
     def __post_init__(self) -> None:
+        if not isinstance(self.subspace, Subspace):
+            raise TypeError(
+                f"subspace is a {type(self.subspace).__name__}; expected a Subspace: Subspace.from_basis(U)"
+            )
         check_sigma(self.sigma, self.subspace.dim)
 
     @property
@@ -103,6 +107,8 @@ class LaplaceProbe:
         """Standard deviation along every direction, float64 (D,)."""
         if self.subspace.eigenvalues is None:
             raise ValueError(f"a Laplace law needs eigenvalues; this subspace comes from {self.subspace.origin!r}")
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}; expected at least one example")
         precision = self.k * (self.subspace.eigenvalues + self.damping)
         if not bool((precision > 0).all()):
             raise ValueError(

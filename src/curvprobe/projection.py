@@ -15,7 +15,7 @@ from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
 from curvprobe import progress
-from curvprobe.curvature import double_backward_errors, hessian, tangent_products
+from curvprobe.curvature import check_second_derivatives, double_backward_errors, hessian, tangent_products
 from curvprobe.examples import Batch
 from curvprobe.linalg import inner
 from curvprobe.risk import ACTIVATION_BUDGET, EmpiricalRisk, resolve_rows
@@ -130,6 +130,7 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     gradient = torch.empty(n, dim, dtype=torch.float64)
     curved = torch.empty(n, dim, dim, dtype=torch.float64)
     loss, weight = risk.losses(), risk.weights
+    check_second_derivatives(risk, "hessian")
     with risk.undisturbed(), double_backward_errors(), progress.bar("projection (examples)", n) as advance:
         together, size = _choose(risk, basis)
         for start in range(0, n, size):
@@ -142,7 +143,7 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
             advance(stop - start)
     if not bool(curved.isfinite().all() and gradient.isfinite().all()):
         raise ValueError("a projected derivative is not finite; the loss has no finite second derivative at w*")
-    return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.examples.digests())
+    return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
 
 
 def mean_projection(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy
@@ -84,7 +86,7 @@ class EmpiricalRisk:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         _check_loss(loss)
-        if microbatch_size is not None and (not isinstance(microbatch_size, int) or microbatch_size < 1):
+        if microbatch_size is not None and (not isinstance(microbatch_size, Integral) or microbatch_size < 1):
             raise ValueError(f"microbatch_size is {microbatch_size!r}; expected a positive number of examples or None")
         self.model = _unwrap(model)
         self.loss = loss
@@ -93,19 +95,24 @@ class EmpiricalRisk:
         self._modes = [(module, module.training) for module in self.model.modules()]
         _check_mode(self.model)
         self._accepted = _accepted_arguments(self.model)
-        self._freeze_state()
+        self._compiled = any(getattr(module, "_compiled_call_impl", None) for module in self.model.modules())
+        with torch.inference_mode(False), torch.no_grad():
+            self._copy_state()
         self._losses: Tensor | None = None
         self._weights: Tensor | None = None
+        self._is_selection = False
+        self.checked: set[str] = set()  # checks that have passed, shared with selections
         self._collate_fn = collate_fn
         self._given_microbatch_size = microbatch_size
         self._try_out()
 
     # ---- state -------------------------------------------------------------------------------------------------
 
-    def _freeze_state(self) -> None:
+    def _copy_state(self) -> None:
+        """Copies of all parameters and buffers: neither further training nor an in-place layer reaches across."""
         state = dict(self.model.named_parameters())
         probed = {name: upcast(state[name].detach()).clone() for name in self.param_names}
-        kept = {name: upcast(p.detach()) for name, p in state.items() if name not in probed}
+        kept = {name: upcast(p.detach()).clone() for name, p in state.items() if name not in probed}
         buffers = {name: upcast(b.detach()).clone() for name, b in self.model.named_buffers()}
         dtypes = {p.dtype for p in probed.values()}
         devices = {p.device for p in probed.values()}
@@ -132,23 +139,31 @@ class EmpiricalRisk:
                     "two evaluations of the same examples gave different losses; expected a deterministic model. "
                     "Call model.eval(), and take out functional dropout and other noise"
                 )
-            held = _SavedBytes(self._params.values())
-            with held:
-                alone = self._evaluate(self._read(0, 1), 1)
             scale = float(first.abs().max())
-            if abs(float(alone[0]) - float(first[0])) > 100 * tolerance * max(scale, 1e-3):
-                raise ValueError(
-                    f"the loss of the first example is {float(alone[0]):.8g} by itself and {float(first[0]):.8g} in a "
-                    f"batch of {rows}; expected losses that do not depend on the rest of the batch. Reduce over the "
-                    "example's own terms only, and take out layers that mix examples"
-                )
+            for row in range(rows):
+                held = _SavedBytes(self._params.values())
+                with held:
+                    alone = float(self._evaluate(self._read(row, row + 1), 1))
+                if abs(alone - float(first[row])) > 100 * tolerance * max(scale, 1e-3):
+                    raise ValueError(
+                        f"the loss of example {row} is {alone:.8g} by itself and {float(first[row]):.8g} in a batch of "
+                        f"{rows}; expected losses that do not depend on the rest of the batch. Reduce over the "
+                        "example's own terms only, and take out layers that mix examples"
+                    )
         self.activation_bytes = max(1, held.total)
         self.microbatch_size = self._given_microbatch_size or max(1, ACTIVATION_BUDGET // self.activation_bytes)
 
     def _evaluate(self, batch: Batch, rows: int) -> Tensor:
-        loss_sum, weight = self.batch_losses(self.leaves(), batch, rows)
+        everything = {name: p.detach().requires_grad_(p.is_floating_point()) for name, p in self._kept.items()}
+        loss_sum, weight = self.batch_losses({**everything, **self.leaves()}, batch, rows)
+        if not loss_sum.requires_grad:
+            raise ValueError(
+                "the loss depends on no parameter of the model; expected one that can be differentiated: neither the "
+                "model nor the loss may detach, convert to NumPy or run under torch.no_grad()"
+            )
+        _check_weights(weight, 0)
         losses = (loss_sum.detach() / weight).double()
-        _check_finite(losses, 0, rows)
+        _check_finite(losses, 0, len(self))
         return losses
 
     @contextmanager
@@ -163,6 +178,10 @@ class EmpiricalRisk:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self._compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            fast_path = torch.backends.mha.get_fastpath_enabled()  # used without gradients only, with other padding
+            torch.backends.mha.set_fastpath_enabled(False)
             try:
                 for module, training in self._modes:
                     module.training = training
@@ -170,6 +189,7 @@ class EmpiricalRisk:
             finally:
                 for module, training in modes:
                     module.training = training
+                torch.backends.mha.set_fastpath_enabled(fast_path)
                 torch.set_rng_state(torch_state)
                 if cuda_state is not None:
                     torch.cuda.set_rng_state(cuda_state, self.device)
@@ -189,6 +209,7 @@ class EmpiricalRisk:
         rows = resolve_rows(selection, len(self))
         chosen = copy.copy(self)
         chosen.examples = self.examples.select(rows)
+        chosen._is_selection = True
         if self._losses is not None and self._weights is not None:
             chosen._losses, chosen._weights = self._losses[rows], self._weights[rows]
         return chosen
@@ -199,8 +220,20 @@ class EmpiricalRisk:
         inherited = None if isinstance(data, Tensor | tuple | Mapping) else self._collate_fn
         other.examples = Examples(data, collate_fn or inherited)
         other._losses = other._weights = None
+        other._is_selection = False
         other._try_out()
         return other
+
+    def in_double(self) -> EmpiricalRisk:
+        """The same risk in float64: for checks, not for speed."""
+        double = copy.copy(self)
+        with torch.inference_mode(False):
+            for name in ("_params", "_kept", "_buffers"):
+                tensors = getattr(self, name)
+                setattr(double, name, {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()})
+        double.dtype = torch.float64
+        double._losses = double._weights = None
+        return double
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
@@ -257,7 +290,7 @@ class EmpiricalRisk:
             finite: raise on a loss that is not finite; False lets it through.
         """
         if displacement is None and self._losses is not None:
-            return self._losses
+            return self._losses.clone()
         losses = torch.empty(len(self), dtype=torch.float64)
         weights = torch.empty(len(self), dtype=torch.float64)
         with self.undisturbed(), torch.no_grad():
@@ -270,7 +303,7 @@ class EmpiricalRisk:
                 if finite:
                     _check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
         if displacement is None:
-            self._losses = losses
+            self._losses = losses.clone()
         if self._weights is None:
             self._weights = weights
         return losses
@@ -281,7 +314,7 @@ class EmpiricalRisk:
         if self._weights is None:
             self.losses()
         assert self._weights is not None
-        return self._weights
+        return self._weights.clone()
 
     @property
     def total_weight(self) -> float:
@@ -295,28 +328,40 @@ class EmpiricalRisk:
 
     def gradient(self) -> Tensor:
         """Gradient of the risk at the solution; flat (N,) in the model's dtype, accumulated in float64."""
-        total = torch.zeros(self.num_params, dtype=torch.float64, device=self.device)
+        self.check_dependence()
         with self.undisturbed():
+            total = torch.zeros(self.num_params, dtype=torch.float64, device=self.device)
             for rows, batch in self.batches():
                 leaves = self.leaves()
                 loss_sum, _ = self.batch_losses(leaves, batch, rows.stop - rows.start)
                 total += self.flatten(self.first_order(loss_sum.sum(), leaves))
-        gradient = (total / self.total_weight).to(self.dtype)
+            gradient = (total / self.total_weight).to(self.dtype)
         if not bool(gradient.isfinite().all()):
             raise ValueError("the gradient of the risk is not finite although the losses are; check the loss at w*")
         return gradient
 
     def first_order(self, scalar: Tensor, leaves: dict[str, Tensor], *, create_graph: bool = False) -> list[Tensor]:
         """Gradient of a scalar in the probed parameters; zero where it does not depend on one."""
-        if not scalar.requires_grad:
-            raise ValueError(
-                "the loss does not depend on any probed parameter; check params=, and that the model and the loss "
-                "neither detach nor run under torch.no_grad()"
-            )
+        if not scalar.requires_grad:  # an example may pass the probed parameters by, as in a mixture of experts
+            return [torch.zeros_like(leaf) for leaf in leaves.values()]
         gradients = torch.autograd.grad(
             scalar, list(leaves.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
         return list(gradients)
+
+    def check_dependence(self) -> None:
+        """Refuse a sample on which no loss depends on a probed parameter."""
+        if self._is_selection or "dependence" in self.checked:
+            return
+        with self.undisturbed():
+            for rows, batch in self.batches():
+                if self.batch_losses(self.leaves(), batch, rows.stop - rows.start)[0].requires_grad:
+                    self.checked.add("dependence")
+                    return
+        raise ValueError(
+            f"no loss depends on any probed parameter ({', '.join(self.param_names[:4])}, ...); "
+            "choose others with params="
+        )
 
     # ---- flat vectors ------------------------------------------------------------------------------------------
 
@@ -331,27 +376,41 @@ class EmpiricalRisk:
 
     def key(self) -> str:
         """Hash of everything the risk depends on: parameters, buffers, examples, and their losses at the solution."""
-        return digest([self._params, self._buffers, self.examples.digests(), self.losses(), self.weights])
+        return digest([self._params, self._buffers, self.digests(), self.losses(), self.weights])
+
+    def digests(self) -> tuple[str, ...]:
+        """Content hash of every example."""
+        with self.undisturbed():  # reading a dataset may run the user's code
+            return self.examples.digests()
 
 
 def resolve_rows(selection: int | slice | Sequence[int] | Tensor, length: int) -> list[int]:
     """Positions that an index, slice, list or boolean mask selects from ``length`` examples."""
     if isinstance(selection, slice):
         rows = list(range(length))[selection]
-    elif isinstance(selection, Tensor):
-        rows = (selection.nonzero().flatten() if selection.dtype == torch.bool else selection.flatten()).tolist()
-    elif isinstance(selection, Sequence) and not isinstance(selection, str):
-        rows = [int(i) for i in selection]
-    elif isinstance(selection, int | numpy.integer):
+    elif isinstance(selection, Integral) and not isinstance(selection, bool):
         rows = [int(selection)]
     else:
-        raise TypeError(f"cannot select examples by {type(selection).__name__}; expected an index, slice, list or mask")
+        rows = _listed_rows(selection, length)
     for row in rows:
         if not -length <= row < length:
             raise IndexError(f"example {row} was asked for; there are {length}")
     if not rows:
         raise ValueError(f"the selection {selection!r} holds none of the {length} examples; expected at least one")
     return [row % length for row in rows]
+
+
+def _listed_rows(selection: Any, length: int) -> list[int]:
+    listed = isinstance(selection, Sequence | Tensor | numpy.ndarray) and not isinstance(selection, str)
+    items = torch.as_tensor(selection).flatten() if listed and len(selection) else torch.empty(0, dtype=torch.long)
+    if not listed or items.is_floating_point() or items.is_complex():
+        kind = f"{items.dtype} values" if listed else type(selection).__name__
+        raise TypeError(f"cannot select examples by {kind}; expected an index, a slice, a list of indices or a mask")
+    if items.dtype != torch.bool:
+        return [int(i) for i in items]
+    if len(items) != length:
+        raise ValueError(f"the mask has {len(items)} entries for {length} examples; expected one each")
+    return [int(i) for i in items.nonzero().flatten()]
 
 
 def split_loss(result: Any, rows: int) -> tuple[Tensor, Tensor]:
@@ -400,6 +459,8 @@ def _check_weights(weights: Tensor, start: int) -> None:
 
 
 def _check_loss(loss: Any) -> None:
+    while isinstance(loss, functools.partial):
+        loss = loss.func
     if isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == "torch.nn.functional":
         name = type(loss).__name__ if isinstance(loss, nn.Module) else loss.__name__
         if isinstance(loss, nn.Module) and not type(loss).__module__.startswith("torch.nn"):
@@ -416,6 +477,8 @@ def _check_mode(model: nn.Module) -> None:
     """Refuse layers that, in their present mode, draw random numbers or mix the examples of a batch."""
     for name, module in model.named_modules():
         label = f"{name or 'the model'} ({type(module).__name__})"
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ValueError(f"{label} has sparse gradients, which have no second derivative; set its .sparse = False")
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.running_mean is None:
                 raise ValueError(
@@ -434,11 +497,13 @@ def _check_mode(model: nn.Module) -> None:
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    inner = getattr(model, "_orig_mod", model)
-    if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner = inner.module
-    assert isinstance(inner, nn.Module)
-    return inner
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def _accepted_arguments(model: nn.Module) -> frozenset[str] | None:
