@@ -195,13 +195,13 @@ class _Squared(nn.Linear):
 def test_an_operation_without_a_second_derivative_is_refused():
     """Not passed over: ``autograd.grad`` does not visit the node that would raise, and gives zero."""
     risk = cp.EmpiricalRisk(_Squared(2, 1).double(), cp.losses.mse, (block_of(3, 2), block_of(3, 1)))
-    with pytest.raises(ValueError, match="has no second derivative, which curvature needs"):
+    with pytest.raises(ValueError, match="missing or wrong second derivative"):
         _ = cp.hessian(risk) @ block_of(3, 1)
 
 
-def test_an_operation_without_forward_mode_is_refused_by_the_ggn():
+def test_an_operation_without_a_second_derivative_is_refused_by_the_ggn():
     risk = cp.EmpiricalRisk(_Squared(2, 1).double(), cp.losses.mse, (block_of(3, 2), block_of(3, 1)))
-    with pytest.raises(ValueError, match=r"jvp|forward"):
+    with pytest.raises(ValueError, match="missing or wrong second derivative"):
         _ = cp.ggn(risk) @ block_of(3, 1)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from curvprobe.examples import Batch
-from curvprobe.linalg import inner
 from curvprobe.risk import EmpiricalRisk, split_loss
 
 Kind = Literal["hessian", "ggn"]
@@ -123,25 +122,38 @@ def tangent_products(
 
 def _ggn_products(risk: EmpiricalRisk, batch: Batch, rows: int, block: Tensor) -> Iterator[Tensor]:
     leaves = risk.leaves()
+    reached, free, slopes = _output_slopes(risk, leaves, batch, rows)
+    for bent in _bent_outputs(risk, leaves, reached, free, slopes, block):
+        yield risk.flatten(_derivatives(reached, list(leaves.values()), bent))
+
+
+def _output_slopes(
+    risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Batch, rows: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The model's output tensors as graphs in the parameters, the same detached, and the loss's gradient in these."""
     outputs = _output_tensors(risk.outputs(leaves, batch))
     at = [i for i, z in enumerate(outputs.tensors) if z.requires_grad]
-    if not at:
-        yield from (torch.zeros_like(column) for column in block.T)
-        return
-    reached = [outputs.tensors[i] for i in at]
-    free = [z.detach().requires_grad_() for z in reached]
+    free = [outputs.tensors[i].detach().requires_grad_() for i in at]
     loss_sum, _ = split_loss(risk.loss(outputs.rebuild(dict(zip(at, free, strict=True))), batch), rows)
-    if not loss_sum.requires_grad:
-        raise ValueError("the loss does not depend on the model's outputs; the Gauss-Newton matrix needs it to")
     slopes = _derivatives([loss_sum.sum()], free, create_graph=True)
+    return [outputs.tensors[i] for i in at], free, slopes
+
+
+def _bent_outputs(
+    risk: EmpiricalRisk,
+    leaves: dict[str, Tensor],
+    reached: list[Tensor],
+    free: list[Tensor],
+    slopes: list[Tensor],
+    block: Tensor,
+) -> Iterator[list[Tensor]]:
+    """The loss's Hessian in the outputs, times the outputs' derivative along each column of ``block``."""
     # J^T u as a graph in the cotangents u: it is linear in them, and its own derivative along v is J v.
     cotangents = [torch.zeros_like(z).requires_grad_() for z in free]
     pulled = _derivatives(reached, list(leaves.values()), cotangents, create_graph=True)
     for column in block.T:
         tangents = list(risk.split(column.contiguous()).values())
-        moved = _derivatives(pulled, cotangents, tangents)
-        bent = _derivatives(slopes, free, moved)
-        yield risk.flatten(_derivatives(reached, list(leaves.values()), bent))
+        yield _derivatives(slopes, free, _derivatives(pulled, cotangents, tangents))
 
 
 def _derivatives(
@@ -222,53 +234,57 @@ def double_backward_errors() -> Iterator[None]:
         ) from error
 
 
+CHECK_TOLERANCE = 1e-2
+"""Relative disagreement above which a second derivative is called wrong; rounding and truncation stay far below."""
+
+
 def check_second_derivatives(risk: EmpiricalRisk, kind: Kind) -> None:
     """Refuse a model or loss whose second derivatives autograd gets wrong without saying so; once per model and loss.
 
     A custom function whose backward is opaque to autograd counts as constant when differentiated twice, and a few of
-    PyTorch's own operations are wrong there. On the first example and in float64, a Hessian product is compared
-    with central differences of the gradient; a Gauss-Newton product, with its transpose.
+    PyTorch's own operations are wrong there. On the first example, in float64, the product with one vector is compared
+    with central differences of first derivatives (for the Gauss-Newton matrix: of the loss in the outputs).
     """
     risk.check_dependence()
     if kind in risk.checked:
         return
     try:
-        error = _difference_error(risk) if kind == "hessian" else _asymmetry(risk)
+        error = _difference_error(risk.in_double()[[0]], kind)
     except (torch.OutOfMemoryError, MemoryError):
         return  # the check is a courtesy; the job itself may still fit
     if error > CHECK_TOLERANCE:
         raise ValueError(
-            f"a {kind} product is {100 * error:.2g} % off "
-            f"{'central differences of the gradient' if kind == 'hessian' else 'symmetry'}: an operation of the model "
-            "or loss has a wrong second derivative. Known ones are torch's weight_norm, and custom autograd functions "
+            f"a {kind} product is {100 * error:.2g} % off central differences: an operation of the model or loss has a "
+            "missing or wrong second derivative. Known ones are torch's weight_norm, and custom autograd functions "
             "whose backward is once_differentiable or calls compiled code; replace it, or leave out the parameters "
             "behind it with params="
         )
     risk.checked.add(kind)
 
 
-CHECK_TOLERANCE = 1e-2
-"""Relative disagreement above which a second derivative is called wrong; rounding and truncation stay far below."""
-
-
-def _difference_error(risk: EmpiricalRisk) -> float:
-    """Relative error of a Hessian product on the first example against central differences, float64 where possible."""
-    one = risk.in_double()[[0]] if risk.dtype != torch.float64 else risk[[0]]
+def _difference_error(one: EmpiricalRisk, kind: Kind) -> float:
+    """Relative error of a product against central differences on a single example."""
     generator = torch.Generator().manual_seed(0)
     with one.undisturbed(), double_backward_errors():
         scales = [p.detach().square().mean().sqrt().clamp_min(1e-3).expand_as(p) for p in one.leaves().values()]
         draws = torch.randn(one.num_params, generator=generator, dtype=one.dtype)
         direction = one.flatten(scales) * draws.to(one.device)  # every tensor is moved in proportion to its size
-        batch = next(one.batches())[1]
-        product = next(_hessian_products(one, batch, 1, direction[:, None]))
+        batch, leaves = next(one.batches())[1], one.leaves()
+        if kind == "hessian":
+            product = next(_hessian_products(one, batch, 1, direction[:, None]))
+        else:
+            parts = _output_slopes(one, leaves, batch, 1)
+            product = one.flatten(next(_bent_outputs(one, leaves, *parts, direction[:, None])))
 
-        def gradient(displacement: Tensor) -> Tensor:
-            leaves = one.leaves(displacement)
-            return one.flatten(one.first_order(one.batch_losses(leaves, batch, 1)[0].sum(), leaves))
+        def first_order(displacement: Tensor) -> Tensor:
+            moved = one.leaves(displacement)
+            if kind == "ggn":
+                return one.flatten(_output_slopes(one, moved, batch, 1)[2])
+            return one.flatten(one.first_order(one.batch_losses(moved, batch, 1)[0].sum(), moved))
 
         errors = []
         for step in (1e-5, 1e-4, 1e-6):  # a kink (ReLU) within one step spoils that step only
-            sides = gradient(step * direction), gradient(-step * direction)
+            sides = first_order(step * direction), first_order(-step * direction)
             difference = (sides[0] - sides[1]) / (2 * step)
             rounding = 1e3 * torch.finfo(one.dtype).eps / step * float(sides[0].norm())
             size = max(float(product.norm()), float(difference.norm()), rounding)
@@ -276,14 +292,3 @@ def _difference_error(risk: EmpiricalRisk) -> float:
             if errors[-1] <= CHECK_TOLERANCE:
                 break
     return min(errors)
-
-
-def _asymmetry(risk: EmpiricalRisk) -> float:
-    """Relative difference of ``u^T G v`` and ``v^T G u`` on the first example for random u, v."""
-    generator = torch.Generator().manual_seed(0)
-    pair = torch.randn(risk.num_params, 2, generator=generator, dtype=risk.dtype).to(risk.device)
-    with risk.undisturbed(), double_backward_errors():
-        products = torch.stack(list(_ggn_products(risk[[0]], risk._read(0, 1), 1, pair)), dim=1)
-    crossed = inner(pair.T, products)
-    size = float(products.double().norm())
-    return abs(float(crossed[0, 1] - crossed[1, 0])) / size if size > 0 else 0.0

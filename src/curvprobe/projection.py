@@ -127,11 +127,11 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     """
     basis = _basis_for(risk, subspace)
     n, dim = len(risk), subspace.dim
-    gradient = torch.empty(n, dim, dtype=torch.float64)
-    curved = torch.empty(n, dim, dim, dtype=torch.float64)
     loss, weight = risk.losses(), risk.weights
     check_second_derivatives(risk, "hessian")
     with risk.undisturbed(), double_backward_errors(), progress.bar("projection (examples)", n) as advance:
+        gradient = torch.empty(n, dim, dtype=torch.float64)
+        curved = torch.empty(n, dim, dim, dtype=torch.float64)
         together, size = _choose(risk, basis)
         for start in range(0, n, size):
             stop = min(start + size, n)

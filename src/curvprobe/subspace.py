@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvprobe.curvature import CurvatureMatrix, Kind
 from curvprobe.eigensolver import Which, lanczos
-from curvprobe.linalg import inner
+from curvprobe.linalg import inner, norm, subtract_combination
 from curvprobe.risk import EmpiricalRisk
 
 
@@ -195,11 +195,17 @@ def gradient_subspace(risk: EmpiricalRisk) -> Subspace:
     """
     if len(risk) > risk.num_params:
         raise ValueError(f"{len(risk)} gradients of {risk.num_params} parameters; select fewer examples: risk[:D]")
-    gradients = torch.stack([risk[[i]].gradient() for i in range(len(risk))], dim=1)
-    basis, triangle = torch.linalg.qr(gradients)
-    # An independent column keeps its size on the diagonal; a dependent one is left with rounding.
-    sizes = triangle.diagonal().abs()
-    independent = sizes > 100 * torch.finfo(risk.dtype).eps * gradients.norm(dim=0).max()
-    if not bool(independent.any()):
+    rows = torch.empty(len(risk), risk.num_params, dtype=risk.dtype, device=risk.device)
+    count, largest = 0, 0.0
+    for i in range(len(risk)):
+        direction = risk[[i]].gradient()
+        largest = max(largest, norm(direction))
+        for _ in range(2):
+            subtract_combination(direction, rows[:count], inner(rows[:count], direction))
+        left = norm(direction)
+        if left > 100 * torch.finfo(risk.dtype).eps * largest:  # a dependent gradient leaves rounding only
+            rows[count] = direction / left
+            count += 1
+    if count == 0:
         raise ValueError("all these gradients are zero; they span nothing")
-    return Subspace(basis=basis[:, independent], origin="gradients")
+    return Subspace(basis=rows[:count].T, origin="gradients")
