@@ -27,8 +27,9 @@ def test_eigenvalues_are_drawn_as_they_are(analysis):
 
 def test_decay_shows_the_curve_and_a_guide_of_slope_minus_two(analysis):
     figure = plots.plot_decay(analysis)
-    shape = line(figure, "shape").get_ydata()
+    shape = line(figure, "shape, D = 3").get_ydata()
     assert numpy.allclose(shape, analysis.decay.shape[:, -1, 0].numpy())
+    assert numpy.allclose(line(figure, "Delta_2").get_ydata(), analysis.decay.value[:, -1, 0].numpy())
     guide, ks = line(figure, "propto").get_ydata(), analysis.decay.ks.numpy()
     assert numpy.allclose(guide * ks * (ks + 1), guide[-1] * ks[-1] * (ks[-1] + 1))
     assert guide[-1] == pytest.approx(float(analysis.decay.value[-1, -1, 0]))

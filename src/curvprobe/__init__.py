@@ -1,7 +1,7 @@
 """How much the loss landscape around a trained solution still moves when data is added, and in which directions."""
 
 from curvprobe import losses
-from curvprobe.analysis import Analysis, analyze
+from curvprobe.analysis import analyze
 from curvprobe.criteria import DecayCurve, decay_curve, delta1, delta2, delta2_subspace
 from curvprobe.curvature import CurvatureMatrix, ggn, hessian
 from curvprobe.eigensolver import ConvergenceWarning, Eigenpairs, lanczos
@@ -15,6 +15,7 @@ from curvprobe.estimators import (
 from curvprobe.increment import QuadraticIncrement, increment, prefix_increments
 from curvprobe.probes import IsotropicProbe, LaplaceProbe, NormalizedProbe, PointProbe, Probe, SubspaceProbe
 from curvprobe.projection import ProjectedSample, mean_projection, project
+from curvprobe.result import Analysis
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.subspace import Subspace, gradient_subspace, random_subspace, top_eigenspace
 from curvprobe.tasks import Task

@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 
 import curvprobe
-from curvprobe.analysis import Analysis, analyze
+from curvprobe.analysis import analyze
+from curvprobe.result import Analysis
 from curvprobe.tasks import Task, load_task
 
 app = typer.Typer(

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from curvprobe.examples import Batch
-from curvprobe.risk import EmpiricalRisk, split_loss
+from curvprobe.losses import split_loss
+from curvprobe.risk import EmpiricalRisk
 
 Kind = Literal["hessian", "ggn"]
 

@@ -9,13 +9,18 @@ terms (tokens of a sequence, say). Keyword arguments are set with :func:`functoo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = ["binary_cross_entropy", "causal_lm", "cross_entropy", "masked_lm", "mse"]
+
+Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
+"""``loss(outputs, batch)``: one mean loss per example (n,), or ``(loss_sum (n,), weight (n,))``."""
 
 IGNORE_INDEX = -100
 """Label of a position that does not count, as in PyTorch and Hugging Face."""
@@ -170,3 +175,66 @@ def masked_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         (tensor([1.3863]), tensor([1]))
     """
     return _token_cross_entropy(_tensor(outputs), _target(batch, "labels", "targets"))
+
+
+# ---- what a loss must be and return
+
+
+def split_loss(result: Any, rows: int) -> tuple[Tensor, Tensor]:
+    """Summed losses and weights (n,) from what the user's loss returned."""
+    pair = isinstance(result, tuple) and len(result) == 2
+    loss_sum = result[0] if pair else result
+    if not isinstance(loss_sum, Tensor) or not loss_sum.is_floating_point():
+        raise TypeError(
+            f"the loss returned {type(result).__name__}; expected a floating-point tensor of one loss per example "
+            "(n,), or (loss_sum (n,), weight (n,))"
+        )
+    if loss_sum.dim() == 0:
+        raise ValueError(
+            f"the loss returned a scalar for {rows} examples; expected one loss per example, shape ({rows},): "
+            "use reduction='none', or a ready loss from curvprobe.losses"
+        )
+    if loss_sum.shape != (rows,):
+        raise ValueError(
+            f"the loss has shape {tuple(loss_sum.shape)} for {rows} examples; expected ({rows},): average over an "
+            "example's own terms, or return (loss_sum, weight)"
+        )
+    if not pair:
+        return loss_sum, torch.ones_like(loss_sum)
+    weight = torch.as_tensor(result[1], device=loss_sum.device)
+    if weight.shape != (rows,):
+        raise ValueError(f"the weights have shape {tuple(weight.shape)} for {rows} examples; expected ({rows},)")
+    return loss_sum, weight.detach().to(loss_sum.dtype)
+
+
+def check_finite(losses: Tensor, start: int, total: int, *, displaced: bool = False) -> None:
+    bad = (~losses.isfinite()).nonzero().flatten()
+    if len(bad):
+        where = "at the displaced parameters; take a smaller sigma" if displaced else "at the solution; check its data"
+        row = int(bad[0])
+        raise ValueError(f"the loss of example {start + row} of {total} is {float(losses[row])} {where}")
+
+
+def check_weights(weights: Tensor, start: int) -> None:
+    bad = (~((weights > 0) & weights.isfinite())).nonzero().flatten()
+    if len(bad):
+        row = int(bad[0])
+        raise ValueError(
+            f"example {start + row} has weight {float(weights[row])}; expected a positive number of loss terms: "
+            "leave out examples without any"
+        )
+
+
+def check_loss(loss: Any) -> None:
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    if isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == "torch.nn.functional":
+        name = type(loss).__name__ if isinstance(loss, nn.Module) else loss.__name__
+        if isinstance(loss, nn.Module) and not type(loss).__module__.startswith("torch.nn"):
+            return
+        raise TypeError(
+            f"loss is torch's {name}, which takes (input, target) and reduces over the batch; expected "
+            "loss(outputs, batch) giving one loss per example: use curvprobe.losses, or write one"
+        )
+    if not callable(loss):
+        raise TypeError(f"loss is a {type(loss).__name__}; expected a function loss(outputs, batch)")

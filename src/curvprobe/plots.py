@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from curvprobe.analysis import Analysis
+from curvprobe.result import Analysis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,17 +53,16 @@ def plot_eigenvalues(analysis: Analysis) -> Figure:
 def plot_decay(analysis: Analysis) -> Figure:
     """Criteria against the sample size, averaged over the candidates, with a guide that falls as k^-2."""
     curve = analysis.decay
-    ks = curve.ks.numpy()
+    ks, value, stderr = curve.ks.numpy(), curve.value[:, -1, 0].numpy(), curve.stderr[:, -1, 0].nan_to_num().numpy()
     figure, axes = _new_figure()
-    axes.loglog(ks, curve.delta1.square().numpy(), ".-", color="0.5", label=r"$\Delta_1^2$")
+    axes.loglog(ks, value, ".-", color="#4c72b0", label=rf"$\Delta_2^{{({int(curve.dims[-1])})}}$")
+    axes.fill_between(ks, numpy.maximum(value - stderr, value * 1e-2), value + stderr, color="#4c72b0", alpha=0.2)
+    axes.loglog(ks, curve.delta1.square().numpy(), ".-", color="0.5", label=r"(mean $\Delta_1)^2$")
     for m, dim in enumerate(curve.dims.tolist()):
-        value, stderr = curve.value[:, m, 0].numpy(), curve.stderr[:, m, 0].nan_to_num().numpy()
-        (line,) = axes.loglog(ks, value, ".-", label=rf"$\Delta_2^{{({dim})}}$")
-        low = numpy.maximum(value - stderr, value * 1e-2)
-        axes.fill_between(ks, low, value + stderr, color=line.get_color(), alpha=0.2)
-    axes.loglog(ks, curve.shape[:, -1, 0].numpy(), ".-", color="#55a868", label=f"shape, D = {int(curve.dims[-1])}")
+        alpha = 0.4 + 0.6 * (m + 1) / len(curve.dims)
+        axes.loglog(ks, curve.shape[:, m, 0].numpy(), ".-", color="#55a868", alpha=alpha, label=f"shape, D = {dim}")
     guide = float(curve.value[-1, -1, 0]) * (ks[-1] * (ks[-1] + 1)) / (ks * (ks + 1.0))
-    axes.loglog(ks, guide, "--", color="black", linewidth=0.8, label=r"$\propto k^{-2}$")
+    axes.loglog(ks, guide, "--", color="black", linewidth=0.8, label=r"guide $\propto k^{-2}$")
     axes.set(xlabel="sample size k", ylabel="criterion (squared loss units)")
     axes.set_title(f"Mean over {analysis.num_candidates} next examples, sigma = {analysis.sigma:.2g}")
     axes.legend(frameon=False, fontsize="small")

@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 
 from curvprobe import progress
 from curvprobe.curvature import check_second_derivatives, double_backward_errors, hessian, tangent_products
-from curvprobe.examples import Batch
+from curvprobe.examples import Batch, resolve_rows
 from curvprobe.linalg import inner
-from curvprobe.risk import ACTIVATION_BUDGET, EmpiricalRisk, resolve_rows
+from curvprobe.risk import ACTIVATION_BUDGET, EmpiricalRisk
 from curvprobe.subspace import Subspace
 
 _TOGETHER_BYTES = 2**20

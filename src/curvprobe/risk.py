@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from numbers import Integral
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvprobe.examples import Batch, Examples, digest, to_model
+from curvprobe.examples import Batch, Examples, digest, resolve_rows, to_model
+from curvprobe.losses import Loss, check_finite, check_loss, check_weights, split_loss
+from curvprobe.model import SavedBytes, call, check_mode, undisturbed, unwrap
 from curvprobe.parameters import Selection, select_parameters, upcast
-
-Loss = Callable[[Any, Batch], Tensor | tuple[Tensor, Tensor]]
 
 ACTIVATION_BUDGET = 128 * 2**20
 """Bytes of saved activations that one microbatch may hold when ``microbatch_size`` is left to us."""
-
-_FOR_THE_LOSS = frozenset({"labels", "targets", "target", "label", "weight", "weights"})
 
 
 class EmpiricalRisk:
@@ -85,17 +76,15 @@ class EmpiricalRisk:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-        _check_loss(loss)
+        check_loss(loss)
         if microbatch_size is not None and (not isinstance(microbatch_size, Integral) or microbatch_size < 1):
             raise ValueError(f"microbatch_size is {microbatch_size!r}; expected a positive number of examples or None")
-        self.model = _unwrap(model)
+        self.model = unwrap(model)
         self.loss = loss
         self.examples = Examples(data, collate_fn)
         self.param_names = select_parameters(self.model, params)
         self._modes = [(module, module.training) for module in self.model.modules()]
-        _check_mode(self.model)
-        self._accepted = _accepted_arguments(self.model)
-        self._compiled = any(getattr(module, "_compiled_call_impl", None) for module in self.model.modules())
+        check_mode(self.model)
         with torch.inference_mode(False), torch.no_grad():
             self._copy_state()
         self._losses: Tensor | None = None
@@ -141,7 +130,7 @@ class EmpiricalRisk:
                 )
             scale = float(first.abs().max())
             for row in range(rows):
-                held = _SavedBytes(self._params.values())
+                held = SavedBytes(self._params.values())
                 with held:
                     alone = float(self._evaluate(self._read(row, row + 1), 1))
                 if abs(alone - float(first[row])) > 100 * tolerance * max(scale, 1e-3):
@@ -161,40 +150,14 @@ class EmpiricalRisk:
                 "the loss depends on no parameter of the model; expected one that can be differentiated: neither the "
                 "model nor the loss may detach, convert to NumPy or run under torch.no_grad()"
             )
-        _check_weights(weight, 0)
+        check_weights(weight, 0)
         losses = (loss_sum.detach() / weight).double()
-        _check_finite(losses, 0, len(self))
+        check_finite(losses, 0, len(self))
         return losses
 
-    @contextmanager
-    def undisturbed(self) -> Iterator[None]:
+    def undisturbed(self) -> AbstractContextManager[None]:
         """A block in which the model may be evaluated, and after which nothing about it or the RNGs has changed."""
-        modes = [(module, module.training) for module, _ in self._modes]
-        torch_state = torch.get_rng_state()
-        cuda_state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        numpy_state, python_state = numpy.random.get_state(), random.getstate()  # noqa: NPY002 - a dataset may use it
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.autocast(self.device.type, enabled=False))
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self._compiled:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            fast_path = torch.backends.mha.get_fastpath_enabled()  # used without gradients only, with other padding
-            torch.backends.mha.set_fastpath_enabled(False)
-            try:
-                for module, training in self._modes:
-                    module.training = training
-                yield
-            finally:
-                for module, training in modes:
-                    module.training = training
-                torch.backends.mha.set_fastpath_enabled(fast_path)
-                torch.set_rng_state(torch_state)
-                if cuda_state is not None:
-                    torch.cuda.set_rng_state(cuda_state, self.device)
-                numpy.random.set_state(numpy_state)  # noqa: NPY002
-                random.setstate(python_state)
+        return undisturbed(self.model, self._modes, self.device)
 
     # ---- size and selection ------------------------------------------------------------------------------------
 
@@ -262,21 +225,7 @@ class EmpiricalRisk:
     def outputs(self, params: Mapping[str, Tensor], batch: Batch) -> Any:
         """What the model returns for a batch at these parameters."""
         state = {**self._kept, **{name: b.clone() for name, b in self._buffers.items()}, **params}
-        inputs = batch[0] if isinstance(batch, tuple | list) else batch
-        defaults = {"use_cache": False} if "use_cache" in (self._accepted or ()) else {}
-        if isinstance(inputs, Mapping):
-            named = {
-                key: value
-                for key, value in inputs.items()
-                if key not in _FOR_THE_LOSS and (self._accepted is None or key in self._accepted)
-            }
-            if not named:
-                raise ValueError(
-                    f"the batch has keys {sorted(inputs)}, none of which the model's forward accepts; "
-                    f"expected some of {sorted(self._accepted or ())}"
-                )
-            return functional_call(self.model, state, (), {**defaults, **named})
-        return functional_call(self.model, state, (inputs,), defaults)
+        return call(self.model, state, batch)
 
     def batch_losses(self, params: Mapping[str, Tensor], batch: Batch, rows: int) -> tuple[Tensor, Tensor]:
         """Summed loss and weight of each of the batch's ``rows`` examples, differentiable in ``params``."""
@@ -299,9 +248,9 @@ class EmpiricalRisk:
                 loss_sum, weight = self.batch_losses(params, batch, rows.stop - rows.start)
                 losses[rows] = loss_sum.double().cpu() / weight.double().cpu()
                 weights[rows] = weight.double().cpu()
-                _check_weights(weights[rows], rows.start)
+                check_weights(weights[rows], rows.start)
                 if finite:
-                    _check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
+                    check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
         if displacement is None:
             self._losses = losses.clone()
         if self._weights is None:
@@ -382,149 +331,3 @@ class EmpiricalRisk:
         """Content hash of every example."""
         with self.undisturbed():  # reading a dataset may run the user's code
             return self.examples.digests()
-
-
-def resolve_rows(selection: int | slice | Sequence[int] | Tensor, length: int) -> list[int]:
-    """Positions that an index, slice, list or boolean mask selects from ``length`` examples."""
-    if isinstance(selection, slice):
-        rows = list(range(length))[selection]
-    elif isinstance(selection, Integral) and not isinstance(selection, bool):
-        rows = [int(selection)]
-    else:
-        rows = _listed_rows(selection, length)
-    for row in rows:
-        if not -length <= row < length:
-            raise IndexError(f"example {row} was asked for; there are {length}")
-    if not rows:
-        raise ValueError(f"the selection {selection!r} holds none of the {length} examples; expected at least one")
-    return [row % length for row in rows]
-
-
-def _listed_rows(selection: Any, length: int) -> list[int]:
-    listed = isinstance(selection, Sequence | Tensor | numpy.ndarray) and not isinstance(selection, str)
-    items = torch.as_tensor(selection).flatten() if listed and len(selection) else torch.empty(0, dtype=torch.long)
-    if not listed or items.is_floating_point() or items.is_complex():
-        kind = f"{items.dtype} values" if listed else type(selection).__name__
-        raise TypeError(f"cannot select examples by {kind}; expected an index, a slice, a list of indices or a mask")
-    if items.dtype != torch.bool:
-        return [int(i) for i in items]
-    if len(items) != length:
-        raise ValueError(f"the mask has {len(items)} entries for {length} examples; expected one each")
-    return [int(i) for i in items.nonzero().flatten()]
-
-
-def split_loss(result: Any, rows: int) -> tuple[Tensor, Tensor]:
-    """Summed losses and weights (n,) from what the user's loss returned."""
-    pair = isinstance(result, tuple) and len(result) == 2
-    loss_sum = result[0] if pair else result
-    if not isinstance(loss_sum, Tensor) or not loss_sum.is_floating_point():
-        raise TypeError(
-            f"the loss returned {type(result).__name__}; expected a floating-point tensor of one loss per example "
-            "(n,), or (loss_sum (n,), weight (n,))"
-        )
-    if loss_sum.dim() == 0:
-        raise ValueError(
-            f"the loss returned a scalar for {rows} examples; expected one loss per example, shape ({rows},): "
-            "use reduction='none', or a ready loss from curvprobe.losses"
-        )
-    if loss_sum.shape != (rows,):
-        raise ValueError(
-            f"the loss has shape {tuple(loss_sum.shape)} for {rows} examples; expected ({rows},): average over an "
-            "example's own terms, or return (loss_sum, weight)"
-        )
-    if not pair:
-        return loss_sum, torch.ones_like(loss_sum)
-    weight = torch.as_tensor(result[1], device=loss_sum.device)
-    if weight.shape != (rows,):
-        raise ValueError(f"the weights have shape {tuple(weight.shape)} for {rows} examples; expected ({rows},)")
-    return loss_sum, weight.detach().to(loss_sum.dtype)
-
-
-def _check_finite(losses: Tensor, start: int, total: int, *, displaced: bool = False) -> None:
-    bad = (~losses.isfinite()).nonzero().flatten()
-    if len(bad):
-        where = "at the displaced parameters; take a smaller sigma" if displaced else "at the solution; check its data"
-        row = int(bad[0])
-        raise ValueError(f"the loss of example {start + row} of {total} is {float(losses[row])} {where}")
-
-
-def _check_weights(weights: Tensor, start: int) -> None:
-    bad = (~((weights > 0) & weights.isfinite())).nonzero().flatten()
-    if len(bad):
-        row = int(bad[0])
-        raise ValueError(
-            f"example {start + row} has weight {float(weights[row])}; expected a positive number of loss terms: "
-            "leave out examples without any"
-        )
-
-
-def _check_loss(loss: Any) -> None:
-    while isinstance(loss, functools.partial):
-        loss = loss.func
-    if isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == "torch.nn.functional":
-        name = type(loss).__name__ if isinstance(loss, nn.Module) else loss.__name__
-        if isinstance(loss, nn.Module) and not type(loss).__module__.startswith("torch.nn"):
-            return
-        raise TypeError(
-            f"loss is torch's {name}, which takes (input, target) and reduces over the batch; expected "
-            "loss(outputs, batch) giving one loss per example: use curvprobe.losses, or write one"
-        )
-    if not callable(loss):
-        raise TypeError(f"loss is a {type(loss).__name__}; expected a function loss(outputs, batch)")
-
-
-def _check_mode(model: nn.Module) -> None:
-    """Refuse layers that, in their present mode, draw random numbers or mix the examples of a batch."""
-    for name, module in model.named_modules():
-        label = f"{name or 'the model'} ({type(module).__name__})"
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-            raise ValueError(f"{label} has sparse gradients, which have no second derivative; set its .sparse = False")
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.running_mean is None:
-                raise ValueError(
-                    f"{label} keeps no running statistics, so a loss depends on the rest of its batch; "
-                    "expected batch-norm with track_running_stats=True in eval mode"
-                )
-            if module.training:
-                raise ValueError(
-                    f"{label} is in train mode, so a loss depends on the rest of its batch; call model.eval()"
-                )
-        elif module.training:
-            noisy = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-            noisy = noisy or (isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0)
-            if noisy:
-                raise ValueError(f"{label} is in train mode, so the loss is random; call model.eval()")
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-def _accepted_arguments(model: nn.Module) -> frozenset[str] | None:
-    """Names that the model's forward accepts; None when it takes any keyword."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    return None if takes_any and "use_cache" not in names else names
-
-
-class _SavedBytes(saved_tensors_hooks):
-    """Counts the bytes that autograd saves in a block, parameters left out, each tensor once."""
-
-    def __init__(self, params: Iterable[Tensor]) -> None:
-        self.total = 0
-        known = {p.data_ptr() for p in params}
-
-        def pack(tensor: Tensor) -> Tensor:
-            if tensor.data_ptr() not in known:
-                known.add(tensor.data_ptr())
-                self.total += tensor.nbytes
-            return tensor
-
-        super().__init__(pack, lambda tensor: tensor)

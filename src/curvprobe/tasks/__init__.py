@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from curvprobe.losses import Loss
 from curvprobe.parameters import Selection
-from curvprobe.risk import EmpiricalRisk, Loss
+from curvprobe.risk import EmpiricalRisk
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,232 @@
+"""The frozen result of an analysis: as a table, as flat metrics, as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from curvprobe.criteria import DecayCurve
+from curvprobe.estimators import Estimate
+from curvprobe.projection import ProjectedSample
+from curvprobe.store import SCHEMA_VERSION
+from curvprobe.subspace import Subspace
+from curvprobe.validity import QuadraticValidity
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What :func:`curvprobe.analyze` found; print it for a table.
+
+    Attributes:
+        k: examples in the sample.
+        num_candidates: examples outside it that were tried as the next one.
+        num_params, dtype: of the probed parameters.
+        loss, gradient_norm: of the empirical risk at the solution: value, and Euclidean norm of the gradient.
+        subspace: the top-D eigenspace, with residuals.
+        sample, fresh: projected sample and candidates.
+        validity: error of the quadratic model over sigma.
+        sigma: standard deviation of the probe; ``sigma_source`` tells where it comes from.
+        delta1: pointwise criterion for the first candidate.
+        closed_form: Delta_2^(D) for the first candidate, on the quadratic model, split into its parts.
+        quadratic: the same by Monte Carlo on the quadratic model.
+        direct: Delta_2^(D) for the first candidate, by Monte Carlo on the true loss.
+        controlled: the same draws with the quadratic model as control variate: the best estimate of the truth.
+        isotropic: Delta_2 for the first candidate, by Monte Carlo on the true loss.
+        decay: criteria against k, averaged over the candidates.
+        shares: criteria against sigma at the full sample, averaged over the candidates.
+        notes: what a reader should know before trusting the numbers.
+        config, versions: how it was made.
+        seconds: of every stage; a stage that was found on disk has 0.
+    """
+
+    k: int
+    num_candidates: int
+    num_params: int
+    dtype: str
+    loss: float
+    gradient_norm: float
+    subspace: Subspace
+    sample: ProjectedSample
+    fresh: ProjectedSample
+    validity: QuadraticValidity
+    sigma: float
+    sigma_source: str
+    delta1: Estimate
+    closed_form: Estimate
+    quadratic: Estimate
+    direct: Estimate
+    controlled: Estimate
+    isotropic: Estimate
+    decay: DecayCurve
+    shares: DecayCurve
+    notes: tuple[str, ...]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    seconds: dict[str, float]
+
+    @property
+    def verdict(self) -> str:
+        """Of the quadratic model at the chosen sigma: valid, marginal or invalid."""
+        return self.validity.verdict(self.sigma)
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every estimate for the first candidate, by name."""
+        return {
+            "delta1": self.delta1,
+            "delta2_subspace_closed_form": self.closed_form,
+            "delta2_subspace_quadratic_monte_carlo": self.quadratic,
+            "delta2_subspace_direct_monte_carlo": self.direct,
+            "delta2_subspace_controlled_monte_carlo": self.controlled,
+            "delta2_isotropic_monte_carlo": self.isotropic,
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for an experiment logger, keyed ``curvprobe/...``."""
+        eigenvalues, residuals = self.subspace.eigenvalues, self.subspace.residuals
+        assert eigenvalues is not None
+        assert residuals is not None
+        values: dict[str, float] = {
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "k": self.k,
+            "sigma": self.sigma,
+            "num_matvecs": self.subspace.num_matvecs,
+            "residual_max": float(residuals.max()),
+            "quadratic_error": float(self.validity.error[(self.validity.sigmas - self.sigma).abs().argmin()]),
+            "expected_delta2_subspace": float(self.decay.value[-1, -1, 0]),
+            "expected_delta2_subspace_stderr": float(self.decay.stderr[-1, -1, 0]),
+            "expected_shape": float(self.decay.shape[-1, -1, 0]),
+        }
+        values |= {f"eigenvalue_{i + 1}": float(value) for i, value in enumerate(eigenvalues)}
+        for name, estimate in self.estimates().items():
+            values[name] = estimate.value
+            values[f"{name}_stderr"] = estimate.stderr
+        for part in ("level", "slope", "curvature"):
+            values[f"expected_{part}"] = float(getattr(self.decay, part)[-1, -1, 0])
+        return {f"curvprobe/{name}": float(value) for name, value in values.items()}
+
+    def to_dataframe(self) -> Any:
+        """The estimates as a pandas DataFrame, one row each."""
+        import pandas
+
+        rows = [
+            {
+                "criterion": name,
+                "value": estimate.value,
+                "stderr": estimate.stderr,
+                "rms": estimate.rms,
+                "level": estimate.level,
+                "slope": estimate.slope,
+                "curvature": estimate.curvature,
+                "shape": estimate.shape,
+                "num_probes": estimate.num_probes,
+            }
+            for name, estimate in self.estimates().items()
+        ]
+        return pandas.DataFrame(rows)
+
+    def __str__(self) -> str:
+        return "\n".join(_table(self))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the bulk tensors, as ``result.json`` holds it."""
+        space = self.subspace
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "versions": self.versions,
+            "config": self.config,
+            "sample": {
+                "k": self.k,
+                "num_candidates": self.num_candidates,
+                "num_params": self.num_params,
+                "dtype": self.dtype,
+                "loss": self.loss,
+                "gradient_norm": self.gradient_norm,
+            },
+            "eigenspace": {
+                "eigenvalues": space.eigenvalues,
+                "residuals": space.residuals,
+                "converged": space.converged,
+                "next_eigenvalue": space.next_eigenvalue,
+                "num_matvecs": space.num_matvecs,
+            },
+            "validity": {
+                "sigmas": self.validity.sigmas,
+                "loss_error": self.validity.loss_error,
+                "increment_error": self.validity.increment_error,
+                "threshold": self.validity.threshold,
+                "verdicts": self.validity.verdicts,
+                "num_probes": self.validity.num_probes,
+                "validated_sigma": self.validity.validated_sigma,
+            },
+            "sigma": {"value": self.sigma, "source": self.sigma_source, "verdict": self.verdict},
+            "first_candidate": {
+                name: {
+                    "value": e.value,
+                    "stderr": e.stderr,
+                    "rms": e.rms,
+                    "num_probes": e.num_probes,
+                    "level": e.level,
+                    "slope": e.slope,
+                    "curvature": e.curvature,
+                    "shape": e.shape,
+                    "exact_for": "quadratic model" if name.endswith("closed_form") else "true loss",
+                }
+                for name, e in self.estimates().items()
+            },
+            "decay": _curve_json(self.decay),
+            "shares": _curve_json(self.shares),
+            "notes": self.notes,
+            "seconds": self.seconds,
+        }
+
+
+def _curve_json(curve: DecayCurve) -> dict[str, Any]:
+    names = ("ks", "sigmas", "dims", "delta1", "value", "stderr", "level", "slope", "curvature", "shape")
+    return {name: getattr(curve, name) for name in names}
+
+
+def _table(a: Analysis) -> list[str]:
+    eigenvalues, residuals, converged = a.subspace.eigenvalues, a.subspace.residuals, a.subspace.converged
+    assert eigenvalues is not None
+    assert residuals is not None
+    assert converged is not None
+    shown = ", ".join(f"{value:.4g}" for value in eigenvalues[:6].tolist()) + (", ..." if len(eigenvalues) > 6 else "")
+    error = float(a.validity.error[(a.validity.sigmas - a.sigma).abs().argmin()])
+    parts = [float(getattr(a.decay, part)[-1, -1, 0]) for part in ("level", "slope", "curvature")]
+    total = sum(parts) or 1.0
+    expected, stderr = float(a.decay.value[-1, -1, 0]), float(a.decay.stderr[-1, -1, 0])
+
+    def row(name: str, e: Estimate, comment: str) -> str:
+        error = "exact" if e.stderr == 0 and not e.num_probes else f"+- {e.stderr:.1e}"
+        if comment.startswith("quadratic model") and not e.num_probes:
+            error = "exact for the model"
+        return f"  {name:<38} {e.value:>12.5e}  {error:<20} rms {e.rms:.3e}  {comment}"
+
+    lines = [
+        f"Sample: {a.k} examples, {a.num_candidates} candidates; {a.num_params} parameters ({a.dtype})",
+        f"Solution: loss {a.loss:.5g}, gradient norm {a.gradient_norm:.2e}",
+        f"Top-{a.subspace.dim} eigenvalues: {shown}; next about {a.subspace.next_eigenvalue:.4g}",
+        f"  {int(converged.sum())} of {len(converged)} certified, largest residual {float(residuals.max()):.1e} of the "
+        f"first eigenvalue, {a.subspace.num_matvecs} Hessian products",
+        f"Probe: sigma = {a.sigma:.3g} ({a.sigma_source}); the quadratic model is {a.verdict} there, error "
+        f"{100 * error:.2g} %",
+        "",
+        "If the first candidate is added (squared loss units; rms in loss units):",
+        row("Delta_1 at the solution", a.delta1, "true loss, loss units"),
+        row(f"Delta_2^({a.subspace.dim}) closed form", a.closed_form, "quadratic model"),
+        row(f"Delta_2^({a.subspace.dim}) quadratic Monte Carlo", a.quadratic, "quadratic model"),
+        row(f"Delta_2^({a.subspace.dim}) direct Monte Carlo", a.direct, "true loss"),
+        row(f"Delta_2^({a.subspace.dim}) controlled Monte Carlo", a.controlled, "true loss"),
+        row("Delta_2 isotropic Monte Carlo", a.isotropic, "true loss"),
+        f"  (A probe is {a.sigma * a.subspace.dim**0.5:.2g} from the solution in the subspace, and "
+        f"{a.sigma * a.num_params**0.5:.2g} when isotropic.)",
+        "",
+        f"Averaged over the candidates: Delta_2^({a.subspace.dim}) = {expected:.5e} +- {stderr:.1e}, rms "
+        f"{expected**0.5:.3e} loss units",
+        f"  of it level {100 * parts[0] / total:.2f} %, slope {100 * parts[1] / total:.2g} %, curvature "
+        f"{100 * parts[2] / total:.2g} %; shape (all but the level) {parts[1] + parts[2]:.3e}",
+    ]
+    if a.notes:
+        lines += ["", "Notes:", *(f"  - {note}" for note in a.notes)]
+    return lines
