@@ -16,8 +16,9 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[digits,text,plots]'
 	@touch $@
 
-.venv/dev: .venv/run
+.venv/dev: .venv/run requirements-oracle.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-oracle.txt
 	@touch $@
 
 demo: .venv/run

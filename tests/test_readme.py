@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import torch
+from typer.testing import CliRunner
+
+from curvprobe.cli import app
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,6 +24,15 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys
     assert "certified" in printed
     assert "curvprobe/expected_delta2_subspace" in printed
     assert (tmp_path / "runs" / "mine" / "result.json").exists()
+
+
+def test_the_example_task_runs_as_its_docstring_says(tmp_path):
+    text = (ROOT / "examples" / "my_task.py").read_text()
+    command = re.search(r"Run: curvprobe (.*)", text)[1].replace("runs/mine", str(tmp_path)).split()
+    command[1] = str(ROOT / command[1])
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "5 of 5 certified" in result.output
 
 
 def test_make_targets_that_the_readme_names_exist():

@@ -203,3 +203,16 @@ def test_model_and_generators_are_left_as_they_were():
     assert all(torch.equal(value, case.model.state_dict()[name]) for name, value in state.items())
     assert all(p.grad is None and p.requires_grad for p in case.model.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_top_eigenspace_is_that_of_scipy_over_curvlinops():
+    """On a model without LayerNorm, where it is right (trap 9)."""
+    curvlinops = pytest.importorskip("curvlinops")
+    case = cases.make("convolution")
+    params = reference.trainable(case.model)
+    other = curvlinops.HessianLinearOperator(case.model, torch.nn.CrossEntropyLoss(), params, [case.data])
+    expected, vectors = eigsh(other.to_scipy(), k=4, which="LA", tol=1e-12)
+    subspace = cp.top_eigenspace(case.risk(), dim=4, tol=1e-9)
+    assert torch.allclose(subspace.eigenvalues, torch.as_tensor(expected[::-1].copy()), rtol=1e-8)
+    theirs = torch.as_tensor(vectors.copy())
+    assert torch.allclose(subspace.basis @ subspace.basis.T, theirs @ theirs.T, atol=1e-7)
