@@ -1,6 +1,9 @@
+import copy
 import json
 import warnings
+from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 
@@ -61,7 +64,7 @@ def test_auto_sigma_is_stable_across_seeds(case):
 def test_a_sigma_outside_the_validated_regime_is_noted(case):
     analysis = cp.analyze(case.risk(), case.candidates, dim=2, sigma=3.0)
     assert analysis.verdict == "invalid"
-    assert any("controlled Monte Carlo" in note for note in analysis.notes)
+    assert any("smaller standard error" in note for note in analysis.notes)
     assert "invalid" in str(analysis)
 
 
@@ -144,3 +147,84 @@ def test_table_and_dataframe(analysis):
     assert f"{analysis.direct.stderr:.1e}" in text
     frame = analysis.to_dataframe()
     assert list(frame["value"]) == [estimate.value for estimate in analysis.estimates().values()]
+
+
+def test_a_loss_that_differs_in_its_derivatives_only_is_not_taken_for_the_other(tmp_path):
+    """Both losses are 0 at the solution of an interpolating model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = torch.nn.Linear(3, 2).double(), torch.randn(12, 3, dtype=torch.float64)
+    data, other = (x, model(x).detach()), (x + 1, model(x + 1).detach() + 1)
+    first = cp.analyze(cp.EmpiricalRisk(model, cp.losses.mse, data), other, dim=2, out=tmp_path)
+    scaled = cp.EmpiricalRisk(model, lambda o, b: 10 * cp.losses.mse(o, b), data)
+    again = cp.analyze(scaled, other, dim=2, out=tmp_path)
+    assert torch.allclose(again.subspace.eigenvalues, 10 * first.subspace.eigenvalues)
+
+
+def test_the_microbatch_size_does_not_matter_to_reuse(case, tmp_path):
+    cp.analyze(case.risk(), case.candidates, dim=2, out=tmp_path)
+    again = cp.analyze(case.risk(microbatch_size=7), case.candidates, dim=2, out=tmp_path)
+    assert not any(again.seconds.values())
+
+
+def test_stages_belong_to_the_basis_they_were_computed_in(case, tmp_path, monkeypatch):
+    cp.analyze(case.risk(), case.candidates, dim=2, out=tmp_path)
+    (tmp_path / "eigenspace.json").unlink()
+    turned = cp.top_eigenspace(case.risk(), dim=2)
+    turned = replace(turned, basis=-turned.basis)
+    monkeypatch.setattr("curvprobe.analysis.top_eigenspace", lambda *_, **__: turned)
+    assert all(cp.analyze(case.risk(), case.candidates, dim=2, out=tmp_path).seconds.values())
+
+
+def test_a_folder_never_holds_the_result_of_other_stages(case, tmp_path, monkeypatch):
+    cp.analyze(case.risk(), case.candidates, dim=2, out=tmp_path)
+    monkeypatch.setattr("curvprobe.analysis.subspace_validity", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cp.analyze(case.risk(), case.candidates, dim=3, out=tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_candidates_of_another_model_are_refused(case):
+    other = cases.make("mlp", seed=5)
+    stranger = cp.EmpiricalRisk(copy.deepcopy(case.model), case.loss, case.candidates)
+    cp.analyze(case.risk(), stranger, dim=2)
+    with torch.no_grad():
+        next(stranger.model.parameters()).add_(1)
+    moved = cp.EmpiricalRisk(stranger.model, case.loss, case.candidates)
+    for wrong in (moved, other.risk()):
+        with pytest.raises(ValueError, match=r"make it with risk\.on"):
+            cp.analyze(case.risk(), wrong, dim=2)
+
+
+def test_candidates_in_another_dtype_still_overlap(case):
+    x, y = case.data
+    with pytest.raises(ValueError, match="2 of 2 candidates"):
+        cp.analyze(case.risk(), (x[:2].float(), y[:2].int()), dim=2)
+
+
+def test_numpy_numbers_are_numbers(case, tmp_path):
+    options = {
+        "dim": numpy.int64(2),
+        "sigma": numpy.float32(0.125),
+        "num_probes": numpy.int64(4),
+        "seed": numpy.int8(1),
+    }
+    analysis = cp.analyze(case.risk(microbatch_size=numpy.int64(7)), case.candidates, out=tmp_path, **options)
+    assert (analysis.sigma, len(analysis.subspace.eigenvalues)) == (0.125, 2)
+
+
+@pytest.mark.parametrize("options", [{"num_probes": 1}, {"sigma": -1.0}, {"out": "file"}])
+def test_what_cannot_work_is_refused_before_any_work(case, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("curvprobe.analysis.top_eigenspace", lambda *_, **__: pytest.fail("worked"))
+    with pytest.raises(ValueError, match=r"num_probes is 1|sigma is -1|cannot|can be written"):
+        cp.analyze(case.risk(), case.candidates, **options)
+
+
+def test_every_estimate_names_its_target(analysis):
+    targets = {name: entry["target"] for name, entry in analysis.to_json()["first_candidate"].items()}
+    assert {name for name, target in targets.items() if target == "quadratic model"} == {
+        "delta2_subspace_closed_form",
+        "delta2_subspace_quadratic_monte_carlo",
+    }

@@ -101,3 +101,18 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_output_path_that_is_a_file_is_refused_at_once(task_file, tmp_path):
+    (tmp_path / "taken").touch()
+    for command in (["run", f"{task_file}:task"], ["demo"]):
+        result = invoke(*command, "--out", tmp_path / "taken")
+        assert result.exit_code == 1
+        assert "nothing can be written" in result.output
+
+
+def test_a_task_function_may_import_its_neighbours(tmp_path):
+    (tmp_path / "neighbour_of_task.py").write_text(TASK)
+    (tmp_path / "late.py").write_text("def task():\n    from neighbour_of_task import task\n    return task()\n")
+    result = invoke("run", f"{tmp_path / 'late.py'}:task", "--dim", 2, "--out", tmp_path / "[red]out[/b]")
+    assert result.exit_code == 0, result.output

@@ -213,3 +213,21 @@ def test_curvlinops_agrees_without_layer_norm():
     other = curvlinops.HessianLinearOperator(case.model, nn.CrossEntropyLoss(), params, [case.data])
     V = block_of(31, 1)[:, 0]
     assert torch.allclose(cp.hessian(case.risk()) @ V, (other @ V).detach(), **EXACT)
+
+
+def test_a_float32_constant_in_the_loss_does_not_stop_the_check():
+    """Class weights: the float64 evaluation fails, and the check goes on in the model's own precision."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    weight = torch.tensor([1.0, 3.0])
+    data = (block_of(5, 3).float(), torch.tensor([0, 1, 1, 0, 1]))
+
+    def loss(outputs, batch):
+        return nn.functional.cross_entropy(outputs, batch[1], weight=weight, reduction="none")
+
+    risk = cp.EmpiricalRisk(model, loss, data)
+    vector = block_of(risk.num_params, 1)[:, 0]
+    product = cp.hessian(risk) @ vector
+    model.double()
+    weight = weight.double()
+    exact = cp.hessian(cp.EmpiricalRisk(model, loss, data)) @ vector
+    assert torch.allclose(product.double(), exact, rtol=1e-4, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import platform
 import sys
 import time
@@ -18,7 +19,7 @@ from curvprobe import progress
 from curvprobe.criteria import decay_curve, delta1
 from curvprobe.eigensolver import Which
 from curvprobe.estimators import control, gaussian_moment, probe_increments, quadratic_monte_carlo, summarise
-from curvprobe.examples import overlap
+from curvprobe.examples import digest, overlap
 from curvprobe.increment import increment
 from curvprobe.probes import IsotropicProbe, SubspaceProbe, check_sigma
 from curvprobe.projection import ProjectedSample, project
@@ -95,8 +96,11 @@ def analyze(
         >>> analysis.verdict, analysis.controlled.stderr < analysis.direct.stderr
         ('valid', True)
     """
+    dim, num_probes, seed = (operator.index(number) for number in (dim, num_probes, seed))
     if sigma != "auto":
-        check_sigma(sigma)
+        sigma = float(check_sigma(sigma))
+    if num_probes < 2:
+        raise ValueError(f"num_probes is {num_probes}; expected at least 2 draws")
     notes: list[str] = []
     if candidates is None:
         if len(risk) < 2:
@@ -107,6 +111,7 @@ def analyze(
         )
     else:
         new = candidates if isinstance(candidates, EmpiricalRisk) else risk.on(candidates)
+        risk.check_same_model(new)
         shared = overlap(risk.digests(), new.digests())
         if shared:
             raise ValueError(
@@ -115,13 +120,15 @@ def analyze(
             )
     if risk.upcast_from:
         notes.append(f"Parameters in {', '.join(risk.upcast_from)} were raised to float32.")
-    store, seconds = Store(None if out is None else Path(out)), dict[str, float]()
+    store, seconds = Store.at(out), dict[str, float]()
 
     with progress.bar("analysis (stages)", 5) as advance:
 
         def stage(name: str, key: Any, kind: type[T], compute: Callable[[], T]) -> T:
             start = time.perf_counter()
             result, found = store.stage(name, key, kind, compute)
+            if not found and store.directory is not None:
+                (store.directory / "result.json").unlink(missing_ok=True)  # it would tell of another run's stages
             seconds[name] = 0.0 if found else round(time.perf_counter() - start, 3)
             advance(1)
             return result
@@ -129,13 +136,15 @@ def analyze(
         risk_key, new_key = risk.key(), new.key()
         solver: dict[str, Any] = {"dim": dim, "which": which, "tol": tol, "max_matvecs": max_matvecs, "seed": seed}
         subspace = stage("eigenspace", [risk_key, solver], Subspace, lambda: top_eigenspace(risk, **solver))
-        sample = stage("sample", [risk_key, solver], ProjectedSample, lambda: project(risk, subspace))
-        fresh = stage("candidates", [risk_key, new_key, solver], ProjectedSample, lambda: project(new, subspace))
+        # By the basis itself: computed anew elsewhere, an eigenspace may come with other signs or another rotation.
+        basis = digest(subspace.basis)
+        sample = stage("sample", [risk_key, basis], ProjectedSample, lambda: project(risk, subspace))
+        fresh = stage("candidates", [risk_key, new_key, basis], ProjectedSample, lambda: project(new, subspace))
         grid = sorted({*SIGMA_GRID, *([] if sigma == "auto" else [float(sigma)])})
         judged = new[:VALIDITY_CANDIDATES]
         validity = stage(
             "validity",
-            [risk_key, new_key, solver, grid],
+            [risk_key, new_key, basis, grid, seed],
             QuadraticValidity,
             lambda: subspace_validity(
                 risk, grid, subspace, sample.mean(), new=judged, fresh=fresh[: len(judged)], seed=seed
@@ -145,7 +154,7 @@ def analyze(
         law, first = SubspaceProbe(subspace, chosen), new[:1]
         draws = stage(
             "monte_carlo",
-            [risk_key, new_key, solver, chosen, num_probes],
+            [risk_key, new_key, basis, chosen, num_probes, seed],
             Draws,
             lambda: Draws(
                 probe_increments(risk, first, law, num_probes, seed),
@@ -189,7 +198,15 @@ def analyze(
         decay=decay_curve(sample, ks, chosen, dims, fresh=fresh),
         shares=decay_curve(sample, [len(risk)], grid, [dim], fresh=fresh),
         notes=tuple(notes),
-        config={**solver, "sigma": sigma, "num_probes": num_probes, "microbatch_size": risk.microbatch_size},
+        config={
+            **solver,
+            "sigma": sigma,
+            "num_probes": num_probes,
+            "microbatch_size": risk.microbatch_size,
+            "param_names": risk.param_names,
+            "risk_key": risk_key,
+            "candidates_key": new_key,
+        },
         versions=_versions(),
         seconds=seconds,
     )
@@ -203,7 +220,8 @@ def _choose_sigma(sigma: float | Literal["auto"], validity: QuadraticValidity, n
         if validity.verdict(sigma) != "valid":
             notes.append(
                 f"At the given sigma = {sigma:g} the quadratic model is {validity.verdict(sigma)}: its closed form is "
-                "not the criterion of the true loss. Read the controlled Monte Carlo."
+                "not the criterion of the true loss. Of direct and controlled Monte Carlo read the one with the "
+                "smaller standard error."
             )
         return float(sigma), "given"
     if validity.validated_sigma is not None:
@@ -212,7 +230,7 @@ def _choose_sigma(sigma: float | Literal["auto"], validity: QuadraticValidity, n
     value, error = float(validity.sigmas[best]), float(validity.error[best])
     message = (
         f"The quadratic model is validated at no sigma; sigma = {value:g}, where its error is smallest "
-        f"({100 * error:.0f} %), was taken. Read the controlled Monte Carlo, not the closed form."
+        f"({100 * error:.0f} %), was taken. Read the Monte Carlo on the true loss, not the closed form."
     )
     warnings.warn(message, stacklevel=3)
     notes.append(message)

@@ -17,6 +17,7 @@ from rich.console import Console
 import curvprobe
 from curvprobe.analysis import analyze
 from curvprobe.result import Analysis
+from curvprobe.store import Store
 from curvprobe.tasks import Task, load_task
 
 app = typer.Typer(
@@ -95,9 +96,9 @@ def demo(
     Example: curvprobe demo --task text --dim 5 --out runs/text
     """
     folder = out or Path("runs") / task.value
-    console = Console(stderr=True)
-    console.print(f"Training the {task.value} task (kept in {folder / 'model.safetensors'}) ...")
     with _plain_errors():
+        Store.at(folder)
+        _say(f"Training the {task.value} task (kept in {folder / 'model.safetensors'}) ...")
         built = _build(task, k, seed, folder / "model.safetensors")
         _analyse(built, None, dim, sigma, num_probes, tol, seed, folder)
 
@@ -135,9 +136,8 @@ def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
 def _analyse(
     task: Task, k: int | None, dim: int, sigma: str, num_probes: int, tol: float, seed: int, out: Path
 ) -> None:
-    console = Console(stderr=True)
     if task.description:
-        console.print(task.description, highlight=False)
+        _say(task.description)
     risk = task.risk()
     if k is not None and not 1 <= k <= len(risk):
         raise ValueError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
@@ -162,7 +162,7 @@ def _save_figures(analysis: Analysis, out: Path) -> list[str]:
 
         return [path.name for path in save_figures(analysis, out)]
     except ImportError as error:
-        Console(stderr=True).print(f"No figures: {error}", highlight=False)
+        _say(f"No figures: {error}")
         return []
 
 
@@ -173,14 +173,18 @@ def _number(sigma: str) -> float:
         raise ValueError(f"--sigma is {sigma!r}; expected 'auto' or a positive number") from None
 
 
+def _say(message: str, style: str | None = None) -> None:
+    """One line on standard error, as it is."""
+    Console(stderr=True).print(message, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     """Show warnings and this package's own errors as plain lines; others with their traceback. Exit code 1."""
-    console = Console(stderr=True)
     shown = warnings.showwarning
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        console.print(f"Warning: {message}", highlight=False, markup=False)
+        _say(f"Warning: {message}")
 
     warnings.showwarning = show
     try:
@@ -189,10 +193,10 @@ def _plain_errors() -> Iterator[None]:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if not Path(raised_in).is_relative_to(Path(curvprobe.__file__).parent):
             raise  # in the task's code, or a defect here: the traceback is needed
-        console.print(f"Error: {error}", style="red", highlight=False, markup=False)
+        _say(f"Error: {error}", style="red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        console.print("Interrupted; the finished stages are kept. Repeat the command to go on.")
+        _say("Interrupted; the finished stages are kept. Repeat the command to go on.")
         raise typer.Exit(130) from error
     finally:
         warnings.showwarning = shown

@@ -117,7 +117,7 @@ def lanczos(
     if budget < dim:
         raise ValueError(f"max_matvecs is {max_matvecs}; expected at least dim = {dim} products")
     solver = _Lanczos(matmul, num_params, dim, which, tol, budget, seed, dtype, torch.device(device))
-    with progress.bar(f"eigenspace, D = {dim} (products; the number needed is not known)") as advance:
+    with progress.bar("eigenspace (products)") as advance:
         return solver.run(advance)
 
 

@@ -39,8 +39,8 @@ class Estimate:
 
     @property
     def rms(self) -> float:
-        """``value ** (1/p)``, in loss units."""
-        return math.copysign(abs(self.value) ** (1 / self.p), self.value)
+        """``value ** (1/p)``, in loss units; NaN where noise has made a controlled estimate negative."""
+        return self.value ** (1 / self.p) if self.value >= 0 else math.nan
 
 
 def moment_parts(increment: QuadraticIncrement, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,7 +171,8 @@ def controlled_monte_carlo(
     .. math:: GM + \frac1S \sum_s (\Delta_s^2 - \hat\Delta_s^2)
 
     Unbiased for the true criterion, with a variance that is smaller than direct Monte Carlo's by orders of magnitude
-    where the quadratic model is good. ``value - GM`` with the standard error measures how wrong the model is.
+    where the quadratic model is good; where it is invalid, compare the standard errors. ``value - GM`` with the
+    standard error measures how wrong the model is.
 
     Args:
         risk: on the k examples.
@@ -227,6 +228,7 @@ def quadratic_increment(
 
 def increment_at(risk: EmpiricalRisk, new: EmpiricalRisk, displacement: Tensor | None) -> float:
     """The true increment at ``w* + displacement``, by the exact identity, in float64."""
+    risk.check_same_model(new)
     factor = new.total_weight / (risk.total_weight + new.total_weight)
     return factor * (new.value(displacement) - risk.value(displacement))
 
@@ -235,8 +237,7 @@ def probe_increments(risk: EmpiricalRisk, new: EmpiricalRisk, law: Probe, num_pr
     """True increments at the law's draws, float64 (S,)."""
     if not isinstance(law, Probe):
         raise TypeError(f"the law is a {type(law).__name__}; expected a probing law such as SubspaceProbe(U, sigma)")
-    if new.num_params != risk.num_params:
-        raise ValueError(f"new has {new.num_params} parameters and risk {risk.num_params}; make it with risk.on(data)")
+    risk.check_same_model(new)
     increments = []
     with progress.bar("Monte Carlo (draws)", num_probes) as advance:
         for displacement in law.displacements(risk, num_probes, seed):

@@ -18,41 +18,49 @@ Batch = Any
 """What the model and the loss are given: a tensor, a tuple or list, or a mapping."""
 
 
-def _update(state: Any, item: Any, inside: tuple[int, ...] = ()) -> None:
+def _update(state: Any, item: Any, exact: bool, inside: tuple[int, ...] = ()) -> None:
     """Feed an item's content to a hash; ``inside`` holds the objects around it, against endless recursion."""
     if isinstance(item, numpy.ndarray | numpy.generic):
         item = torch.as_tensor(item) if item.dtype.kind in "biufc" else item.tolist()
+    if isinstance(item, bool | int | float) and not exact and abs(item) < 2**63:
+        item = torch.tensor(item)
     if isinstance(item, Tensor):
-        state.update(f"{item.dtype}{tuple(item.shape)}".encode())
         flat = item.detach().cpu().contiguous().reshape(-1)
+        if not exact and not flat.is_complex():
+            flat = flat.float() if flat.is_floating_point() else flat.long()
+        state.update(f"{flat.dtype}{tuple(item.shape)}".encode())
         state.update(flat.view(torch.uint8).numpy().tobytes())
     elif isinstance(item, Mapping):
         for key in sorted(item, key=str):
             state.update(str(key).encode())
-            _update(state, item[key], inside)
+            _update(state, item[key], exact, inside)
     elif isinstance(item, tuple | list):
         state.update(f"{len(item)}".encode())
         for part in item:
-            _update(state, part, inside)
+            _update(state, part, exact, inside)
     elif isinstance(item, str | bytes | int | float | complex | None):
         state.update(repr(item).encode())
     elif hasattr(item, "__dict__") and id(item) not in inside:
         # By its attributes: a pickle of an object that holds tensors differs from one time to the next.
         state.update(type(item).__qualname__.encode())
-        _update(state, vars(item), (*inside, id(item)))
+        _update(state, vars(item), exact, (*inside, id(item)))
     elif id(item) not in inside:
         state.update(pickle.dumps(item))
 
 
-def digest(item: Any) -> str:
+def digest(item: Any, *, exact: bool = True) -> str:
     """Hexadecimal hash of the content of a nest of tensors, arrays, numbers and strings.
+
+    With ``exact=False`` the type of a number does not count: floats are compared as float32, integers as int64.
 
     Example:
         >>> digest((torch.zeros(2), 1)) == digest((torch.zeros(2), 1))
         True
+        >>> digest(torch.zeros(2), exact=False) == digest(torch.zeros(2).double(), exact=False)
+        True
     """
     state = hashlib.blake2b(digest_size=16)
-    _update(state, item)
+    _update(state, item, exact)
     return state.hexdigest()
 
 
@@ -90,7 +98,7 @@ class Examples:
         items = []
         for row in rows:
             item = self._data[row]
-            found = digest(item)
+            found = digest(item, exact=False)
             if self._seen.setdefault(row, found) != found:
                 raise ValueError(
                     f"example {row} is not what it was when it was read before; expected data that stands still "
@@ -109,10 +117,10 @@ class Examples:
     def digests(self) -> tuple[str, ...]:
         """Content hash of every example, in order."""
         if self._in_memory:
-            return tuple(digest(_row(self._data, row)) for row in self._indices)
+            return tuple(digest(_row(self._data, row), exact=False) for row in self._indices)
         for row in self._indices:
             if row not in self._seen:
-                self._seen[row] = digest(self._data[row])
+                self._seen[row] = digest(self._data[row], exact=False)
         return tuple(self._seen[row] for row in self._indices)
 
 

@@ -5,6 +5,7 @@ What comes before needs the model; what comes after is small float64 linear alge
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class ProjectedSample:
 
     def __post_init__(self) -> None:
         for name in ("loss", "weight", "gradient", "hessian"):
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().double().cpu())
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().double().cpu().contiguous())
         n, dim = self.gradient.shape if self.gradient.dim() == 2 else (-1, -1)
         shapes = [tuple(t.shape) for t in (self.loss, self.weight, self.gradient, self.hessian)]
         if shapes != [(n,), (n,), (n, dim), (n, dim, dim)] or n < 1:
@@ -237,7 +238,9 @@ def _choose(risk: EmpiricalRisk, basis: Tensor) -> tuple[bool, int]:
     few = basis[:, : min(3, basis.shape[1])]
     slope, curved = _project_one(risk, risk._read(0, 1), few)
     try:
-        slopes, curves = _project_together(risk, risk._read(0, 2), 2, few)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of forward mode
+            slopes, curves = _project_together(risk, risk._read(0, 2), 2, few)
     except Exception:  # an operation or model without batching rules, whatever it raises: one by one works
         return False, 1
     tolerance = 1e-3 if risk.dtype == torch.float32 else 1e-8

@@ -30,7 +30,8 @@ class Analysis:
         closed_form: Delta_2^(D) for the first candidate, on the quadratic model, split into its parts.
         quadratic: the same by Monte Carlo on the quadratic model.
         direct: Delta_2^(D) for the first candidate, by Monte Carlo on the true loss.
-        controlled: the same draws with the quadratic model as control variate: the best estimate of the truth.
+        controlled: the same draws with the quadratic model as control variate: the best estimate of the truth where the
+            model is valid; elsewhere take whichever of the two has the smaller standard error.
         isotropic: Delta_2 for the first candidate, by Monte Carlo on the true loss.
         decay: criteria against k, averaged over the candidates.
         shares: criteria against sigma at the full sample, averaged over the candidates.
@@ -170,7 +171,7 @@ class Analysis:
                     "slope": e.slope,
                     "curvature": e.curvature,
                     "shape": e.shape,
-                    "exact_for": "quadratic model" if name.endswith("closed_form") else "true loss",
+                    "target": "quadratic model" if e in (self.closed_form, self.quadratic) else "true loss",
                 }
                 for name, e in self.estimates().items()
             },
@@ -203,6 +204,7 @@ def _table(a: Analysis) -> list[str]:
             error = "exact for the model"
         return f"  {name:<38} {e.value:>12.5e}  {error:<20} rms {e.rms:.3e}  {comment}"
 
+    spread = f" +- {stderr:.1e}" if a.num_candidates > 1 else " (one candidate: no standard error)"
     lines = [
         f"Sample: {a.k} examples, {a.num_candidates} candidates; {a.num_params} parameters ({a.dtype})",
         f"Solution: loss {a.loss:.5g}, gradient norm {a.gradient_norm:.2e}",
@@ -222,7 +224,7 @@ def _table(a: Analysis) -> list[str]:
         f"  (A probe is {a.sigma * a.subspace.dim**0.5:.2g} from the solution in the subspace, and "
         f"{a.sigma * a.num_params**0.5:.2g} when isotropic.)",
         "",
-        f"Averaged over the candidates: Delta_2^({a.subspace.dim}) = {expected:.5e} +- {stderr:.1e}, rms "
+        f"Averaged over the candidates: Delta_2^({a.subspace.dim}) = {expected:.5e}{spread}, rms "
         f"{expected**0.5:.3e} loss units",
         f"  of it level {100 * parts[0] / total:.2f} %, slope {100 * parts[1] / total:.2g} %, curvature "
         f"{100 * parts[2] / total:.2g} %; shape (all but the level) {parts[1] + parts[2]:.3e}",

@@ -15,6 +15,7 @@ from curvprobe.examples import Batch, Examples, digest, resolve_rows, to_model
 from curvprobe.losses import Loss, check_finite, check_loss, check_weights, split_loss
 from curvprobe.model import SavedBytes, call, check_mode, undisturbed, unwrap
 from curvprobe.parameters import Selection, select_parameters, upcast
+from curvprobe.version import __version__
 
 ACTIVATION_BUDGET = 128 * 2**20
 """Bytes of saved activations that one microbatch may hold when ``microbatch_size`` is left to us."""
@@ -89,6 +90,7 @@ class EmpiricalRisk:
             self._copy_state()
         self._losses: Tensor | None = None
         self._weights: Tensor | None = None
+        self._key: str | None = None
         self._is_selection = False
         self.checked: set[str] = set()  # checks that have passed, shared with selections
         self._collate_fn = collate_fn
@@ -172,7 +174,7 @@ class EmpiricalRisk:
         rows = resolve_rows(selection, len(self))
         chosen = copy.copy(self)
         chosen.examples = self.examples.select(rows)
-        chosen._is_selection = True
+        chosen._is_selection, chosen._key = True, None
         if self._losses is not None and self._weights is not None:
             chosen._losses, chosen._weights = self._losses[rows], self._weights[rows]
         return chosen
@@ -183,7 +185,7 @@ class EmpiricalRisk:
         inherited = None if isinstance(data, Tensor | tuple | Mapping) else self._collate_fn
         other.examples = Examples(data, collate_fn or inherited)
         other._losses = other._weights = None
-        other._is_selection = False
+        other._is_selection, other._key = False, None
         other._try_out()
         return other
 
@@ -195,7 +197,7 @@ class EmpiricalRisk:
                 tensors = getattr(self, name)
                 setattr(double, name, {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()})
         double.dtype = torch.float64
-        double._losses = double._weights = None
+        double._losses = double._weights = double._key = None
         return double
 
     # ---- evaluation --------------------------------------------------------------------------------------------
@@ -324,8 +326,31 @@ class EmpiricalRisk:
         return torch.cat([part.detach().reshape(-1) for part in parts])
 
     def key(self) -> str:
-        """Hash of everything the risk depends on: parameters, buffers, examples, and their losses at the solution."""
-        return digest([self._params, self._buffers, self.digests(), self.losses(), self.weights])
+        """Hash of what the risk is: parameters, buffers, examples, and a fingerprint of the model's and loss's code.
+
+        Code cannot be hashed. The fingerprint is the losses at the solution and at one displaced point, and the
+        gradient's norm, to four digits: the microbatch size or the machine's rounding should not change it.
+        """
+        if self._key is None:
+            step = torch.randn(self.num_params, generator=torch.Generator().manual_seed(0), dtype=self.dtype)
+            sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in self._params.values()]
+            moved = self.losses(0.1 * step.to(self.device) * self.flatten(sizes), finite=False)
+            behaviour = [f"{x:.3e}" for x in [*self.losses().tolist(), *moved.tolist(), float(self.gradient().norm())]]
+            state = [self._params, self._kept, self._buffers]
+            content = [__version__, torch.__version__, state, self.digests(), behaviour, self.weights]
+            self._key = digest(content)
+        return self._key
+
+    def check_same_model(self, other: EmpiricalRisk) -> None:
+        """Refuse a risk of another model, other parameters or other weights."""
+        mine, theirs = self._params, other._params
+        if mine is theirs:
+            return
+        if list(mine) != list(theirs) or not all(torch.equal(mine[name], theirs[name]) for name in mine):
+            raise ValueError(
+                f"the new examples' risk has {other.num_params} parameters of another model or other weights, and the "
+                f"sample's has {self.num_params}; make it with risk.on(data)"
+            )
 
     def digests(self) -> tuple[str, ...]:
         """Content hash of every example."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -45,7 +46,7 @@ def to_json(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | numpy.generic):
         return _plain(value.tolist())
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -65,6 +66,19 @@ class Store:
     """
 
     directory: Path | None
+
+    @classmethod
+    def at(cls, out: str | Path | None) -> Store:
+        """A store in this folder, made if need be; refused at once where nothing can be written."""
+        if out is None:
+            return cls(None)
+        folder = Path(out)
+        try:
+            write_atomically(folder / ".writable", b"")
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise ValueError(f"nothing can be written to the folder {str(out)!r}: {error}") from error
+        return cls(folder)
 
     def stage(self, name: str, key: Any, kind: type[T], compute: Callable[[], T]) -> tuple[T, bool]:
         """The stage's result, and whether it was found rather than computed.

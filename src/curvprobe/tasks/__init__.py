@@ -72,12 +72,10 @@ def load_task(spec: str) -> Task:
         assert module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
         sys.modules[name] = module  # dataclasses and pickling look a class's module up by name
-        sys.path.insert(0, str(path.parent.resolve()))
-        try:
-            module_spec.loader.exec_module(module)
-        finally:
-            sys.path.pop(0)
+        sys.path.insert(0, str(path.parent.resolve()))  # for the task's own imports, also later ones, as python does
+        module_spec.loader.exec_module(module)
     else:
+        sys.path.insert(0, str(Path.cwd()))
         try:
             module = importlib.import_module(place)
         except ModuleNotFoundError as error:
