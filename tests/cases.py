@@ -63,6 +63,20 @@ class DictModel(nn.Module):
         return {"logits": self.head(x)}
 
 
+class SquareOnce(torch.autograd.Function):
+    """The square, by a backward that autograd does not differentiate again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        return 2 * ctx.saved_tensors[0] * slope
+
+
 def _classifier(*layers: nn.Module, inputs: tuple[int, ...] = (3,), classes: int = 3) -> Case:
     model = nn.Sequential(*layers).double().eval()
     x, y = torch.randn(9, *inputs, dtype=torch.float64), torch.randint(classes, (9,))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import curvprobe as cp
+from curvprobe.tasks.digits import digits
 from tests import cases
 
 
@@ -213,12 +214,12 @@ def test_numpy_numbers_are_numbers(case, tmp_path):
     assert (analysis.sigma, len(analysis.subspace.eigenvalues)) == (0.125, 2)
 
 
-@pytest.mark.parametrize("options", [{"num_probes": 1}, {"sigma": -1.0}, {"out": "file"}])
+@pytest.mark.parametrize("options", [{"num_probes": 1}, {"sigma": -1.0}, {"out": "file"}, {"seed": 2**70}])
 def test_what_cannot_work_is_refused_before_any_work(case, tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     monkeypatch.setattr("curvprobe.analysis.top_eigenspace", lambda *_, **__: pytest.fail("worked"))
-    with pytest.raises(ValueError, match=r"num_probes is 1|sigma is -1|cannot|can be written"):
+    with pytest.raises(ValueError, match=r"num_probes is 1|sigma is -1|can be written|seed is"):
         cp.analyze(case.risk(), case.candidates, **options)
 
 
@@ -228,3 +229,35 @@ def test_every_estimate_names_its_target(analysis):
         "delta2_subspace_closed_form",
         "delta2_subspace_quadratic_monte_carlo",
     }
+
+
+def test_a_key_tells_losses_apart_that_differ_in_their_gradient_only():
+    """Same values everywhere: one of them holds a part of the output fixed when it is differentiated."""
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    model = torch.nn.Linear(3, 2)
+
+    def detached(outputs, batch):
+        return cp.losses.mse(torch.cat([outputs[:, :1], outputs[:, 1:].detach()], dim=1), batch)
+
+    keys = {cp.EmpiricalRisk(model, loss, (x, x[:, :2])).key() for loss in (cp.losses.mse, detached)}
+    assert len(keys) == 2
+
+
+def test_a_key_does_not_depend_on_float32_rounding():
+    """Microbatches change the last bits of losses and gradients, at a minimiser most of the gradient's."""
+    task = digits(k=200, rounds=4)
+    keys = {replace(task, microbatch_size=size).risk().key() for size in (1, 17, None)}
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("part", ["parameter", "kept", "buffer"])
+def test_a_risk_of_other_weights_is_another_model(part):
+    model = cases.make("batch_norm").model
+    data = (torch.randn(4, 3, dtype=torch.float64), torch.arange(4) % 3)
+    options = {"params": ["0.*"]}
+    risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, data, **options)
+    changed = {"parameter": model[0].weight, "kept": model[3].weight, "buffer": model[1].running_mean}[part]
+    with torch.no_grad():
+        changed += 1e-3
+    with pytest.raises(ValueError, match="other weights"):
+        cp.delta1(risk, cp.EmpiricalRisk(model, cp.losses.cross_entropy, data, **options))

@@ -175,21 +175,9 @@ def test_vectors_of_the_wrong_shape():
             _ = H @ torch.zeros(shape, dtype=torch.float64)
 
 
-class _Square(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, slope):
-        return 2 * ctx.saved_tensors[0] * slope
-
-
 class _Squared(nn.Linear):
     def forward(self, x):
-        return _Square.apply(super().forward(x))
+        return cases.SquareOnce.apply(super().forward(x))
 
 
 def test_an_operation_without_a_second_derivative_is_refused():

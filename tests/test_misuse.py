@@ -89,19 +89,7 @@ class Recurrent(nn.Module):
         return self.lstm(x[:, None].expand(-1, 4, -1))[0].mean(1)
 
 
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, slope):
-        return 2 * ctx.saved_tensors[0] * slope
-
-
-class Opaque(Once):
+class Opaque(cases.SquareOnce):
     """Its backward runs a kernel that autograd does not see."""
 
     @staticmethod
@@ -354,7 +342,7 @@ def test_misuse(act, error, message, build):
 
 
 NORMALISED = built(lambda: (nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Tanh(), nn.Linear(3, 3)))
-ONCE = built(lambda: (nn.Linear(3, 3), Apply(Once), nn.Linear(3, 3)))
+ONCE = built(lambda: (nn.Linear(3, 3), Apply(cases.SquareOnce), nn.Linear(3, 3)))
 
 
 @pytest.mark.parametrize("projection", [False, True], ids=["hessian", "project"])

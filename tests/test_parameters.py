@@ -218,3 +218,12 @@ def test_returned_losses_belong_to_the_caller():
     risk.weights.mul_(2)
     assert risk.value() == value
     assert torch.equal(risk.weights, weights)
+
+
+def test_a_selection_has_its_own_weights_whatever_was_evaluated_before():
+    """A displaced evaluation remembers the weights, but no losses."""
+    case = cases.make("weighted")
+    risk, untouched = case.risk(), case.risk()
+    risk.losses(torch.zeros(risk.num_params, dtype=torch.float64))
+    assert torch.equal(risk[[1, 3]].weights, untouched[[1, 3]].weights)
+    assert risk[1:3].value() == untouched[1:3].value()

@@ -96,7 +96,7 @@ def analyze(
         >>> analysis.verdict, analysis.controlled.stderr < analysis.direct.stderr
         ('valid', True)
     """
-    dim, num_probes, seed = (operator.index(number) for number in (dim, num_probes, seed))
+    dim, num_probes, seed = _whole("dim", dim), _whole("num_probes", num_probes), _whole("seed", seed)
     if sigma != "auto":
         sigma = float(check_sigma(sigma))
     if num_probes < 2:
@@ -129,7 +129,7 @@ def analyze(
             result, found = store.stage(name, key, kind, compute)
             if not found and store.directory is not None:
                 (store.directory / "result.json").unlink(missing_ok=True)  # it would tell of another run's stages
-            seconds[name] = 0.0 if found else round(time.perf_counter() - start, 3)
+            seconds[name] = 0.0 if found else float(f"{time.perf_counter() - start:.3g}")
             advance(1)
             return result
 
@@ -213,6 +213,16 @@ def analyze(
     if store.directory is not None:
         write_atomically(store.directory / "result.json", to_json(result.to_json()))
     return result
+
+
+def _whole(name: str, number: Any) -> int:
+    try:
+        value = operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} is {number!r}; expected a whole number") from None
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} is {value}; expected a number of at most 63 bits")
+    return value
 
 
 def _choose_sigma(sigma: float | Literal["auto"], validity: QuadraticValidity, notes: list[str]) -> tuple[float, str]:

@@ -288,9 +288,8 @@ def _difference_error(one: EmpiricalRisk, kind: Kind) -> float:
             return one.flatten(one.first_order(one.batch_losses(moved, batch, 1)[0].sum(), moved))
 
         errors = []
-        for step in (
-            (1e-5, 1e-4, 1e-6) if one.dtype == torch.float64 else (1e-2, 1e-3)
-        ):  # a kink (ReLU) within one step spoils that step only
+        # More than one step: a kink (of a ReLU) within a step spoils that step only.
+        for step in (1e-5, 1e-4, 1e-6) if one.dtype == torch.float64 else (1e-2, 1e-3):
             sides = first_order(step * direction), first_order(-step * direction)
             difference = (sides[0] - sides[1]) / (2 * step)
             rounding = 1e3 * torch.finfo(one.dtype).eps / step * float(sides[0].norm())

@@ -93,7 +93,7 @@ class Analysis:
             "sigma": self.sigma,
             "num_matvecs": self.subspace.num_matvecs,
             "residual_max": float(residuals.max()),
-            "quadratic_error": float(self.validity.error[(self.validity.sigmas - self.sigma).abs().argmin()]),
+            "quadratic_error": self.validity.error_at(self.sigma),
             "expected_delta2_subspace": float(self.decay.value[-1, -1, 0]),
             "expected_delta2_subspace_stderr": float(self.decay.stderr[-1, -1, 0]),
             "expected_shape": float(self.decay.shape[-1, -1, 0]),
@@ -110,21 +110,25 @@ class Analysis:
         """The estimates as a pandas DataFrame, one row each."""
         import pandas
 
-        rows = [
-            {
-                "criterion": name,
+        return pandas.DataFrame([{"criterion": name, **row} for name, row in self._rows().items()])
+
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        """Every estimate as plain values, with what it is an estimate of."""
+        of_the_model = {"delta2_subspace_closed_form", "delta2_subspace_quadratic_monte_carlo"}
+        return {
+            name: {
+                "target": "quadratic model" if name in of_the_model else "true loss",
                 "value": estimate.value,
                 "stderr": estimate.stderr,
                 "rms": estimate.rms,
+                "num_probes": estimate.num_probes,
                 "level": estimate.level,
                 "slope": estimate.slope,
                 "curvature": estimate.curvature,
                 "shape": estimate.shape,
-                "num_probes": estimate.num_probes,
             }
             for name, estimate in self.estimates().items()
-        ]
-        return pandas.DataFrame(rows)
+        }
 
     def __str__(self) -> str:
         return "\n".join(_table(self))
@@ -161,20 +165,7 @@ class Analysis:
                 "validated_sigma": self.validity.validated_sigma,
             },
             "sigma": {"value": self.sigma, "source": self.sigma_source, "verdict": self.verdict},
-            "first_candidate": {
-                name: {
-                    "value": e.value,
-                    "stderr": e.stderr,
-                    "rms": e.rms,
-                    "num_probes": e.num_probes,
-                    "level": e.level,
-                    "slope": e.slope,
-                    "curvature": e.curvature,
-                    "shape": e.shape,
-                    "target": "quadratic model" if e in (self.closed_form, self.quadratic) else "true loss",
-                }
-                for name, e in self.estimates().items()
-            },
+            "first_candidate": self._rows(),
             "decay": _curve_json(self.decay),
             "shares": _curve_json(self.shares),
             "notes": self.notes,
@@ -193,7 +184,6 @@ def _table(a: Analysis) -> list[str]:
     assert residuals is not None
     assert converged is not None
     shown = ", ".join(f"{value:.4g}" for value in eigenvalues[:6].tolist()) + (", ..." if len(eigenvalues) > 6 else "")
-    error = float(a.validity.error[(a.validity.sigmas - a.sigma).abs().argmin()])
     parts = [float(getattr(a.decay, part)[-1, -1, 0]) for part in ("level", "slope", "curvature")]
     total = sum(parts) or 1.0
     expected, stderr = float(a.decay.value[-1, -1, 0]), float(a.decay.stderr[-1, -1, 0])
@@ -212,7 +202,7 @@ def _table(a: Analysis) -> list[str]:
         f"  {int(converged.sum())} of {len(converged)} certified, largest residual {float(residuals.max()):.1e} of the "
         f"first eigenvalue, {a.subspace.num_matvecs} Hessian products",
         f"Probe: sigma = {a.sigma:.3g} ({a.sigma_source}); the quadratic model is {a.verdict} there, error "
-        f"{100 * error:.2g} %",
+        f"{100 * a.validity.error_at(a.sigma):.2g} %",
         "",
         "If the first candidate is added (squared loss units; rms in loss units):",
         row("Delta_1 at the solution", a.delta1, "true loss, loss units"),

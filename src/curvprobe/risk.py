@@ -175,8 +175,8 @@ class EmpiricalRisk:
         chosen = copy.copy(self)
         chosen.examples = self.examples.select(rows)
         chosen._is_selection, chosen._key = True, None
-        if self._losses is not None and self._weights is not None:
-            chosen._losses, chosen._weights = self._losses[rows], self._weights[rows]
+        chosen._losses = None if self._losses is None else self._losses[rows]
+        chosen._weights = None if self._weights is None else self._weights[rows]
         return chosen
 
     def on(self, data: Any, collate_fn: Callable[[list[Any]], Batch] | None = None) -> EmpiricalRisk:
@@ -277,18 +277,18 @@ class EmpiricalRisk:
         losses = self.losses(displacement)
         return float((self.weights * losses).sum() / self.weights.sum())
 
-    def gradient(self) -> Tensor:
-        """Gradient of the risk at the solution; flat (N,) in the model's dtype, accumulated in float64."""
+    def gradient(self, displacement: Tensor | None = None) -> Tensor:
+        """Gradient of the risk at ``w* + displacement``; flat (N,) in the model's dtype, accumulated in float64."""
         self.check_dependence()
         with self.undisturbed():
             total = torch.zeros(self.num_params, dtype=torch.float64, device=self.device)
             for rows, batch in self.batches():
-                leaves = self.leaves()
+                leaves = self.leaves(displacement)
                 loss_sum, _ = self.batch_losses(leaves, batch, rows.stop - rows.start)
                 total += self.flatten(self.first_order(loss_sum.sum(), leaves))
             gradient = (total / self.total_weight).to(self.dtype)
         if not bool(gradient.isfinite().all()):
-            raise ValueError("the gradient of the risk is not finite although the losses are; check the loss at w*")
+            raise ValueError("the gradient of the risk is not finite although the losses are; check the loss there")
         return gradient
 
     def first_order(self, scalar: Tensor, leaves: dict[str, Tensor], *, create_graph: bool = False) -> list[Tensor]:
@@ -328,14 +328,17 @@ class EmpiricalRisk:
     def key(self) -> str:
         """Hash of what the risk is: parameters, buffers, examples, and a fingerprint of the model's and loss's code.
 
-        Code cannot be hashed. The fingerprint is the losses at the solution and at one displaced point, and the
-        gradient's norm, to four digits: the microbatch size or the machine's rounding should not change it.
+        Code cannot be hashed. The fingerprint is two moments of the losses and the norm of the gradient at one point
+        beside the solution (a loss may vanish at the solution itself), to four digits: neither the microbatch size
+        nor the machine's rounding should change it.
         """
         if self._key is None:
             step = torch.randn(self.num_params, generator=torch.Generator().manual_seed(0), dtype=self.dtype)
             sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in self._params.values()]
-            moved = self.losses(0.1 * step.to(self.device) * self.flatten(sizes), finite=False)
-            behaviour = [f"{x:.3e}" for x in [*self.losses().tolist(), *moved.tolist(), float(self.gradient().norm())]]
+            beside = 0.01 * step.to(self.device) * self.flatten(sizes)
+            losses = self.losses(beside)
+            moments = (losses.mean(), losses.square().mean(), self.gradient(beside).double().norm())
+            behaviour = [f"{float(x):.3e}" for x in moments]
             state = [self._params, self._kept, self._buffers]
             content = [__version__, torch.__version__, state, self.digests(), behaviour, self.weights]
             self._key = digest(content)
@@ -343,10 +346,11 @@ class EmpiricalRisk:
 
     def check_same_model(self, other: EmpiricalRisk) -> None:
         """Refuse a risk of another model, other parameters or other weights."""
-        mine, theirs = self._params, other._params
-        if mine is theirs:
+        if self._params is other._params:
             return
-        if list(mine) != list(theirs) or not all(torch.equal(mine[name], theirs[name]) for name in mine):
+        mine, theirs = ({**r._kept, **r._buffers, **r._params} for r in (self, other))
+        same_names = self.param_names == other.param_names and mine.keys() == theirs.keys()
+        if not (same_names and all(torch.equal(mine[name], theirs[name]) for name in mine)):
             raise ValueError(
                 f"the new examples' risk has {other.num_params} parameters of another model or other weights, and the "
                 f"sample's has {self.num_params}; make it with risk.on(data)"

@@ -61,6 +61,10 @@ class QuadraticValidity:
             last += 1
         return float(self.sigmas[last])
 
+    def error_at(self, sigma: float) -> float:
+        """The error that the verdict goes by at the grid's sigma nearest to this one."""
+        return float(self.error[(self.sigmas - sigma).abs().argmin()])
+
     def verdict(self, sigma: float) -> Verdict:
         """The verdict at the grid's nearest sigma that is not smaller; beyond the grid, "invalid"."""
         above = (self.sigmas >= sigma * (1 - 1e-9)).nonzero().flatten()
