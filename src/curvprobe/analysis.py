@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from curvprobe import progress
+from curvprobe.convergence import Which
 from curvprobe.criteria import decay_curve, delta1
-from curvprobe.eigensolver import Which
 from curvprobe.estimators import control, gaussian_moment, probe_increments, quadratic_monte_carlo, summarise
 from curvprobe.examples import digest, overlap
 from curvprobe.increment import increment

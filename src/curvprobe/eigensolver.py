@@ -1,10 +1,8 @@
 """Certified extreme eigenpairs of a symmetric matrix that is known by its products; knows nothing of models.
 
-Thick-restart Lanczos with two-pass full re-orthogonalisation. The small matrix is the exact projection
-``Q^T A Q`` taken from the orthogonalisation coefficients, so its eigenvalues are signed Rayleigh-Ritz values
-whatever the basis has been through. After convergence a random probe, deflated against what was found, looks
-for missing copies of repeated eigenvalues, which a single-vector method cannot see; and the residuals of the
-result are recomputed with true products.
+Thick-restart Lanczos with full re-orthogonalisation, in four phases: converge; certify the residuals with products
+of random combinations of the vectors; search the complement with a random probe for missing copies of repeated
+eigenvalues, which a single-vector method cannot see; and hand over.
 """
 
 from __future__ import annotations
@@ -14,27 +12,26 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from curvprobe import progress
-from curvprobe.linalg import inner, norm, rotate, subtract_combination
+from curvprobe.checkpoint import Checkpoint, Saver
+from curvprobe.convergence import FLOOR, Wanted, Which
+from curvprobe.krylov import KrylovBasis, MatMul
+from curvprobe.linalg import norm, rotate
 
-Which = Literal["algebraic", "magnitude", "smallest"]
-MatMul = Callable[[Tensor], Tensor]
+SEARCH_STEPS = 12
+"""Products of the search for missed copies, unless it can tell earlier; more, as far as the basis has room, while the
+best value outside may still belong inside. (Four missed copies in 6 of 40 seeds, twelve in none.)"""
 
-CROWDING = 0.02
-"""A residual must also be below this fraction of the last wanted eigenvalue (or of the tolerance, where that is more):
-relative to the first alone, vectors of the wrong eigenvalues pass when the spectrum is crowded at the cut."""
+MISSED = 0.01
+"""Probability, over the random start of the search, of missing an eigenvector when the search ends early."""
 
-PROBE_STEPS = 12
-"""Products of the deflated probe at the least: 2-4 usually find a missing copy, 12 did for every seed tried; more, as
-far as the basis has room, while the best value outside may still belong inside."""
-
-FLOOR = 50
-"""A residual below this many units of rounding of the largest eigenvalue cannot be improved."""
+CERTIFYING_PRODUCTS = 2
+"""Random combinations of the vectors whose products certify the residuals of all."""
 
 
 class ConvergenceWarning(UserWarning):
@@ -49,11 +46,14 @@ class Eigenpairs:
         eigenvalues: float64 (D,), signed: descending for "algebraic", by descending magnitude for "magnitude",
             ascending for "smallest".
         vectors: (N, D), orthonormal columns.
-        residuals: float64 (D,), ``|A u - lambda u| / scale``, by true products; scale is ``|lambda_1|``
-            (for "smallest", the largest magnitude seen in the whole spectrum).
+        residuals: float64 (D,), bounds on ``|A u - lambda u| / scale``: the residual known from the recurrence, plus
+            what products of random combinations of the vectors showed beyond it; by D true products where that is
+            not small enough. scale is ``|lambda_1|`` (for "smallest", the largest magnitude seen in the whole
+            spectrum).
         converged: bool (D,): the pair and all before it meet the tolerance; never the last one before the search for
             missed copies is complete.
-        num_matvecs: products used, with those of the probe and of the final residuals.
+        num_matvecs: products used, all of them.
+        num_search_matvecs: those of them that searched for missed copies of eigenvalues.
         next_eigenvalue: estimate of the first eigenvalue left out (NaN when there is none).
     """
 
@@ -62,6 +62,7 @@ class Eigenpairs:
     residuals: Tensor
     converged: Tensor
     num_matvecs: int
+    num_search_matvecs: int
     next_eigenvalue: float
 
 
@@ -76,6 +77,9 @@ def lanczos(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    start: Tensor | None = None,
+    basis_size: int | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Eigenpairs:
     r"""Extreme eigenpairs of a symmetric matrix A by thick-restart Lanczos.
 
@@ -87,9 +91,15 @@ def lanczos(
         dim: number of eigenpairs D.
         which: "algebraic" (largest first), "magnitude" (largest absolute value) or "smallest" (most negative).
         tol: bound on the residuals relative to ``|lambda_1|``.
-        max_matvecs: budget of products, those for the final residuals included; None is ``max(1000, 50 * dim)``.
-        seed: of the start vector and of the probe.
-        dtype, device: of the basis; sums and small matrices are float64.
+        max_matvecs: budget of products, those for the certificate included; None is ``max(1000, 50 * dim)``.
+        seed: of the start vector, the certificate and the search.
+        dtype, device: of the basis; sums and small matrices are float64. The device may be another than the matrix's.
+        start: orthonormal columns (N, l) near the wanted eigenvectors, such as those of a similar matrix: kept if
+            they already span them (found out with one product), and otherwise summed for a first vector.
+        basis_size: vectors held, ``dim + 2`` to N; None is ``ceil(1.5 dim) + 10``. ``dim + 10`` is lean; the number
+            of products explodes below that.
+        checkpoint: file that keeps the state from time to time, when the budget ends and when the computation is
+            interrupted; it is continued from there, and the file removed when all is done.
 
     Returns:
         The eigenpairs with residuals and flags. When the budget ends first, the best pairs so far, and a
@@ -98,7 +108,8 @@ def lanczos(
     Raises:
         ValueError: for a dim, tolerance or budget that makes no sense, or products that are not finite.
 
-    Source: Wu & Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems".
+    Source: Wu & Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems"; the certificate
+    and the end of the search are derived in docs/eigensolver.md.
 
     Example:
         >>> import torch
@@ -116,269 +127,262 @@ def lanczos(
     budget = max(1000, 50 * dim) if max_matvecs is None else max_matvecs
     if budget < dim:
         raise ValueError(f"max_matvecs is {max_matvecs}; expected at least dim = {dim} products")
-    solver = _Lanczos(matmul, num_params, dim, which, tol, budget, seed, dtype, torch.device(device))
+    capacity = min(num_params, math.ceil(1.5 * dim) + 10 if basis_size is None else basis_size)
+    if capacity < min(num_params, dim + 2):
+        raise ValueError(f"basis_size is {basis_size}; expected at least dim + 2 = {dim + 2}, better {dim + 10}")
+    if start is not None and (start.dim() != 2 or start.shape[0] != num_params or not 1 <= start.shape[1] <= capacity):
+        raise ValueError(f"start has shape {tuple(start.shape)}; expected ({num_params}, l), l from 1 to {capacity}")
+    basis = KrylovBasis(matmul, num_params, capacity, seed, dtype, torch.device(device))
+    solver = _Solver(basis, Wanted(dim, which, tol), budget, seed, Saver(checkpoint))
     with progress.bar("eigenspace (products)") as advance:
-        return solver.run(advance)
+        return solver.run(start, advance)
 
 
-class _Lanczos:
-    """The state of one computation: basis rows, their projected matrix, and what the basis does not capture.
+class _Solver:
+    """The phases of one computation on a Krylov basis."""
 
-    ``A Q = Q T + r e_last^T + C``: ``r`` is the pending residual, orthogonal to the basis; column norms of ``C``
-    are bounded by ``carried``, which is zero except after the probe's vectors have been merged in.
-    """
-
-    def __init__(
-        self,
-        matmul: MatMul,
-        num_params: int,
-        dim: int,
-        which: Which,
-        tol: float,
-        budget: int,
-        seed: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.matmul, self.dim, self.which, self.budget = matmul, dim, which, budget
-        self.size = num_params
-        self.rows_max = min(num_params, math.ceil(1.5 * dim) + 10)
-        self.basis = torch.empty(self.rows_max, num_params, dtype=dtype, device=device)
-        self.projected = torch.zeros(self.rows_max, self.rows_max, dtype=torch.float64)
-        self.carried = torch.zeros(self.rows_max, dtype=torch.float64)
-        self.rows = 0
-        self.pending: Tensor | None = None
-        self.pending_norm = 0.0
-        self.num_matvecs = 0
-        self.largest = 0.0
-        self.epsilon = torch.finfo(dtype).eps
-        self.tol = tol
-        self.searched = False
-        self.left_out = torch.empty(0, dtype=torch.float64)
+    def __init__(self, basis: KrylovBasis, wanted: Wanted, budget: int, seed: int, saver: Saver) -> None:
+        self.basis, self.wanted, self.dim, self.budget, self.saver = basis, wanted, wanted.dim, budget, saver
         self.generator = torch.Generator().manual_seed(seed)
+        self.searched = False
+        self.search_matvecs = 0
+        self.left_out = torch.empty(0, dtype=torch.float64)
 
-    # ---- one step ----------------------------------------------------------------------------------------------
-
-    def random_vector(self) -> Tensor:
-        vector = torch.randn(self.size, generator=self.generator, dtype=torch.float64)
-        return vector.to(dtype=self.basis.dtype, device=self.basis.device)
-
-    def product(self, vector: Tensor) -> Tensor:
-        self.num_matvecs += 1
-        result = self.matmul(vector[:, None])
-        if result.shape != (self.size, 1):
-            raise ValueError(f"matmul returned shape {tuple(result.shape)} for ({self.size}, 1); expected the same")
-        result = result[:, 0].to(self.basis.dtype)
-        if not bool(result.isfinite().all()):
-            raise ValueError("matmul returned values that are not finite for a finite vector")
-        return result.clone()
-
-    def orthogonalise(self, vector: Tensor) -> Tensor:
-        """Take the basis out of ``vector``, in place, twice; returns the coefficients (rows,)."""
-        rows = self.basis[: self.rows]
-        total = torch.zeros(self.rows, dtype=torch.float64, device=vector.device)
-        for _ in range(2):
-            coefficients = inner(rows, vector)
-            subtract_combination(vector, rows, coefficients)
-            total += coefficients
-        return total
-
-    def next_direction(self) -> Tensor:
-        """The pending residual, or a random vector where the basis spans an invariant subspace."""
-        if self.pending is not None and self.pending_norm > 10 * self.epsilon * self.largest:
-            return self.pending
-        return self.random_vector()
-
-    def expand(self, direction: Tensor) -> None:
-        """Add a direction to the basis, and its product to the projected matrix."""
-        for _ in range(3):  # a random or tiny direction may lie almost inside the basis
-            before = norm(direction)
-            direction = direction / before if before > 0 else self.random_vector()
-            self.orthogonalise(direction)
-            if norm(direction) > 0.1:
-                break
-            if before == 0 or norm(direction) < 1e-3:
-                direction = self.random_vector()
-        direction /= norm(direction)
-        self.basis[self.rows] = direction
-        self.rows += 1
-        residual = self.product(self.basis[self.rows - 1])
-        self.largest = max(self.largest, norm(residual))
-        coefficients = self.orthogonalise(residual).cpu()
-        last = self.rows - 1
-        self.projected[last, : self.rows] = self.projected[: self.rows, last] = coefficients
-        self.carried[last] = 0.0
-        self.pending, self.pending_norm = residual, norm(residual)
-
-    # ---- the projected problem ---------------------------------------------------------------------------------
-
-    def merit(self, values: Tensor) -> Tensor:
-        """A number for each eigenvalue that is the larger the more it is wanted."""
-        return {"algebraic": values, "magnitude": values.abs(), "smallest": -values}[self.which]
-
-    def order(self, values: Tensor) -> Tensor:
-        return self.merit(values).argsort(descending=True, stable=True)
-
-    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values, most wanted first; coefficients of their vectors; estimated residual norms."""
-        values, coefficients = torch.linalg.eigh(self.projected[: self.rows, : self.rows])
-        self.largest = max(self.largest, float(values.abs().max()))
-        order = self.order(values)
-        values, coefficients = values[order], coefficients[:, order]
-        pending = 0.0 if self.rows == self.size else self.pending_norm
-        estimates = pending * coefficients[-1].abs() + self.carried_to(coefficients)
-        return values, coefficients, estimates
-
-    def carried_to(self, coefficients: Tensor) -> Tensor:
-        """What ``carried`` amounts to in combinations of the basis vectors, the directions being unrelated."""
-        return (self.carried[: self.rows].square() @ coefficients.square()).sqrt()
-
-    def scale(self, values: Tensor) -> float:
-        """What residuals are relative to: the first eigenvalue, unless it vanishes or lies at the wrong end."""
-        first = float(values[0].abs())
-        usable = self.which != "smallest" and first > math.sqrt(self.epsilon) * self.largest
-        return max(first if usable else self.largest, 1e-300)
-
-    def bound(self, values: Tensor) -> float:
-        """Residual norm that the tolerance allows."""
-        return max(self.tol * self.scale(values), FLOOR * self.epsilon * self.largest)
-
-    def crowded_bound(self, values: Tensor, eigenvalue: float) -> float:
-        """Residual norm that is small in the spectrum around ``eigenvalue`` too."""
-        absolute = self.tol * self.scale(values)
-        crowded = min(absolute, CROWDING * max(abs(eigenvalue), absolute))
-        return max(crowded, FLOOR * self.epsilon * self.largest)
-
-    def settled(self) -> bool:
-        """Whether every wanted pair has converged."""
-        if self.rows < self.dim:
-            return False
-        if self.rows == self.size:
-            return True
-        values, coefficients, estimates = self.ritz()
-        pending = self.pending_norm * coefficients[-1, : self.dim].abs()
-        # What is carried was small at the cut of its time, and is not asked again when the cut moves down.
-        # A tenth in hand: the true residuals are computed at the end, and differ a little from the estimates.
-        small = bool((pending <= 0.9 * self.crowded_bound(values, float(values[self.dim - 1]))).all())
-        return small and bool((estimates[: self.dim] <= 0.9 * self.bound(values)).all())
-
-    def keep(self, count: int) -> None:
-        """Replace the basis by its ``count`` most wanted Ritz vectors; the pending residual stays."""
-        values, coefficients, _ = self.ritz()
-        rotate(self.basis[: self.rows], coefficients[:, :count].to(self.basis.device))
-        self.carried[:count] = self.carried_to(coefficients[:, :count])
-        self.carried[count:] = 0.0
-        self.projected.zero_()
-        self.projected[:count, :count] = torch.diag(values[:count])
-        self.rows = count
+    def run(self, start: Tensor | None, advance: Callable[[int], None]) -> Eigenpairs:
+        """Converge, certify and search for what was missed, within the budget."""
+        basis = self.basis
+        reserve = CERTIFYING_PRODUCTS if self.budget > self.dim + CERTIFYING_PRODUCTS else 0
+        try:
+            if self.saver.load(basis):
+                advance(basis.num_matvecs)
+            elif start is not None:
+                self.begin(start, advance)
+            while True:
+                self.converge(self.budget - reserve, advance)
+                if not self.wanted.settled(basis):
+                    self.saver.now(basis)
+                    return self.finish(self.certify(advance), settled=False)
+                residuals = self.certify(advance)
+                self.searched = basis.spans_everything
+                self.set_aside(residuals)
+                if self.searched or not self.search(self.budget - reserve, advance):
+                    break
+        except BaseException:
+            self.saver.now(basis)
+            raise
+        if self.searched:
+            self.saver.discard()
+        else:
+            self.saver.now(basis)
+        return self.finish(basis.carried[: self.dim].clone(), settled=True)
 
     # ---- the phases --------------------------------------------------------------------------------------------
 
+    def begin(self, start: Tensor, advance: Callable[[int], None]) -> None:
+        """Begin from vectors near the wanted ones: keep them if they span the same, else go on from their sum."""
+        basis = self.basis
+        vectors = start.T.to(dtype=basis.rows.dtype, device=basis.rows.device)
+        basis.rows[: len(vectors)], basis.count = vectors, len(vectors)
+        direction = basis.combination(self._signs(len(vectors)))
+        basis.count = 0
+        basis.expand(direction)
+        advance(1)
+        assert basis.pending is not None
+        first, value, pending = basis.rows[0].clone(), basis.projected[0, 0].clone(), basis.pending
+        outside, size = pending.clone(), basis.pending_norm
+        basis.rows[: len(vectors)], basis.count = vectors, len(vectors)
+        basis.orthogonalise(outside)
+        # The root mean square of what the matrix adds to the span, seen through one random combination.
+        if len(vectors) >= self.dim and norm(outside) <= self.wanted.tol * abs(float(value)):
+            basis.count = 0
+            basis.add(vectors)
+            advance(len(vectors))
+            values, coefficients = self.wanted.ritz(basis)
+            carried = basis.residual_parts(coefficients[:, : self.dim])[1]
+            if bool(self.wanted.good(values[: self.dim], carried, basis).all()):
+                return
+        basis.rows[0], basis.count = first, 1
+        basis.projected.zero_()
+        basis.carried.zero_()
+        basis.projected[0, 0], basis.pending, basis.pending_norm = value, pending, size
+
     def converge(self, budget: int, advance: Callable[[int], None]) -> None:
         """Lanczos steps and restarts until the wanted pairs have settled or the budget is used."""
-        while not self.settled() and self.num_matvecs < budget:
-            if self.rows == self.rows_max:
+        basis = self.basis
+        while not self.wanted.settled(basis) and basis.num_matvecs < budget:
+            if basis.full:
                 # Half of what lies beyond the wanted vectors is kept: it holds the next eigenvectors, half converged.
-                self.keep(self.dim + (self.rows_max - self.dim) // 2)
-            self.expand(self.next_direction())
+                values, coefficients = self.wanted.ritz(basis)
+                count = self.dim + (basis.capacity - self.dim) // 2
+                basis.keep(values[:count], coefficients[:, :count])
+            basis.expand(basis.next_direction())
             advance(1)
+            self.saver.maybe(basis)
 
-    def probe(self, budget: int, advance: Callable[[int], None]) -> bool:
-        """Search the orthogonal complement of the wanted vectors from a random start; True if it held a wanted one."""
-        values, _, estimates = self.ritz()
-        wanted = values[: self.dim].clone()
-        news = 2 * self.crowded_bound(wanted, float(wanted[-1]))
-        self.left_out = values[self.dim : self.dim + 1].clone()
-        self.keep(self.dim)
-        self.carried[: self.dim] = bounds = estimates[: self.dim]
-        direction = self.random_vector()
-        for step in range(min(self.rows_max, self.size) - self.dim):
-            inside = self.projected[self.dim : self.rows, self.dim : self.rows]
-            if step >= PROBE_STEPS and self._clearly_worse(inside, wanted[-1]):
-                self.searched = True
-                break
-            if self.num_matvecs >= budget:
-                break
-            self.expand(direction)
+    def certify(self, advance: Callable[[int], None]) -> Tensor:
+        """Residual norms of the wanted pairs, with products of their own behind those that are small.
+
+        The residual of a pair is ``r s_i + e_i``, with ``r s_i`` known from the recurrence. Over random signs the mean
+        of ``|sum_i +-e_i|^2`` is ``sum_i |e_i|^2``: a product or two of random combinations bound the unknown part of
+        all at once. Where this bound alone is too large, a product for every pair tells.
+        """
+        basis, wanted = self.basis, self.wanted
+        values, coefficients = (part[..., : self.dim] for part in wanted.ritz(basis))
+        pending, carried = basis.residual_parts(coefficients)
+        residuals = (pending.square() + carried.square()).sqrt()
+        good = wanted.good(values, residuals, basis) if not wanted.settled(basis) else torch.ones_like(values).bool()
+        count, left = int(good.sum()), self.budget - basis.num_matvecs
+        known = pending.clone() * coefficients[-1].sign()
+        if count > CERTIFYING_PRODUCTS and left >= CERTIFYING_PRODUCTS:
+            unknown = 0.0
+            for _ in range(CERTIFYING_PRODUCTS):
+                signs = self._signs(count)
+                found = self._residual(coefficients[:, :count], signs, values[:count], signs @ known[:count])
+                unknown += norm(found) ** 2 / CERTIFYING_PRODUCTS
+                advance(1)
+            residuals[:count] = (pending.square() + carried.square().clamp_min(unknown)).sqrt()[:count]
+            left -= CERTIFYING_PRODUCTS
+            if bool((residuals[:count] <= wanted.bound(values, basis)).all()):
+                return residuals
+        for i in range(min(count, left)):
+            single = torch.ones(1, dtype=torch.float64)
+            residuals[i] = norm(self._residual(coefficients[:, i : i + 1], single, values[i : i + 1], None))
             advance(1)
-            direction = self.next_direction()
+        return residuals
+
+    def _signs(self, count: int) -> Tensor:
+        return torch.randint(0, 2, (count,), generator=self.generator).double() * 2 - 1
+
+    def _residual(self, coefficients: Tensor, weights: Tensor, values: Tensor, known: Tensor | None) -> Tensor:
+        """``sum_i w_i (A u_i - lambda_i u_i)`` by a product, less ``known`` units of the pending residual."""
+        basis = self.basis
+        image = basis.product(basis.combination(coefficients @ weights)[:, None])[:, 0]
+        image = image - basis.combination(coefficients @ (weights * values))
+        if known is not None and basis.pending is not None and basis.pending_norm > 0:
+            image -= float(known) / basis.pending_norm * basis.pending
+        return image
+
+    def set_aside(self, residuals: Tensor) -> None:
+        """Keep the wanted vectors only, whose residuals are known."""
+        values, coefficients = (part[..., : self.dim] for part in self.wanted.ritz(self.basis))
+        self.left_out = self.wanted.ritz(self.basis)[0][self.dim : self.dim + 1].clone()
+        self.basis.keep(values, coefficients)
+        self._only_wanted(residuals)
+
+    def _only_wanted(self, residuals: Tensor) -> None:
+        basis = self.basis
+        basis.count, basis.pending, basis.pending_norm = self.dim, None, 0.0
+        basis.carried[: self.dim], basis.carried[self.dim :] = residuals, 0.0
+
+    def search(self, budget: int, advance: Callable[[int], None]) -> bool:
+        """Search the orthogonal complement of the wanted vectors from a random start; True if it held a wanted one."""
+        basis, wanted, before = self.basis, self.wanted, self.basis.num_matvecs
+        inside = wanted.ritz(basis)[0]
+        residuals = basis.carried[: self.dim].clone()
+        news = 2 * wanted.crowded_bound(inside, float(inside[-1]), basis)
+        direction = basis.random_vector()
+        while not self.searched and basis.num_matvecs < budget:
+            basis.expand(direction)
+            advance(1)
+            direction = basis.next_direction()
             # Rayleigh-Ritz only ever improves the wanted values; second-order gains of settled pairs are no news.
-            gains = self.merit(self.ritz()[0][: self.dim]) - self.merit(wanted)
+            gains = wanted.merit(wanted.ritz(basis)[0][: self.dim]) - wanted.merit(inside)
             if float(gains.abs().max()) > news:
+                self.search_matvecs += basis.num_matvecs - before
                 return True
-        else:
-            self.searched = True
-        found = torch.linalg.eigvalsh(self.projected[self.dim : self.rows, self.dim : self.rows])
-        self.left_out = torch.cat([self.left_out, found])
-        # Nothing new: forget the probe's vectors, or they would mix with wanted ones whose eigenvalue they share.
-        self.rows, self.pending, self.pending_norm = self.dim, None, 0.0
-        self.carried[: self.dim], self.carried[self.dim :] = bounds, 0.0
+            steps = basis.count - self.dim
+            told = self._none_missed(inside) or (steps >= SEARCH_STEPS and self._clearly_worse(inside[-1]))
+            self.searched = told or basis.full or basis.spans_everything
+        self.search_matvecs += basis.num_matvecs - before
+        # Nothing new: forget the search's vectors, or they would mix with wanted ones whose eigenvalue they share.
+        if basis.count > self.dim:
+            self.left_out = torch.cat([self.left_out, torch.linalg.eigvalsh(self._outside())])
+        self._only_wanted(residuals)
         return False
 
-    def _clearly_worse(self, inside: Tensor, wanted: Tensor) -> bool:
-        """Whether the best value of the probe's projected matrix, even with its residual, is worse than ``wanted``."""
-        found, coefficients = torch.linalg.eigh(inside)
-        best = int(self.order(found)[0])
-        reach = self.pending_norm * coefficients[-1, best].abs()
-        return bool(self.merit(found[best]) + reach < self.merit(wanted))
+    def _outside(self) -> Tensor:
+        """The projected matrix of the search's own vectors."""
+        return self.basis.projected[self.dim : self.basis.count, self.dim : self.basis.count]
 
-    def run(self, advance: Callable[[int], None]) -> Eigenpairs:
-        """Converge, search for what was missed, and compute the residuals, within the budget."""
-        reserve = self.dim if self.budget >= 2 * self.dim else 0
-        searching = self.budget - reserve
-        self.converge(searching, advance)
-        while self.rows < self.size and self.settled() and self.probe(searching, advance):
-            self.converge(searching, advance)
-        return self.finish(certify=reserve > 0, advance=advance)
+    def _none_missed(self, inside: Tensor) -> bool:
+        """Whether an eigenvector outside, as wanted as the last one inside, would have shown itself.
 
-    def finish(self, *, certify: bool, advance: Callable[[int], None]) -> Eigenpairs:
-        """The wanted pairs with residuals by true products where the budget allows, flags, and a warning if due."""
-        values, coefficients, estimates = self.ritz()
-        settled, complete = self.settled(), self.searched or self.rows == self.size
-        count = min(self.dim, self.rows)
+        The components of a unit eigenvector of eigenvalue mu along the vectors q_1, q_2, ... of the search follow
+        their three-term recurrence from <q_1, u>, and their squares sum to 1 at the most. So if the recurrence,
+        started at 1, grows to a sum of squares K, then |<q_1, u>|^2 <= 1/K; and for a random q_1 in N dimensions that
+        happens with probability sqrt(2 N / (pi K)).
+        """
+        needed = 2 * self.basis.size / (math.pi * MISSED**2)
+        last = abs(float(inside[-1]))
+        step = self.wanted.crowded_bound(inside, last, self.basis)
+        ends = {"algebraic": [float(inside[-1]) + step], "smallest": [float(inside[-1]) - step]}
+        return all(self._growth(mu) >= needed for mu in ends.get(self.wanted.which, [last + step, -last - step]))
+
+    def _growth(self, mu: float) -> float:
+        """Sum of squares of the components, relative to the first, of an eigenvector of eigenvalue ``mu``."""
+        outside = self._outside()
+        found = torch.linalg.eigvalsh(outside)
+        if found.min() <= mu <= found.max():
+            return 0.0
+        beta = [*outside.diagonal(1).tolist(), self.basis.pending_norm]
+        before, component, total = 0.0, 1.0, 1.0
+        for i, alpha in enumerate(outside.diagonal().tolist()):
+            if not abs(beta[i]) > 10 * self.basis.epsilon * self.basis.largest:
+                break  # an invariant subspace: what follows started anew
+            before, component = component, ((mu - alpha) * component - (beta[i - 1] * before if i else 0.0)) / beta[i]
+            total += component**2
+        return total
+
+    def _clearly_worse(self, last: Tensor) -> bool:
+        """Whether the best value of the search's projected matrix, even with its residual, is worse than ``last``."""
+        found, coefficients = torch.linalg.eigh(self._outside())
+        best = int(self.wanted.order(found)[0])
+        reach = self.basis.pending_norm * coefficients[-1, best].abs()
+        return bool(self.wanted.merit(found[best]) + reach < self.wanted.merit(last))
+
+    # ---- the result --------------------------------------------------------------------------------------------
+
+    def finish(self, residuals: Tensor, *, settled: bool) -> Eigenpairs:
+        """The wanted pairs with flags, and a warning if due."""
+        basis, wanted = self.basis, self.wanted
+        values, coefficients = wanted.ritz(basis)
+        count = min(self.dim, basis.count)
         left_out = torch.cat([values[count : count + 1], self.left_out])
-        rotate(self.basis[: self.rows], coefficients[:, :count].to(self.basis.device))
-        vectors = self.basis[:count]
-        eigenvalues, residuals = values[:count].clone(), estimates[:count].clone()
-        if certify:
-            for i in range(count):
-                vectors[i] /= norm(vectors[i])
-                product = self.product(vectors[i])
-                eigenvalues[i] = float(inner(vectors[i][None], product))
-                residuals[i] = norm(product - float(eigenvalues[i]) * vectors[i])
-                advance(1)
-        met = residuals <= self.tol * self.scale(values)
-        if not settled:  # judged pair by pair, each at its own eigenvalue
-            met &= residuals <= torch.tensor([self.crowded_bound(values, float(v)) for v in eigenvalues]).double()
-        converged = met.to(torch.int8).cumprod(0).bool()
-        if not complete:
+        values, coefficients = values[:count], coefficients[:, :count]
+        good = residuals <= wanted.tol * wanted.scale(values, basis)
+        if not settled:
+            good &= wanted.good(values, residuals, basis)
+        converged = good.to(torch.int8).cumprod(0).bool()
+        if not self.searched:
             converged[-1] = False  # a missed copy of an earlier eigenvalue would push the last pair out
-        residuals = residuals / self.scale(values)
-        if not bool(converged.all()):
-            self._warn(converged, residuals, settled, complete)
-        order = self.order(eigenvalues)
-        return Eigenpairs(
-            eigenvalues=eigenvalues[order],
-            vectors=vectors[order.to(vectors.device)].T,
-            residuals=residuals[order],
-            converged=converged[order],
-            num_matvecs=self.num_matvecs,
-            next_eigenvalue=float(left_out[self.order(left_out)[0]]) if len(left_out) else math.nan,
+        rotate(basis.rows[: basis.count], coefficients.to(basis.rows.device))
+        pairs = Eigenpairs(
+            eigenvalues=values,
+            vectors=basis.rows[:count].clone().T,
+            residuals=residuals / wanted.scale(values, basis),
+            converged=converged,
+            num_matvecs=basis.num_matvecs,
+            num_search_matvecs=self.search_matvecs,
+            next_eigenvalue=float(left_out[wanted.order(left_out)[0]]) if len(left_out) else math.nan,
         )
+        if not bool(converged.all()):
+            self._warn(pairs, complete=settled and self.searched)
+        return pairs
 
-    def _warn(self, converged: Tensor, residuals: Tensor, settled: bool, complete: bool) -> None:
-        kind, floor = str(self.basis.dtype).split(".")[-1], FLOOR * self.epsilon
-        if not settled or not complete:
-            reason = f"{self.num_matvecs} of max_matvecs = {self.budget} products were used; allow more, or lower dim"
-        elif self.tol < floor:
+    def _warn(self, pairs: Eigenpairs, *, complete: bool) -> None:
+        kind, floor = str(self.basis.rows.dtype).split(".")[-1], FLOOR * self.basis.epsilon
+        if not complete:
+            reason = f"{pairs.num_matvecs} of max_matvecs = {self.budget} products were used; allow more, or lower dim"
+        elif self.wanted.tol < floor:
             reason = (
-                f"tol = {self.tol:g} is below what {kind} can reach, about {floor:.0e}; use float64 or a larger tol"
+                f"tol = {self.wanted.tol:g} is below what {kind} can reach, about {floor:.0e}; use float64 or a "
+                "larger tol"
             )
         else:
-            reason = f"the products are too noisy for tol = {self.tol:g}; use float64 or a larger tol"
+            reason = f"the products are too noisy for tol = {self.wanted.tol:g}; use float64 or a larger tol"
         warnings.warn(
-            f"{int(converged.sum())} of {self.dim} eigenpairs converged, largest residual {float(residuals.max()):.1e} "
-            f"relative to the first eigenvalue: {reason}",
+            f"{int(pairs.converged.sum())} of {self.dim} eigenpairs converged, largest residual "
+            f"{float(pairs.residuals.max()):.1e} relative to the first eigenvalue: {reason}",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -108,19 +107,3 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
-
-
-class SavedBytes(saved_tensors_hooks):
-    """Counts the bytes that autograd saves in a block, parameters left out, each tensor once."""
-
-    def __init__(self, params: Iterable[Tensor]) -> None:
-        self.total = 0
-        known = {p.data_ptr() for p in params}
-
-        def pack(tensor: Tensor) -> Tensor:
-            if tensor.data_ptr() not in known:
-                known.add(tensor.data_ptr())
-                self.total += tensor.nbytes
-            return tensor
-
-        super().__init__(pack, lambda tensor: tensor)

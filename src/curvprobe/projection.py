@@ -16,14 +16,19 @@ from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
 from curvprobe import progress
-from curvprobe.curvature import check_second_derivatives, double_backward_errors, hessian, tangent_products
+from curvprobe.curvature import hessian
 from curvprobe.examples import Batch, resolve_rows
 from curvprobe.linalg import inner
-from curvprobe.risk import ACTIVATION_BUDGET, EmpiricalRisk
+from curvprobe.linearisation import along, gradient_derivative
+from curvprobe.risk import EmpiricalRisk
+from curvprobe.second_derivatives import check_second_derivatives, double_backward_errors
 from curvprobe.subspace import Subspace
 
 _TOGETHER_BYTES = 2**20
 """Examples whose saved activations are smaller than this are differentiated together, larger ones one by one."""
+
+_TOGETHER_BUDGET = 128 * 2**20
+"""Bytes that the examples differentiated together may hold; more would only leave the processor's caches."""
 
 _BLOCK = 16
 """Products held at once when examples are differentiated one by one."""
@@ -186,8 +191,8 @@ def _project_one(risk: EmpiricalRisk, batch: Batch, basis: Tensor) -> tuple[Tens
     loss_sum, weight = risk.batch_losses(leaves, batch, 1)
     gradients = risk.first_order((loss_sum / weight).sum(), leaves, create_graph=True)
     slope = inner(basis.T, risk.flatten(gradients))
-    blocks = _in_blocks(tangent_products(risk, leaves, gradients, basis), _BLOCK)
-    columns = [inner(basis.T, torch.stack(products, dim=1)) for products in blocks]
+    products = along(risk, gradient_derivative(leaves, gradients), 1)(basis)
+    columns = [inner(basis.T, torch.stack(block, dim=1)) for block in _in_blocks(products, _BLOCK)]
     return slope.cpu(), torch.cat(columns, dim=1).cpu()
 
 
@@ -231,8 +236,8 @@ def _choose(risk: EmpiricalRisk, basis: Tensor) -> tuple[bool, int]:
     """Whether to differentiate examples together, and how many at a time."""
     if risk.activation_bytes > _TOGETHER_BYTES or len(risk) == 1:
         return False, 1
-    per_example = 4 * (risk.num_params * risk.dtype.itemsize + risk.activation_bytes)
-    size = min(len(risk), max(1, ACTIVATION_BUDGET // per_example), risk._given_microbatch_size or len(risk))
+    per_example = 4 * risk.num_params * risk.dtype.itemsize + risk.example_bytes
+    size = min(len(risk), max(1, _TOGETHER_BUDGET // per_example), risk.microbatch_size)
     if size == 1:
         return False, 1
     few = basis[:, : min(3, basis.shape[1])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,12 +14,17 @@ from torch import Tensor, nn
 
 from curvprobe.examples import Batch, Examples, digest, resolve_rows, to_model
 from curvprobe.losses import Loss, check_finite, check_loss, check_weights, split_loss
-from curvprobe.model import SavedBytes, call, check_mode, undisturbed, unwrap
+from curvprobe.memory import SavedBytes, default_budget
+from curvprobe.model import call, check_mode, undisturbed, unwrap
 from curvprobe.parameters import Selection, select_parameters, upcast
 from curvprobe.version import __version__
 
-ACTIVATION_BUDGET = 128 * 2**20
-"""Bytes of saved activations that one microbatch may hold when ``microbatch_size`` is left to us."""
+PEAK_OVER_SAVED = 2.5
+"""Resident memory of a curvature product over the bytes that autograd saves for it: cotangents in flight bring the
+live tensors to 1.6 times (on a transformer), and the fragmentation of the C library's heap brings that to 2.5."""
+
+PASSES_IN_FLIGHT = 6
+"""N-vectors, at 4 bytes a parameter, that a product holds beside its microbatch: gradients, tangents, sums."""
 
 
 class EmpiricalRisk:
@@ -40,9 +46,11 @@ class EmpiricalRisk:
             given to the model as ``model(batch)`` (tensor), ``model(batch[0])`` (tuple), or as keyword arguments
             (mapping: the entries that ``forward`` accepts, never labels, targets or weights).
         params: None (all with ``requires_grad``), a predicate on the parameter name, or name patterns (``*``).
-        microbatch_size: examples in one forward pass; None picks it so that the saved activations of one
-            microbatch stay below 128 MiB.
+        microbatch_size: examples in one pass; None takes as many as half of the memory budget allows. Larger is
+            faster, and a sample that fits in one microbatch is differentiated only once for all its products.
         collate_fn: turns a list of the dataset's items into a batch; None is PyTorch's default.
+        memory_budget: bytes that the work may take beyond the model and the data; None is half of what is free on
+            the model's device. One half is for a microbatch, the other for the basis of an eigenspace.
 
     Attributes:
         num_params: number of probed parameters N.
@@ -50,6 +58,7 @@ class EmpiricalRisk:
         dtype: of the probed parameters and of all N-vectors.
         device: of the model.
         upcast_from: names of the lower-precision types that were raised to float32, usually empty.
+        microbatch_size, memory_budget: as given or chosen.
 
     Raises:
         ValueError, TypeError: for a model, loss or data that cannot be probed, with the remedy.
@@ -74,12 +83,15 @@ class EmpiricalRisk:
         params: Selection = None,
         microbatch_size: int | None = None,
         collate_fn: Callable[[list[Any]], Batch] | None = None,
+        memory_budget: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         check_loss(loss)
         if microbatch_size is not None and (not isinstance(microbatch_size, Integral) or microbatch_size < 1):
             raise ValueError(f"microbatch_size is {microbatch_size!r}; expected a positive number of examples or None")
+        if memory_budget is not None and not memory_budget > 0:
+            raise ValueError(f"memory_budget is {memory_budget!r}; expected a positive number of bytes or None")
         self.model = unwrap(model)
         self.loss = loss
         self.examples = Examples(data, collate_fn)
@@ -94,7 +106,8 @@ class EmpiricalRisk:
         self._is_selection = False
         self.checked: set[str] = set()  # checks that have passed, shared with selections
         self._collate_fn = collate_fn
-        self._given_microbatch_size = microbatch_size
+        self._given_microbatch_size, self.given_memory_budget = microbatch_size, memory_budget
+        self.memory_budget = default_budget(self.device) if memory_budget is None else int(memory_budget)
         self._try_out()
 
     # ---- state -------------------------------------------------------------------------------------------------
@@ -132,17 +145,32 @@ class EmpiricalRisk:
                 )
             scale = float(first.abs().max())
             for row in range(rows):
-                held = SavedBytes(self._params.values())
-                with held:
-                    alone = float(self._evaluate(self._read(row, row + 1), 1))
+                alone = float(self._evaluate(self._read(row, row + 1), 1))
                 if abs(alone - float(first[row])) > 100 * tolerance * max(scale, 1e-3):
                     raise ValueError(
                         f"the loss of example {row} is {alone:.8g} by itself and {float(first[row]):.8g} in a batch of "
                         f"{rows}; expected losses that do not depend on the rest of the batch. Reduce over the "
                         "example's own terms only, and take out layers that mix examples"
                     )
-        self.activation_bytes = max(1, held.total)
-        self.microbatch_size = self._given_microbatch_size or max(1, ACTIVATION_BUDGET // self.activation_bytes)
+            self._measure()
+
+    def _measure(self) -> None:
+        """Find what an example takes, and choose the microbatch size."""
+        kept = SavedBytes(self._params.values())
+        with kept, contextlib.suppress(RuntimeError):  # an operation without a second derivative is refused later
+            leaves = self.leaves()
+            loss_sum, _ = self.batch_losses(leaves, self._read(0, 1), 1)
+            self.activation_bytes = max(1, kept.total)
+            self.first_order(loss_sum.sum(), leaves, create_graph=True)
+        self.example_bytes = int(PEAK_OVER_SAVED * max(1, kept.total))
+        room = self.memory_budget // 2 - PASSES_IN_FLIGHT * 4 * self.num_params
+        if self.given_memory_budget is not None and room < self.example_bytes:
+            least = 2 * (self.example_bytes + PASSES_IN_FLIGHT * 4 * self.num_params)
+            raise ValueError(
+                f"memory_budget is {self.memory_budget} bytes; this model needs at least {least} for one example and "
+                "its parameters: allow that much, or probe fewer parameters with params="
+            )
+        self.microbatch_size = self._given_microbatch_size or max(1, room // self.example_bytes)
 
     def _evaluate(self, batch: Batch, rows: int) -> Tensor:
         everything = {name: p.detach().requires_grad_(p.is_floating_point()) for name, p in self._kept.items()}
@@ -242,9 +270,9 @@ class EmpiricalRisk:
         """
         if displacement is None and self._losses is not None:
             return self._losses.clone()
-        losses = torch.empty(len(self), dtype=torch.float64)
-        weights = torch.empty(len(self), dtype=torch.float64)
         with self.undisturbed(), torch.no_grad():
+            losses = torch.empty(len(self), dtype=torch.float64)
+            weights = torch.empty(len(self), dtype=torch.float64)
             params = self._params if displacement is None else self._displaced(displacement)
             for rows, batch in self.batches():
                 loss_sum, weight = self.batch_losses(params, batch, rows.stop - rows.start)

@@ -8,9 +8,11 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from curvprobe.curvature import CurvatureMatrix, Kind
-from curvprobe.eigensolver import Which, lanczos
+from curvprobe.convergence import Which
+from curvprobe.curvature import CurvatureMatrix
+from curvprobe.eigensolver import lanczos
 from curvprobe.linalg import inner, norm, subtract_combination
+from curvprobe.linearisation import Kind
 from curvprobe.risk import EmpiricalRisk
 
 
@@ -22,9 +24,11 @@ class Subspace:
         basis: (N, D), orthonormal columns, in the dtype of the risk.
         origin: how it was made: "hessian", "ggn", "random", "gradients" or "given".
         eigenvalues: float64 (D,), signed, the leading one first; None unless it is an eigenspace.
-        residuals: float64 (D,), ``|H u - lambda u| / |lambda_1|`` by true products; None unless an eigenspace.
+        residuals: float64 (D,), certified bounds on ``|H u - lambda u| / |lambda_1|``, see :class:`Eigenpairs`; None
+            unless an eigenspace.
         converged: bool (D,); None unless an eigenspace.
-        num_matvecs: curvature products used to find it.
+        num_matvecs: curvature products used to find it, all of them.
+        num_search_matvecs: those of them that searched for missed copies of repeated eigenvalues.
         next_eigenvalue: estimate of the first eigenvalue left out; NaN when unknown.
         risk_key: hash of the risk whose curvature it belongs to; None unless an eigenspace.
     """
@@ -35,6 +39,7 @@ class Subspace:
     residuals: Tensor | None = None
     converged: Tensor | None = None
     num_matvecs: int = 0
+    num_search_matvecs: int = 0
     next_eigenvalue: float = float("nan")
     risk_key: str | None = None
 
@@ -152,6 +157,7 @@ def top_eigenspace(
         residuals=pairs.residuals,
         converged=pairs.converged,
         num_matvecs=pairs.num_matvecs,
+        num_search_matvecs=pairs.num_search_matvecs,
         next_eigenvalue=pairs.next_eigenvalue,
         risk_key=risk.key(),
     )

@@ -41,8 +41,8 @@ class Task:
     collate_fn: Callable[[list[Any]], Any] | None = None
     description: str = ""
 
-    def risk(self) -> EmpiricalRisk:
-        """The empirical risk on the sample."""
+    def risk(self, memory_budget: int | None = None) -> EmpiricalRisk:
+        """The empirical risk on the sample, for work within so many bytes."""
         return EmpiricalRisk(
             self.model,
             self.loss,
@@ -50,6 +50,7 @@ class Task:
             params=self.params,
             microbatch_size=self.microbatch_size,
             collate_fn=self.collate_fn,
+            memory_budget=memory_budget,
         )
 
 

@@ -16,9 +16,18 @@ VOCABULARY, CONTEXT = 2048, 128
 
 
 def text(
-    k: int = 16, *, candidates: int = 8, steps: int = 120, batch: int = 8, seed: int = 0, cache: Path | None = None
+    k: int = 16,
+    *,
+    candidates: int = 8,
+    steps: int = 120,
+    batch: int = 8,
+    hidden_size: int = 192,
+    intermediate_size: int = 768,
+    num_layers: int = 4,
+    seed: int = 0,
+    cache: Path | None = None,
 ) -> Task:
-    """Text: a NanoChat of 2.4 million parameters streams through the help topics of Python, cut into sequences.
+    """Text: a small NanoChat (2.4 million parameters) streams through the help topics of Python, cut into sequences.
 
     An example is one sequence of 128 tokens of a byte-pair encoding trained on the same text. The model sees the
     first ``steps * batch`` sequences, in passes over the training part; the sample is the first ``k`` of them, and
@@ -29,6 +38,7 @@ def text(
         candidates: held-out sequences.
         steps: optimiser steps.
         batch: sequences a step.
+        hidden_size, intermediate_size, num_layers: of the model, which has four attention heads.
         seed: of the order of the sequences and the initial weights.
         cache: file that keeps the trained weights.
     """
@@ -41,8 +51,8 @@ def text(
         raise ValueError(f"k is {k}; the text task has {len(training)} training sequences")
     if not 1 <= candidates <= len(rest):
         raise ValueError(f"candidates is {candidates}; the text task has {len(rest)} held-out sequences")
-    model = _model(seed)
-    key = f"text steps={steps} batch={batch} seed={seed}"
+    model = _model(hidden_size, intermediate_size, num_layers, seed)
+    key = f"text {hidden_size}-{intermediate_size}-{num_layers} steps={steps} batch={batch} seed={seed}"
     load_or_train(model, lambda: _train(model, training, steps, batch), cache, key)
     return Task(
         model=model.eval(),
@@ -70,7 +80,7 @@ def _sequences() -> Tensor:
     return tokens[: count * CONTEXT].view(count, CONTEXT)
 
 
-def _model(seed: int) -> nn.Module:
+def _model(hidden_size: int, intermediate_size: int, num_layers: int, seed: int) -> nn.Module:
     try:
         from transformers import NanoChatConfig, NanoChatForCausalLM
     except ImportError as error:
@@ -78,9 +88,9 @@ def _model(seed: int) -> nn.Module:
     make_config: Any = NanoChatConfig
     config = make_config(
         vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=4,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,

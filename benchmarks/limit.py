@@ -1,0 +1,128 @@
+"""How far a Hessian product is from what its arithmetic must cost on this machine.
+
+The floor is the floating-point operations of the matrix multiplications in plain double backward, as PyTorch's counter
+sees them, over the rate of one large float32 multiplication. A fresh product evaluates the loss, its gradient and the
+derivative of the gradient: 9 times the forward pass where both operands depend on parameters. One that finds the graph
+of the gradient kept evaluates the derivative only: 6 times. All that is not a multiplication of matrices counts as
+nothing, so that a small model cannot come near its floor.
+
+Measured are the first product of a matrix, and later products of the same matrix, which may use what the first one
+kept. The checks that come with the very first product of a risk are timed by themselves.
+
+Run: python benchmarks/limit.py [--models mlp] [--repeats 5]
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from clock import timed
+from machine import describe
+from models import mlp, nanochat
+from plain import Plain, plain
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import curvprobe as cp
+from curvprobe.tasks import Task
+
+RESULT = Path(__file__).parent / "results" / "limit.json"
+MODELS: dict[str, Callable[[], Task]] = {"mlp": mlp, "nanochat": partial(nanochat, k=8)}
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    return timed(torch.device("cpu"), action)[1]
+
+
+def operations(function: Callable[[], Any]) -> tuple[int, Any]:
+    """Floating-point operations of the matrix multiplications in a call, and what it returned."""
+    with FlopCounterMode(display=False) as counter:
+        result = function()
+    return counter.get_total_flops(), result
+
+
+def multiplication_rate(size: int, repeats: int) -> float:
+    """Floating-point operations a second of float32 multiplications of square matrices, the best of the repeats."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator) for _ in range(2))
+    a @ b
+    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(repeats))
+
+
+def plain_operations(problem: Plain) -> dict[str, int]:
+    """Operations of the loss, and of a product by plain double backward, fresh and with the gradient's graph kept."""
+    params = list(problem.model.parameters())
+    with sdpa_kernel(SDPBackend.MATH):
+        forward, loss = operations(problem.loss)
+        gradient, gradients = operations(partial(torch.autograd.grad, loss, params, create_graph=True))
+        derivative, _ = operations(
+            partial(torch.autograd.grad, gradients, params, [torch.ones_like(p) for p in params])
+        )
+    return {"forward": forward, "fresh": forward + gradient + derivative, "kept": derivative}
+
+
+def measure(name: str, repeats: int, rate: float) -> dict[str, Any]:
+    task = MODELS[name]()
+    risk = task.risk()
+    vector = torch.randn(risk.num_params, generator=torch.Generator().manual_seed(0))
+    very_first = seconds(lambda: cp.hessian(risk) @ vector)
+    counts = plain_operations(plain(task))
+    counted_first, _ = operations(lambda: cp.hessian(risk) @ vector)
+    first, later, forward = [], [], []
+    for _ in range(repeats):
+        matrix = cp.hessian(risk)
+        product = partial(matrix.__matmul__, vector)
+        first.append(seconds(product))
+        product()  # what is kept may be kept from the second product on
+        later.append(statistics.median(seconds(product) for _ in range(3)))
+        forward.append(seconds(partial(risk.losses, torch.zeros_like(vector))))
+    counted_later, _ = operations(product)
+    medians = {
+        "forward": statistics.median(forward),
+        "first": statistics.median(first),
+        "later": statistics.median(later),
+    }
+    floor = {"fresh": counts["fresh"] / rate, "kept": counts["kept"] / rate}
+    return {
+        "k": len(risk),
+        "num_params": risk.num_params,
+        "microbatch_size": risk.microbatch_size,
+        "operations": {**counts, "library_first": counted_first, "library_later": counted_later},
+        "units": {"fresh": counts["fresh"] / counts["forward"], "kept": counts["kept"] / counts["forward"]},
+        "floor_seconds": floor,
+        "seconds": {**medians, "checks": very_first - medians["first"]},
+        "ratios": {
+            "first_over_fresh_floor": medians["first"] / floor["fresh"],
+            "later_over_fresh_floor": medians["later"] / floor["fresh"],
+            "later_over_kept_floor": medians["later"] / floor["kept"],
+            "first_over_forward": medians["first"] / medians["forward"],
+            "later_over_forward": medians["later"] / medians["forward"],
+        },
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--size", type=int, default=2048, help="of the matrices that the rate is measured on")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args(argv)
+    rate = multiplication_rate(options.size, options.repeats)
+    print(f"{rate / 1e9:.1f} GFLOP/s", flush=True)
+    result: dict[str, Any] = {"machine": describe(), "operations_per_second": rate, "models": {}}
+    for name in options.models:
+        result["models"][name] = measure(name, options.repeats, rate)
+        print(f"{name}: {json.dumps(result['models'][name])}", flush=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()

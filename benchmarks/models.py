@@ -1,0 +1,29 @@
+"""The trained models that the benchmarks measure on; weights are kept under .cache/ and trained where absent."""
+
+from pathlib import Path
+
+from curvprobe.tasks import Task
+from curvprobe.tasks.digits import digits
+from curvprobe.tasks.text import text
+
+CACHE = Path(__file__).parent.parent / ".cache"
+
+
+def nanochat(k: int = 8, candidates: int = 8) -> Task:
+    """A NanoChat of 3.4 million parameters, context 128, trained for 120 steps on Python's help topics."""
+    return text(
+        k,
+        candidates=candidates,
+        hidden_size=256,
+        intermediate_size=768,
+        num_layers=4,
+        cache=CACHE / "nanochat.safetensors",
+    )
+
+
+def mlp(k: int = 1000) -> Task:
+    """A tanh MLP of 17 thousand parameters trained on scikit-learn's digits to a gradient norm of about 1e-6."""
+    return digits(k, cache=CACHE / "digits.safetensors")
+
+
+MODELS = {"nanochat": nanochat, "mlp": mlp}

@@ -1,0 +1,104 @@
+"""Whether autograd's second derivatives of a model and loss exist and are right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from curvprobe.linearisation import Kind, linearise, output_bends, output_slopes
+from curvprobe.risk import EmpiricalRisk
+
+_REMEDIES: tuple[tuple[str, str], ...] = (
+    ("ctc", "write the CTC recursion with differentiable operations (logsumexp over a loop)"),
+    ("cudnn_rnn", "run under torch.backends.cudnn.flags(enabled=False)"),
+    ("attention", "use attn_implementation='eager' or torch's scaled_dot_product_attention"),
+    ("compile|aot_autograd", "pass the module that was not compiled"),
+)
+
+
+@contextmanager
+def double_backward_errors() -> Iterator[None]:
+    """Say plainly which operation lacks a second derivative, and what to do about it."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        text = str(error)
+        named = re.search(r"derivative for '?([\w:]+)", text)
+        twice = re.search(r"once_differentiable|double backward|differentiate twice|aot_autograd", text)
+        if not (named or twice):
+            raise
+        operation = named.group(1) if named else "an operation of the model or loss"
+        fallback = "replace it by operations that have one, or leave out the parameters behind it with params="
+        remedy = next((cure for pattern, cure in _REMEDIES if re.search(pattern, text)), fallback)
+        raise ValueError(
+            f"{operation} has no second derivative, which curvature needs; {remedy}. PyTorch said: {text}"
+        ) from error
+
+
+CHECK_TOLERANCE = 1e-2
+"""Relative disagreement above which a second derivative is called wrong; rounding and truncation stay far below."""
+
+
+def check_second_derivatives(risk: EmpiricalRisk, kind: Kind) -> None:
+    """Refuse a model or loss whose second derivatives autograd gets wrong without saying so; once per model and loss.
+
+    A custom function whose backward is opaque to autograd counts as constant when differentiated twice, and a few of
+    PyTorch's own operations are wrong there. On the first example, in float64, the product with one vector is compared
+    with central differences of first derivatives (for the Gauss-Newton matrix: of the loss in the outputs).
+    """
+    risk.check_dependence()
+    if kind in risk.checked:
+        return
+    tolerance = CHECK_TOLERANCE
+    try:
+        error = _difference_error(risk.in_double()[[0]], kind)
+    except (torch.OutOfMemoryError, MemoryError):
+        return  # the check is a courtesy; the job itself may still fit
+    except RuntimeError:  # a constant of the model or loss is in the model's own precision: so is the check then
+        tolerance = CHECK_TOLERANCE if risk.dtype == torch.float64 else 10 * CHECK_TOLERANCE
+        error = _difference_error(risk[[0]], kind)
+    if error > tolerance:
+        raise ValueError(
+            f"a {kind} product is {100 * error:.2g} % off central differences: an operation of the model or loss has a "
+            "missing or wrong second derivative. Known ones are torch's weight_norm, and custom autograd functions "
+            "whose backward is once_differentiable or calls compiled code; replace it, or leave out the parameters "
+            "behind it with params="
+        )
+    risk.checked.add(kind)
+
+
+def _difference_error(one: EmpiricalRisk, kind: Kind) -> float:
+    """Relative error of a product against central differences on a single example."""
+    generator = torch.Generator().manual_seed(0)
+    with one.undisturbed(), double_backward_errors():
+        scales = [p.detach().square().mean().sqrt().clamp_min(1e-3).expand_as(p) for p in one.leaves().values()]
+        draws = torch.randn(one.num_params, generator=generator, dtype=one.dtype)
+        direction = one.flatten(scales) * draws.to(one.device)  # every tensor is moved in proportion to its size
+        batch, leaves = next(one.batches())[1], one.leaves()
+        if kind == "hessian":
+            product = next(linearise(one, kind, batch, 1)(direction[:, None]))
+        else:
+            parts = output_slopes(one, leaves, batch, 1)
+            product = one.flatten(output_bends(leaves, *parts)(list(one.split(direction).values()), False))
+
+        def first_order(displacement: Tensor) -> Tensor:
+            moved = one.leaves(displacement)
+            if kind == "ggn":
+                return one.flatten(output_slopes(one, moved, batch, 1)[2])
+            return one.flatten(one.first_order(one.batch_losses(moved, batch, 1)[0].sum(), moved))
+
+        errors = []
+        # More than one step: a kink (of a ReLU) within a step spoils that step only.
+        for step in (1e-5, 1e-4, 1e-6) if one.dtype == torch.float64 else (1e-2, 1e-3):
+            sides = first_order(step * direction), first_order(-step * direction)
+            difference = (sides[0] - sides[1]) / (2 * step)
+            rounding = 1e3 * torch.finfo(one.dtype).eps / step * float(sides[0].norm())
+            size = max(float(product.norm()), float(difference.norm()), rounding)
+            errors.append(float((product - difference).norm()) / size if size > 0 else 0.0)
+            if errors[-1] <= CHECK_TOLERANCE:
+                break
+    return min(errors)

@@ -1,0 +1,165 @@
+"""The comparison with the paper's procedure: its pieces against dense code, and a small run of the whole of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import curvprobe as cp
+from tests import cases, reference
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def on_path(monkeypatch):
+    """The scripts import one another as neighbours."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture(params=["mlp", "attention"])
+def plain(request, on_path):
+    """A tiny model as the paper's side sees it, the k and the k + 1 examples, and their dense Hessians."""
+    import paper_procedure as procedure
+
+    case = cases.make(request.param)
+    mean = procedure.MeanLoss(case.model, case.loss)
+    before = case.data
+    after = procedure.join(before, procedure.take(case.candidates, slice(0, 1)))
+    hessians = [dense_hessian(case, before), dense_hessian(case, after)]
+    return procedure, mean, before, after, hessians
+
+
+def dense_hessian(case, data):
+    value = reference.risk_value(case.model, case.loss, case.batches(data))
+    return reference.dense_hessian(value, reference.trainable(case.model))
+
+
+def orthonormal(n, dim):
+    draws = torch.randn(n, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.linalg.qr(draws).Q
+
+
+def test_products_and_gradients_are_those_of_the_mean_loss(plain):
+    _, mean, before, _, (H, _) = plain
+    vector = orthonormal(len(H), 1)[:, 0]
+    assert torch.allclose(mean.hessian_product(before, vector), H @ vector, rtol=1e-10, atol=1e-12)
+    risk = cp.EmpiricalRisk(mean.module, mean.loss, before)
+    assert mean(before).item() == pytest.approx(risk.value(), rel=1e-10)
+    assert torch.allclose(mean.gradient(before), risk.gradient(), rtol=1e-10, atol=1e-12)
+
+
+def test_power_iteration_finds_the_leading_eigenpairs(plain):
+    procedure, mean, before, _, (H, _) = plain
+    pairs = procedure.power_iteration(mean, before, 2, iterations=500, tolerance=0.0)
+    exact = torch.linalg.eigvalsh(H)
+    exact = exact[exact.abs().argsort(descending=True)][:2]
+    assert torch.allclose(pairs.eigenvalues, exact, rtol=1e-6)
+    assert torch.allclose(H @ pairs.basis, pairs.basis * exact, atol=1e-4 * float(exact[0].abs()))
+    assert pairs.num_matvecs == 1000
+
+
+def test_power_iteration_stops_when_the_eigenvalue_stands_still(plain):
+    procedure, mean, before, _, _ = plain
+    pairs = procedure.power_iteration(mean, before, 3)
+    assert 6 <= pairs.num_matvecs <= 60
+    loose = procedure.power_iteration(mean, before, 3, tolerance=0.5)
+    assert loose.num_matvecs < pairs.num_matvecs
+
+
+def test_coefficients_on_all_rows_are_those_of_the_dense_increment(plain):
+    procedure, mean, before, after, (H, H_after) = plain
+    U = orthonormal(len(H), 3)
+    found = procedure.coefficients(mean, U, before, after)
+    exact = U.T @ (H_after - H) @ U
+    assert torch.allclose(found.curvature, exact, rtol=1e-8, atol=1e-10)
+
+    risk = cp.EmpiricalRisk(mean.module, mean.loss, before)
+    new = risk.on(procedure.take(after, slice(len(risk), None)))
+    subspace = cp.Subspace.from_basis(U)
+    ours = cp.increment(cp.project(risk, subspace), cp.project(new, subspace))
+    assert torch.allclose(found.level, ours.level, rtol=1e-8)
+    assert torch.allclose(found.slope, ours.slope, rtol=1e-8, atol=1e-10)
+    assert procedure.closed_form(found, 0.1) == pytest.approx(cp.gaussian_moment(ours, sigma=0.1).value, rel=1e-8)
+
+    shortcut = procedure.coefficients_on_subsets(mean, U, before, after)
+    assert (shortcut.curvature - exact).norm() > 0.5 * exact.norm()
+    assert torch.equal(shortcut.slope, found.slope)
+
+
+def test_monte_carlo_of_the_paper_agrees_with_ours_and_leaves_the_weights(plain):
+    procedure, mean, before, after, (H, _) = plain
+    U = orthonormal(len(H), 2)
+    risk = cp.EmpiricalRisk(mean.module, mean.loss, before)
+    new = risk.on(procedure.take(after, slice(len(risk), None)))
+    law = cp.SubspaceProbe(cp.Subspace.from_basis(U), 0.01)
+    z = law.coordinates(8, 0)
+    weights = [p.detach().clone() for p in mean.params]
+    increments = procedure.direct_increments(mean, U, before, after, z)
+    ours = cp.direct_monte_carlo(risk, new, law, num_probes=8)
+    assert float(increments.square().mean()) == pytest.approx(ours.value, rel=1e-8)
+    assert all(torch.equal(p, w) for p, w in zip(mean.params, weights, strict=True))
+
+    model = procedure.coefficients(mean, U, before, after)
+    quadratic = procedure.quadratic_increments(model, z)
+    assert float(quadratic.square().mean()) == pytest.approx(
+        cp.quadratic_monte_carlo(quadratic_increment(model), sigma=0.01, num_probes=8).value, rel=1e-10
+    )
+
+
+def quadratic_increment(model):
+    return cp.QuadraticIncrement(model.level, model.slope, model.curvature)
+
+
+def test_comparison_with_the_paper_in_small(on_path, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    import gpu
+
+    out = tmp_path / "gpu.json"
+    size = {"hidden-size": 32, "layers": 1, "vocabulary": 300, "context": 16, "steps": 20, "dim": 3, "k": 4}
+    options = {**size, "num-probes": 8, "repeats": 1, "device": "cpu", "out": out}
+    gpu.main([f"--{name}={value}" for name, value in options.items()])
+    result = json.loads(out.read_text())
+    assert f"written to {out}" in capsys.readouterr().out
+
+    ours, paper = result["stage1"]["ours"], result["stage1"]["paper"]
+    assert ours["largest_residual"] <= 1e-3 < paper["largest_residual"]
+    assert ours["orthogonality_error"] < 1e-6 < 1e-4 < paper["orthogonality_error"]
+    assert paper["products"] <= 3 * 20
+
+    errors = {side: result["stage2"][side]["curvature_error"] for side in ("ours", "paper", "paper_four_rows")}
+    assert errors["ours"] < 1e-5
+    assert errors["paper"] < 1e-2
+    assert errors["paper_four_rows"] > 0.1
+
+    for row in result["stage3"]:
+        closed = row["ours"]["closed_form"]
+        assert closed > 0
+        assert row["ours"]["controlled"] == pytest.approx(closed, rel=0.1)
+        assert row["paper"]["closed_form"] == pytest.approx(closed, rel=0.1)
+        assert row["forwards_ratio"] > 10
+        assert row["same_subspace_forwards_ratio"] > 10
+
+
+def test_costs_between_measured_sample_sizes_are_interpolated(on_path):
+    import curve
+
+    assert curve.spaced(5, None) == [1, 2, 3, 4, 5]
+    assert curve.spaced(128, 6)[0] == 1
+    assert curve.spaced(128, 6)[-1] == 128
+    assert curve.summed([1, 3, 9], [1.0, 3.0, 9.0], 5) == pytest.approx(15.0)
+    assert curve.exponent([32, 64, 128], [3.0, 12.0, 48.0]) == pytest.approx(2.0)
+
+
+def test_both_ways_to_a_decay_curve_agree_where_their_subspace_is_the_same(on_path):
+    pytest.importorskip("sklearn")
+    import curve
+
+    from curvprobe.tasks.digits import digits
+
+    task = digits(12, rounds=1)
+    ours, _ = curve.our_curve(task, 8, 2)
+    theirs, products = curve.paper_point(task, 8, 8, 2)
+    assert float(ours.value[-1, 0, 0]) == pytest.approx(theirs, rel=0.05)
+    assert products >= 2 * 17
