@@ -42,7 +42,7 @@ def test_inner_of_float32_agrees_with_float64_to_the_last_digits():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_every_chunk_size_gives_the_dense_result(monkeypatch, dtype, chunk):
-    monkeypatch.setattr(linalg, "_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(linalg, "_CHUNK_ELEMENTS", {"cpu": chunk})
     rows, vector = rows_of(4, 23, dtype), rows_of(1, 23, dtype, seed=1)[0]
     coefficients = rows_of(4, 3, torch.float64, seed=2)
     tolerance = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-13}

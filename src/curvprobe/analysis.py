@@ -21,12 +21,13 @@ from curvprobe.criteria import decay_curve, delta1
 from curvprobe.estimators import control, gaussian_moment, probe_increments, quadratic_monte_carlo, summarise
 from curvprobe.examples import digest, overlap
 from curvprobe.increment import increment
+from curvprobe.linearisation import tangents_at_once
 from curvprobe.probes import IsotropicProbe, SubspaceProbe, check_sigma
 from curvprobe.projection import ProjectedSample, project
 from curvprobe.result import Analysis
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.store import Store, to_json, write_atomically
-from curvprobe.subspace import Subspace, top_eigenspace
+from curvprobe.subspace import Subspace, plan_memory, top_eigenspace
 from curvprobe.validity import QuadraticValidity, subspace_validity
 from curvprobe.version import __version__
 
@@ -62,6 +63,7 @@ def analyze(
     num_probes: int = 64,
     seed: int = 0,
     out: str | Path | None = None,
+    compile: bool = False,  # noqa: A002 - torch's word
 ) -> Analysis:
     """Measure how much the landscape around the solution still moves when one more example is added.
 
@@ -79,7 +81,8 @@ def analyze(
         num_probes: Monte-Carlo draws.
         seed: of everything random.
         out: folder for the finished stages and ``result.json``; a stage found there under the same model, data and
-            settings is not computed again.
+            settings is not computed again, and an eigenspace that was interrupted is continued.
+        compile: compile the Hessian product, see :func:`hessian`.
 
     Returns:
         The frozen result.
@@ -135,7 +138,13 @@ def analyze(
 
         risk_key, new_key = risk.key(), new.key()
         solver: dict[str, Any] = {"dim": dim, "which": which, "tol": tol, "max_matvecs": max_matvecs, "seed": seed}
-        subspace = stage("eigenspace", [risk_key, solver], Subspace, lambda: top_eigenspace(risk, **solver))
+        unfinished = None if store.directory is None else store.directory / "eigenspace.unfinished"
+        subspace = stage(
+            "eigenspace",
+            [risk_key, solver],
+            Subspace,
+            lambda: top_eigenspace(risk, **solver, checkpoint=unfinished, compile=compile),
+        )
         # By the basis itself: computed anew elsewhere, an eigenspace may come with other signs or another rotation.
         basis = digest(subspace.basis)
         sample = stage("sample", [risk_key, basis], ProjectedSample, lambda: project(risk, subspace))
@@ -202,7 +211,7 @@ def analyze(
             **solver,
             "sigma": sigma,
             "num_probes": num_probes,
-            "microbatch_size": risk.microbatch_size,
+            "engine": _engine(risk, dim, compile),
             "param_names": risk.param_names,
             "risk_key": risk_key,
             "candidates_key": new_key,
@@ -213,6 +222,21 @@ def analyze(
     if store.directory is not None:
         write_atomically(store.directory / "result.json", to_json(result.to_json()))
     return result
+
+
+def _engine(risk: EmpiricalRisk, dim: int, compiled: bool) -> dict[str, Any]:
+    """What was chosen for the work from the memory budget."""
+    solving, basis_size, basis_device = plan_memory(risk, dim)
+    return {
+        "memory_budget": risk.memory_budget,
+        "microbatch_size": risk.microbatch_size,
+        "solver_microbatch_size": solving.microbatch_size,
+        "graph_kept_between_products": len(risk) <= solving.microbatch_size and not compiled,
+        "compile": compiled,
+        "tangents_at_once": tangents_at_once(risk, min(len(risk), risk.microbatch_size)),
+        "basis_size": basis_size,
+        "basis_device": str(basis_device),
+    }
 
 
 def _whole(name: str, number: Any) -> int:

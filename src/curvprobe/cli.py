@@ -63,6 +63,15 @@ Sigma = Annotated[
 NumProbes = Annotated[int, typer.Option(help="Monte-Carlo draws.")]
 Tol = Annotated[float, typer.Option(help="Bound on the eigenpairs' residuals, relative to the first eigenvalue.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        help="GiB that the work may take beyond the model and the data. Default: half of what is free.", metavar="GIB"
+    ),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the Hessian product: minutes at first, for jobs that take long.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -90,6 +99,8 @@ def demo(
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
     seed: Seed = 0,
+    memory_budget: Memory = None,
+    compiled: Compile = False,
 ) -> None:
     """Train a built-in task and analyse it. Nothing is downloaded.
 
@@ -100,7 +111,7 @@ def demo(
         Store.at(folder)
         _say(f"Training the {task.value} task (kept in {folder / 'model.safetensors'}) ...")
         built = _build(task, k, seed, folder / "model.safetensors")
-        _analyse(built, None, dim, sigma, num_probes, tol, seed, folder)
+        _analyse(built, None, dim, sigma, num_probes, tol, seed, folder, memory_budget, compiled)
 
 
 @app.command()
@@ -113,13 +124,15 @@ def run(
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
     seed: Seed = 0,
+    memory_budget: Memory = None,
+    compiled: Compile = False,
 ) -> None:
     """Analyse your own trained model.
 
     Example: curvprobe run my_task.py:task --k 500 --dim 10 --out runs/mine
     """
     with _plain_errors():
-        _analyse(load_task(task), k, dim, sigma, num_probes, tol, seed, out)
+        _analyse(load_task(task), k, dim, sigma, num_probes, tol, seed, out, memory_budget, compiled)
 
 
 def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
@@ -134,11 +147,20 @@ def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
 
 
 def _analyse(
-    task: Task, k: int | None, dim: int, sigma: str, num_probes: int, tol: float, seed: int, out: Path
+    task: Task,
+    k: int | None,
+    dim: int,
+    sigma: str,
+    num_probes: int,
+    tol: float,
+    seed: int,
+    out: Path,
+    memory_budget: float | None,
+    compiled: bool,
 ) -> None:
     if task.description:
         _say(task.description)
-    risk = task.risk()
+    risk = task.risk(memory_budget=None if memory_budget is None else int(memory_budget * 2**30))
     if k is not None and not 1 <= k <= len(risk):
         raise ValueError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
     chosen: float | Literal["auto"] = "auto" if sigma == "auto" else _number(sigma)
@@ -151,6 +173,7 @@ def _analyse(
         num_probes=num_probes,
         seed=seed,
         out=out,
+        compile=compiled,
     )
     typer.echo(str(analysis))
     typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_save_figures(analysis, out)])}")

@@ -67,6 +67,7 @@ class CurvatureMatrix:
         for linear in self._linearisations():
             for column, product in enumerate(linear(block)):
                 total[:, column] += product
+            del linear  # or two microbatches' graphs would be alive while the next is built
         return total
 
     def _linearisations(self) -> Iterator[Linear]:

@@ -185,7 +185,7 @@ class _Solver:
         basis.rows[: len(vectors)], basis.count = vectors, len(vectors)
         direction = basis.combination(self._signs(len(vectors)))
         basis.count = 0
-        basis.expand(direction)
+        basis.expand_towards(direction)
         advance(1)
         assert basis.pending is not None
         first, value, pending = basis.rows[0].clone(), basis.projected[0, 0].clone(), basis.pending
@@ -193,7 +193,7 @@ class _Solver:
         basis.rows[: len(vectors)], basis.count = vectors, len(vectors)
         basis.orthogonalise(outside)
         # The root mean square of what the matrix adds to the span, seen through one random combination.
-        if len(vectors) >= self.dim and norm(outside) <= self.wanted.tol * abs(float(value)):
+        if len(vectors) >= self.dim and norm(outside) <= 0.3 * self.wanted.tol * abs(float(value)):
             basis.count = 0
             basis.add(vectors)
             advance(len(vectors))
@@ -215,7 +215,7 @@ class _Solver:
                 values, coefficients = self.wanted.ritz(basis)
                 count = self.dim + (basis.capacity - self.dim) // 2
                 basis.keep(values[:count], coefficients[:, :count])
-            basis.expand(basis.next_direction())
+            basis.expand()
             advance(1)
             self.saver.maybe(basis)
 
@@ -280,11 +280,9 @@ class _Solver:
         inside = wanted.ritz(basis)[0]
         residuals = basis.carried[: self.dim].clone()
         news = 2 * wanted.crowded_bound(inside, float(inside[-1]), basis)
-        direction = basis.random_vector()
         while not self.searched and basis.num_matvecs < budget:
-            basis.expand(direction)
+            basis.expand()  # nothing is pending: from a random vector at first
             advance(1)
-            direction = basis.next_direction()
             # Rayleigh-Ritz only ever improves the wanted values; second-order gains of settled pairs are no news.
             gains = wanted.merit(wanted.ritz(basis)[0][: self.dim]) - wanted.merit(inside)
             if float(gains.abs().max()) > news:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvprobe import progress
+from curvprobe.displaced import displaced_losses, in_blocks
 from curvprobe.increment import QuadraticIncrement, increment
 from curvprobe.probes import LaplaceProbe, PointProbe, Probe, SubspaceProbe, check_sigma, standard_normal
 from curvprobe.projection import mean_projection
@@ -238,12 +239,15 @@ def probe_increments(risk: EmpiricalRisk, new: EmpiricalRisk, law: Probe, num_pr
     if not isinstance(law, Probe):
         raise TypeError(f"the law is a {type(law).__name__}; expected a probing law such as SubspaceProbe(U, sigma)")
     risk.check_same_model(new)
+    factor = new.total_weight / (risk.total_weight + new.total_weight)
+    old_share, new_share = (r.weights / r.total_weight for r in (risk, new))
     increments = []
     with progress.bar("Monte Carlo (draws)", num_probes) as advance:
-        for displacement in law.displacements(risk, num_probes, seed):
-            increments.append(increment_at(risk, new, displacement))
-            advance(1)
-    return torch.tensor(increments, dtype=torch.float64)
+        for block in in_blocks(risk, law.displacements(risk, num_probes, seed)):
+            old, added = (displaced_losses(r, block) for r in (risk, new))
+            increments.append(factor * (added @ new_share - old @ old_share))
+            advance(len(block))
+    return torch.cat(increments)
 
 
 def summarise(increments: Tensor, p: float = 2.0) -> Estimate:

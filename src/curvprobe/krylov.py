@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from curvprobe.linalg import inner, norm, rotate, subtract_combination
+from curvprobe.linalg import norm, orthogonalisation_coefficients, rotate, subtract_combination
 
 MatMul = Callable[[Tensor], Tensor]
 
@@ -72,36 +72,41 @@ class KrylovBasis:
             raise ValueError("matmul returned values that are not finite for a finite vector")
         return result
 
-    def orthogonalise(self, vector: Tensor) -> Tensor:
-        """Take the basis out of ``vector``, in place; returns the coefficients, float64 (count,)."""
+    def orthogonalise(self, vector: Tensor) -> tuple[Tensor, float, float]:
+        """Take the basis out of ``vector``, in place; the coefficients (count,), and its norm before and after."""
         rows = self.rows[: self.count]
         total = torch.zeros(self.count, dtype=torch.float64, device=vector.device)
-        before = norm(vector)
+        before = after = norm(vector)
         for _ in range(2):
-            coefficients = inner(rows, vector)
+            coefficients = orthogonalisation_coefficients(rows, vector)
             subtract_combination(vector, rows, coefficients)
             total += coefficients
-            if norm(vector) >= REPEAT * before:
+            after = norm(vector)
+            if after >= REPEAT * before:
                 break
-        return total
+        return total.cpu(), before, after
 
-    def next_direction(self) -> Tensor:
-        """The pending residual, or a random vector where the basis spans an invariant subspace."""
-        if self.pending is not None and self.pending_norm > 10 * self.epsilon * self.largest:
-            return self.pending
-        return self.random_vector()
+    def expand(self) -> None:
+        """Add a direction to the basis, and its product to the projected matrix; nothing changes where that raises.
 
-    def expand(self, direction: Tensor) -> None:
-        """Add a direction to the basis, and its product to the projected matrix; nothing changes where that raises."""
-        for _ in range(3):  # a random or tiny direction may lie almost inside the basis
-            before = norm(direction)
-            direction = direction / before if before > 0 else self.random_vector()
-            self.orthogonalise(direction)
-            if norm(direction) > 0.1:
+        The direction is the pending residual, or a random one where there is none: where the basis spans an invariant
+        subspace, or nothing yet.
+        """
+        if self.pending is None or self.pending_norm <= 10 * self.epsilon * self.largest:
+            self.expand_towards(self.random_vector())
+        else:
+            self.expand_towards(self.pending)  # once more: errors of orthogonality would grow from step to step
+
+    def expand_towards(self, direction: Tensor) -> None:
+        """Add what is new in ``direction`` to the basis."""
+        direction = direction.clone()
+        for _ in range(3):  # it may lie almost inside the basis
+            _, before, after = self.orthogonalise(direction)
+            if after > 0.1 * before:
                 break
-            if before == 0 or norm(direction) < 1e-3:
+            if after <= 1e-3 * before:
                 direction = self.random_vector()
-        self.add((direction / norm(direction))[None])
+        self.add((direction / after)[None])
 
     def add(self, vectors: Tensor) -> None:
         """Add orthonormal rows (b, N), orthogonal to the basis, with one block product.
@@ -113,13 +118,13 @@ class KrylovBasis:
         self.rows[first : self.count] = vectors
         for row, product in enumerate(products.T, start=first):
             residual = product.clone()
-            self.largest = max(self.largest, norm(residual))
-            coefficients = self.orthogonalise(residual).cpu()
+            coefficients, image, left = self.orthogonalise(residual)
+            self.largest = max(self.largest, image)
             self.projected[row, : self.count] = self.projected[: self.count, row] = coefficients
-            self.carried[row] = norm(residual)
+            self.carried[row] = left
         self.pending, self.pending_norm = None, 0.0
         if len(vectors) == 1:
-            self.pending, self.pending_norm, self.carried[first] = residual, norm(residual), 0.0
+            self.pending, self.pending_norm, self.carried[first] = residual, left, 0.0
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Ritz values in ascending order, float64 (count,), and the coefficients of their vectors (count, count)."""

@@ -163,14 +163,28 @@ class EmpiricalRisk:
             self.activation_bytes = max(1, kept.total)
             self.first_order(loss_sum.sum(), leaves, create_graph=True)
         self.example_bytes = int(PEAK_OVER_SAVED * max(1, kept.total))
-        room = self.memory_budget // 2 - PASSES_IN_FLIGHT * 4 * self.num_params
-        if self.given_memory_budget is not None and room < self.example_bytes:
-            least = 2 * (self.example_bytes + PASSES_IN_FLIGHT * 4 * self.num_params)
+        room = self.memory_budget // 2
+        if self.given_memory_budget is not None and room < self.least_bytes:
             raise ValueError(
-                f"memory_budget is {self.memory_budget} bytes; this model needs at least {least} for one example and "
-                "its parameters: allow that much, or probe fewer parameters with params="
+                f"memory_budget is {self.memory_budget} bytes; this model needs at least {2 * self.least_bytes} for "
+                "one example and vectors of its parameters: allow that much, or probe fewer parameters with params="
             )
-        self.microbatch_size = self._given_microbatch_size or max(1, room // self.example_bytes)
+        self.microbatch_size = self._given_microbatch_size or self._examples_in(room)
+
+    @property
+    def least_bytes(self) -> int:
+        """What a curvature product holds at the least: one example, and vectors of the parameters."""
+        return self.example_bytes + PASSES_IN_FLIGHT * 4 * self.num_params
+
+    def _examples_in(self, room: int) -> int:
+        return max(1, 1 + (room - self.least_bytes) // self.example_bytes)
+
+    def with_room(self, room: int) -> EmpiricalRisk:
+        """The same risk in microbatches that are small enough to work in ``room`` bytes, if they are left to us."""
+        slim = copy.copy(self)
+        if self._given_microbatch_size is None:
+            slim.microbatch_size = min(self.microbatch_size, self._examples_in(room))
+        return slim
 
     def _evaluate(self, batch: Batch, rows: int) -> Tensor:
         everything = {name: p.detach().requires_grad_(p.is_floating_point()) for name, p in self._kept.items()}
@@ -241,10 +255,11 @@ class EmpiricalRisk:
 
     def leaves(self, displacement: Tensor | None = None) -> dict[str, Tensor]:
         """The probed parameters, displaced by a flat (N,) vector if one is given, ready to be differentiated."""
-        moved = self._params if displacement is None else self._displaced(displacement)
+        moved = self._params if displacement is None else self.displaced(displacement)
         return {name: p.detach().requires_grad_() for name, p in moved.items()}
 
-    def _displaced(self, displacement: Tensor) -> dict[str, Tensor]:
+    def displaced(self, displacement: Tensor) -> dict[str, Tensor]:
+        """The probed parameters at ``w* + displacement`` (N,)."""
         if displacement.shape != (self.num_params,):
             raise ValueError(
                 f"the displacement has shape {tuple(displacement.shape)}; expected one flat vector ({self.num_params},)"
@@ -273,7 +288,7 @@ class EmpiricalRisk:
         with self.undisturbed(), torch.no_grad():
             losses = torch.empty(len(self), dtype=torch.float64)
             weights = torch.empty(len(self), dtype=torch.float64)
-            params = self._params if displacement is None else self._displaced(displacement)
+            params = self._params if displacement is None else self.displaced(displacement)
             for rows, batch in self.batches():
                 loss_sum, weight = self.batch_losses(params, batch, rows.stop - rows.start)
                 losses[rows] = loss_sum.double().cpu() / weight.double().cpu()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from numbers import Integral
+from pathlib import Path
 from typing import get_args
 
 import torch
 from torch import Tensor
 
+from curvprobe.checkpoint import Checkpoint
 from curvprobe.convergence import Which
 from curvprobe.curvature import CurvatureMatrix
 from curvprobe.eigensolver import lanczos
+from curvprobe.examples import digest
 from curvprobe.linalg import inner, norm, subtract_combination
 from curvprobe.linearisation import Kind
 from curvprobe.risk import EmpiricalRisk
@@ -105,6 +110,9 @@ def top_eigenspace(
     tol: float = 1e-3,
     max_matvecs: int | None = None,
     seed: int = 0,
+    start: Subspace | None = None,
+    checkpoint: str | Path | None = None,
+    compile: bool = False,  # noqa: A002 - torch's word
 ) -> Subspace:
     r"""Leading eigenspace of the curvature of an empirical risk, with certificates.
 
@@ -118,9 +126,16 @@ def top_eigenspace(
         tol: bound on the residuals relative to ``|lambda_1|``.
         max_matvecs: budget of curvature products; None is generous.
         seed: of the solver's random vectors.
+        start: a subspace near the wanted one, such as that of a slightly smaller sample.
+        checkpoint: file for the solver's state, written every minute or so, when ``max_matvecs`` is used up and when
+            the computation is interrupted; the next call for the same risk and arguments goes on from there, also with
+            a larger ``max_matvecs`` or another ``tol``.
+        compile: compile the Hessian product, see :func:`hessian`.
 
     Returns:
-        The subspace with signed eigenvalues, residuals by true products, and ``converged`` flags.
+        The subspace with signed eigenvalues, certified residuals and ``converged`` flags. The work keeps to the
+        risk's ``memory_budget``: by smaller microbatches, then by fewer basis vectors, then (for a model on an
+        accelerator) with the basis in host memory.
 
     Raises:
         ValueError: for arguments that make no sense, or an operation without a second derivative.
@@ -138,7 +153,10 @@ def top_eigenspace(
     """
     if curvature not in get_args(Kind):
         raise ValueError(f"curvature is {curvature!r}; expected one of {list(get_args(Kind))}")
-    matrix = CurvatureMatrix(risk, curvature)
+    if start is not None and (not isinstance(start, Subspace) or start.num_params != risk.num_params):
+        raise ValueError(f"start is {start!r:.80}; expected a Subspace of {risk.num_params} parameters")
+    slim, basis_size, device = plan_memory(risk, dim)
+    matrix = CurvatureMatrix(slim, curvature, compile)
     pairs = lanczos(
         lambda block: matrix @ block,
         risk.num_params,
@@ -148,7 +166,12 @@ def top_eigenspace(
         max_matvecs=max_matvecs,
         seed=seed,
         dtype=risk.dtype,
-        device=risk.device,
+        device=device,
+        start=None if start is None else start.basis[:, :basis_size],
+        basis_size=basis_size,
+        checkpoint=None
+        if checkpoint is None
+        else Checkpoint(Path(checkpoint), digest([risk.key(), curvature, dim, which, seed, basis_size])),
     )
     return Subspace(
         basis=pairs.vectors,
@@ -161,6 +184,26 @@ def top_eigenspace(
         next_eigenvalue=pairs.next_eigenvalue,
         risk_key=risk.key(),
     )
+
+
+def plan_memory(risk: EmpiricalRisk, dim: int) -> tuple[EmpiricalRisk, int | None, torch.device]:
+    """The risk in microbatches that leave room for a basis, the basis's size, and the device it lies on."""
+    if not isinstance(dim, Integral) or not 1 <= dim <= risk.num_params:
+        return risk, None, risk.device  # refused by the solver
+    vector = risk.num_params * risk.dtype.itemsize
+    for extra in (math.ceil(dim / 2) + 10, 10):
+        size = min(risk.num_params, int(dim) + extra)
+        needed = (size + int(dim) + 4) * vector  # with the result, and vectors in flight
+        if needed <= risk.memory_budget - risk.least_bytes:
+            return risk.with_room(risk.memory_budget - needed), size, risk.device
+    if risk.device.type != "cpu":
+        return risk, None, torch.device("cpu")
+    if risk.given_memory_budget is not None:
+        raise ValueError(
+            f"memory_budget is {risk.memory_budget} bytes; {dim} eigenvectors of {risk.num_params} parameters need at "
+            f"least {needed + risk.least_bytes}: allow that much, lower dim, or probe fewer parameters with params="
+        )
+    return risk.with_room(0), size, risk.device
 
 
 def random_subspace(risk: EmpiricalRisk, dim: int, *, seed: int = 0) -> Subspace:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvprobe import progress
 from curvprobe.curvature import hessian
+from curvprobe.displaced import displaced_losses, in_blocks
 from curvprobe.linalg import inner
 from curvprobe.probes import check_sigma, standard_normal
 from curvprobe.projection import ProjectedSample, mean_projection, project
@@ -185,20 +186,19 @@ def _judge(
     with progress.bar("validity of the quadratic model (draws)", len(grid) * count) as advance:
         for sigma in grid.tolist():
             true, new_true = [], []
-            for direction in directions.T:
-                change = risk.losses(sigma * direction, finite=False) - risk.losses()
-                true.append(share @ change)
+            for block in in_blocks(risk, (sigma * direction for direction in directions.T)):
+                true.append((displaced_losses(risk, block, finite=False) - risk.losses()) @ share)
                 if new is not None:
-                    new_true.append(new.losses(sigma * direction, finite=False) - new.losses())
-                advance(1)
+                    new_true.append(displaced_losses(new, block, finite=False) - new.losses())
+                advance(len(block))
             predicted = sigma * model[0] + sigma**2 * model[1] / 2
-            old = torch.stack(true)
+            old = torch.cat(true)
             loss_errors.append(_relative(old, predicted))
             if new is not None:
                 slopes, bends = (torch.stack([pair[part] for pair in new_models]) for part in (0, 1))
                 new_predicted = sigma * slopes + sigma**2 * bends / 2
                 # The factor f is common to both and drops out of the ratio.
-                increment_errors.append(_relative(torch.stack(new_true, dim=1) - old, new_predicted - predicted))
+                increment_errors.append(_relative(torch.cat(new_true).T - old, new_predicted - predicted))
     loss_error = torch.stack(loss_errors)
     increment_error = torch.stack(increment_errors) if increment_errors else None
     judged = loss_error if increment_error is None else increment_error
