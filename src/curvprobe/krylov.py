@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from curvprobe.linalg import norm, orthogonalisation_coefficients, rotate, subtract_combination
+from curvprobe.linalg import norm, quick_inner, rotate, subtract_combination
 
 MatMul = Callable[[Tensor], Tensor]
 
@@ -78,7 +78,7 @@ class KrylovBasis:
         total = torch.zeros(self.count, dtype=torch.float64, device=vector.device)
         before = after = norm(vector)
         for _ in range(2):
-            coefficients = orthogonalisation_coefficients(rows, vector)
+            coefficients = quick_inner(rows, vector)
             subtract_combination(vector, rows, coefficients)
             total += coefficients
             after = norm(vector)

@@ -43,18 +43,18 @@ def inner(rows: Tensor, vectors: Tensor) -> Tensor:
     return total
 
 
-def orthogonalisation_coefficients(rows: Tensor, vector: Tensor) -> Tensor:
-    """Inner products (m,) of rows (m, N) with a vector (N,) of the same type, in float64, twice as fast as ``inner``.
+def quick_inner(rows: Tensor, vectors: Tensor) -> Tensor:
+    """The same for operands of one type that are no more precise than that themselves, two to five times as fast.
 
     A processor sums 2^14 terms in their own precision before float64 takes over. In float32 that is off by 1e-9 of
     the norms on vectors without structure and by 6e-8 at worst, no more than the storage of the vectors is.
     """
     if rows.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
-        return inner(rows, vector)
-    total = torch.zeros(rows.shape[0], dtype=torch.float64)
+        return inner(rows, vectors)
+    total = torch.zeros(rows.shape[0], *vectors.shape[1:], dtype=torch.float64)
     for start in range(0, rows.shape[1], _OWN_TERMS):
         piece = slice(start, start + _OWN_TERMS)
-        total += rows[:, piece] @ vector[piece]
+        total += rows[:, piece] @ vectors[piece]
     return total
 
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from curvprobe import progress
 from curvprobe.curvature import hessian
 from curvprobe.examples import Batch, resolve_rows
-from curvprobe.linalg import inner
+from curvprobe.linalg import inner, quick_inner
 from curvprobe.linearisation import along, gradient_derivative
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.second_derivatives import check_second_derivatives, double_backward_errors
@@ -192,7 +192,7 @@ def _project_one(risk: EmpiricalRisk, batch: Batch, basis: Tensor) -> tuple[Tens
     gradients = risk.first_order((loss_sum / weight).sum(), leaves, create_graph=True)
     slope = inner(basis.T, risk.flatten(gradients))
     products = along(risk, gradient_derivative(leaves, gradients), 1)(basis)
-    columns = [inner(basis.T, torch.stack(block, dim=1)) for block in _in_blocks(products, _BLOCK)]
+    columns = [quick_inner(basis.T, torch.stack(block, dim=1)) for block in _in_blocks(products, _BLOCK)]
     return slope.cpu(), torch.cat(columns, dim=1).cpu()
 
 
@@ -216,11 +216,17 @@ def _project_together(risk: EmpiricalRisk, batch: Batch, rows: int, basis: Tenso
         loss_sum, weight = risk.batch_losses(at, alone, 1)
         return (loss_sum / weight)[0]
 
-    def flat(parts: Any) -> Tensor:
-        return torch.cat([part.reshape(rows, -1) for part in parts.values()], dim=1)
+    bases = {name: torch.stack([part.reshape(-1) for part in parts]) for name, parts in _columns(risk, basis).items()}
+
+    def contract(parts: dict[str, Tensor]) -> Tensor:
+        """Inner products (rows, D) of the examples' vectors, given by parameter, with the basis."""
+        total = torch.zeros(rows, basis.shape[1], dtype=torch.float64, device=basis.device)
+        for name, part in parts.items():
+            total += quick_inner(part.reshape(rows, -1), bases[name].T)
+        return total
 
     gradient: Callable[..., dict[str, Tensor]] = grad(loss_of)
-    slope = inner(flat(vmap(gradient, in_dims=(None, 0))(params, batch)), basis)
+    slope = contract(vmap(gradient, in_dims=(None, 0))(params, batch))
     curved = []
     for column in basis.T:
         tangent = risk.split(column.contiguous())
@@ -228,8 +234,14 @@ def _project_together(risk: EmpiricalRisk, batch: Batch, rows: int, basis: Tenso
         def product(example: Batch, tangent: dict[str, Tensor] = tangent) -> Any:
             return jvp(lambda at: gradient(at, example), (params,), (tangent,))[1]
 
-        curved.append(inner(flat(vmap(product)(batch)), basis))
+        curved.append(contract(vmap(product)(batch)))
     return slope.cpu(), torch.stack(curved, dim=1).cpu()
+
+
+def _columns(risk: EmpiricalRisk, basis: Tensor) -> dict[str, list[Tensor]]:
+    """The basis vectors as tensors of the parameters' shapes, by parameter."""
+    columns = [risk.split(column.contiguous()) for column in basis.T]
+    return {name: [column[name] for column in columns] for name in risk.param_names}
 
 
 def _choose(risk: EmpiricalRisk, basis: Tensor) -> tuple[bool, int]:
