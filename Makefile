@@ -9,7 +9,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types and the direction of imports"
 	@echo "make docs    build the documentation into site/"
-	@echo "make bench   run the benchmarks and rewrite benchmarks/results/ and the table in docs/benchmarks.md"
+	@echo "make bench   run the benchmarks (about an hour and a half), rewrite benchmarks/results/ and the tables"
 
 .venv/run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,11 @@ help:
 .venv/dev: .venv/run requirements-oracle.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-oracle.txt
+	@touch $@
+
+# The bench extra without its dependencies: they would bring a CUDA build of torch.
+.venv/bench: .venv/dev requirements-bench.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-bench.txt
 	@touch $@
 
 demo: .venv/run
@@ -36,8 +41,8 @@ lint: .venv/dev
 docs: .venv/dev
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: .venv/dev
-	$(BIN)/python benchmarks/monte_carlo.py
+bench: .venv/bench
+	for name in monte_carlo paper curve peers scaling limit; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
 clean:

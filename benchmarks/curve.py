@@ -12,11 +12,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy
 import paper_procedure as procedure
 from clock import timed
-from machine import describe
+from machine import describe, place
 from models import CACHE, mlp
 
 import curvprobe as cp
@@ -133,6 +134,31 @@ def measure(setting: Setting, sizes: list[int]) -> dict[str, object]:
             for name in ("seconds", "paper_seconds", "example_products", "paper_example_products")
         },
     }
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        "| model | n | paper's procedure at every k, s | curvprobe, s | ratio | ratio of example products |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, model in result["models"].items():
+        mark = "≈ " if model["interpolated"] else ""
+        lines += [
+            f"| {name} | {row['n']} | {mark}{row['paper_seconds']:.3g} | {row['seconds']:.3g} "
+            f"| {row['seconds_ratio']:.0f} | {row['products_ratio']:.0f} |"
+            for row in model["rows"]
+        ]
+    growth = "; ".join(_growth(name, model) for name, model in result["models"].items())
+    return "\n".join([*lines, "", f"({growth}. {place(result['machine'])}.)"])
+
+
+def _growth(name: str, model: dict[str, Any]) -> str:
+    power = {key: f"n^{value:.2f}" for key, value in model["exponents"].items()}
+    measured = f", the paper's measured at k = {', '.join(map(str, model['measured_ks']))} and interpolated"
+    return (
+        f"{name}: D = {model['dim']}, seconds grow as {power['paper_seconds']} and {power['seconds']}, products as "
+        f"{power['paper_example_products']} and {power['example_products']}{measured if model['interpolated'] else ''}"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,10 +12,11 @@ import math
 import time
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
-from machine import describe
-from paper import compare
+from machine import describe, place
+from paper import STAGES, compare, stage_rows
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from transformers import NanoChatConfig, NanoChatForCausalLM
@@ -82,6 +83,17 @@ def make_task(options: argparse.Namespace) -> tuple[cp.Task, float]:
     model = nanochat(options.hidden_size, options.layers, options.vocabulary, options.context).to(options.device)
     loss = train(model, training, options.steps)
     return cp.Task(model.eval(), cp.losses.causal_lm, training[: options.k], held_out), loss
+
+
+def table(result: dict[str, Any]) -> str:
+    model, peak = result["model"], result["peak_bytes"]
+    memory = "" if peak is None else f", peak memory {peak / 2**30:.1f} GiB"
+    foot = (
+        f"(hidden size {model['hidden_size']}, {model['layers']} layers, vocabulary {model['vocabulary']}, context "
+        f"{model['context']}: {result['num_params']} parameters, k = {result['k']}{memory}, the whole run "
+        f"{result['total_seconds']:.0f} s. {place(result['machine'])}.)"
+    )
+    return "\n".join([*STAGES, *stage_rows(result), "", foot])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from clock import timed
-from machine import describe
+from machine import describe, place
 from models import mlp, nanochat
 from plain import Plain, plain
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -104,6 +104,21 @@ def measure(name: str, repeats: int, rate: float) -> dict[str, Any]:
             "later_over_forward": medians["later"] / medians["forward"],
         },
     }
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        "| model | product | operations, forward = 1 | floor, seconds | measured, seconds | over the floor |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, model in result["models"].items():
+        for product, kind in (("first", "fresh"), ("later", "kept")):
+            lines.append(
+                f"| {name} | {product} | {model['units'][kind]:.2g} | {model['floor_seconds'][kind]:.2g} "
+                f"| {model['seconds'][product]:.2g} | {model['ratios'][f'{product}_over_{kind}_floor']:.2f} |"
+            )
+    rate = result["operations_per_second"] / 1e9
+    return "\n".join([*lines, "", f"(Large multiplications: {rate:.0f} GFLOP/s. {place(result['machine'])}.)"])
 
 
 def main(argv: list[str] | None = None) -> None:

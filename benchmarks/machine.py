@@ -3,6 +3,7 @@
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,3 +22,9 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "curvprobe": curvprobe.__version__,
     }
+
+
+def place(machine: dict[str, Any]) -> str:
+    """Where and with what it was measured, for the foot of a table."""
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    return f"{where}, torch {machine['torch']}"

@@ -9,8 +9,9 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
-from machine import describe
+from machine import describe, place
 
 import curvprobe as cp
 from curvprobe.estimators import control, probe_increments, summarise
@@ -65,6 +66,26 @@ def measure(name: str, dim: int, num_probes: int, seed: int, cache: Path | None)
         "num_matvecs": subspace.num_matvecs,
         "rows": rows,
     }
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        "| task | sigma | quadratic model | closed form | direct | controlled | variance ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {row['sigma']:g} | {row['verdict']}, {100 * row['increment_error']:.2g} % off "
+        f"| {row['closed_form']:.5e} | {row['direct']:.5e} ± {row['direct_stderr']:.1e} "
+        f"| {row['controlled']:.5e} ± {row['controlled_stderr']:.1e} | {row['variance_ratio']:.1e} |"
+        for name, task in result["tasks"].items()
+        for row in task["rows"]
+    ]
+    tasks = "; ".join(
+        f"{name}: {task['num_params']} parameters, k = {task['k']}, D = {task['dim']}, {task['num_probes']} draws, "
+        f"largest residual {task['largest_residual']:.0e}"
+        for name, task in result["tasks"].items()
+    )
+    return "\n".join([*lines, "", f"({tasks}. {place(result['machine'])}.)"])
 
 
 def main() -> None:

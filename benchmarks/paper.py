@@ -12,11 +12,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import paper_procedure as procedure
 import torch
 from clock import timed
-from machine import describe
+from machine import describe, place
 from models import nanochat
 from torch import Tensor
 
@@ -105,7 +106,7 @@ def eigenspaces(
         "ours": {
             "seconds": ours,
             "products": subspace.num_matvecs,
-            "search_products": getattr(subspace, "num_search_matvecs", 0),
+            "search_products": subspace.num_search_matvecs,
             **quality(sides.risk, subspace.basis, subspace.eigenvalues),
         },
         "paper": {
@@ -252,6 +253,51 @@ def moments(
             }
         )
     return rows
+
+
+STAGES = ["| D | stage | paper's procedure | curvprobe | ratio |", "|---|---|---|---|---|"]
+
+
+def stage_rows(row: dict[str, Any]) -> list[str]:
+    """Table rows of one comparison."""
+    dim, one, two = row["dim"], row["stage1"], row["stage2"]
+    ours, theirs = one["ours"], one["paper"]
+    full, four, joined = two["paper"], two["paper_four_rows"], two["ours"]
+    lines = [
+        f"| {dim} | I, eigenspace: seconds | {theirs['seconds']:.3g} | {ours['seconds']:.3g} "
+        f"| {one['seconds_ratio']:.1f} |",
+        f"| {dim} | I: products (ours: {ours['search_products']} of them to look for missed copies) "
+        f"| {theirs['products']} | {ours['products']} | {one['products_ratio']:.1f} |",
+        f"| {dim} | I: largest residual | {theirs['largest_residual']:.0e} | {ours['largest_residual']:.0e} | |",
+        f"| {dim} | I: error of orthogonality | {theirs['orthogonality_error']:.0e} "
+        f"| {ours['orthogonality_error']:.0e} | |",
+        f"| {dim} | II, increment: seconds | {full['seconds']:.3g} | {joined['seconds']:.3g} "
+        f"| {two['seconds_ratio']:.1f} |",
+        f"| {dim} | II: seconds, the paper's Hessians on four rows | {four['seconds']:.3g} | {joined['seconds']:.3g} "
+        f"| {two['four_rows_seconds_ratio']:.1f} |",
+        f"| {dim} | II: error of B | {full['curvature_error']:.1e}; four rows {100 * four['curvature_error']:.0f} % "
+        f"| {joined['curvature_error']:.1e} | |",
+    ]
+    for moment in row["stage3"]:
+        direct, controlled, k, sigma = moment["paper"], moment["ours"], row["k"], moment["sigma"]
+        lines += [
+            f"| {dim} | III, {row['num_probes']} draws at sigma {sigma:g}: relative standard error "
+            f"| {direct['stderr'] / direct['direct']:.1e} | {controlled['stderr'] / controlled['controlled']:.1e} | |",
+            f"| {dim} | III: forward passes for an equal standard error, sigma {sigma:g} (in the same subspace) "
+            f"| {2 * k + 1} a draw | {k + 1} a draw | {moment['forwards_ratio']:.1e} "
+            f"({moment['same_subspace_forwards_ratio']:.1e}) |",
+            f"| {dim} | III: seconds of Monte Carlo; of the closed form, sigma {sigma:g} "
+            f"| {direct['monte_carlo_seconds']:.3g}; {direct['closed_form_seconds']:.1e} "
+            f"| {controlled['monte_carlo_seconds']:.3g}; {controlled['closed_form_seconds']:.1e} "
+            f"| {moment['seconds_ratio']:.1f} |",
+        ]
+    return lines
+
+
+def table(result: dict[str, Any]) -> str:
+    rows = result["rows"]
+    foot = f"({rows[0]['num_params']} parameters, k = {rows[0]['k']}. {place(result['machine'])}.)"
+    return "\n".join([*STAGES, *(line for row in rows for line in stage_rows(row)), "", foot])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from clock import timed
 from isolated import UnfinishedError, peak_memory, run_isolated
-from machine import describe
+from machine import describe, place
 from models import mlp, nanochat
 from plain import plain
 from torch import Tensor, nn
@@ -255,6 +255,36 @@ def relative(row: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
         "seconds_over_ours_without_search": row["seconds"] / ours["seconds_without_search"],
         "peak_over_ours": row["peak_bytes"] / ours["peak_bytes"],
     }
+
+
+MIB = 2**20
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        "| model | method | setting | residual | products | seconds | over ours | peak memory | eigenvalues off by |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model, comparison in result["models"].items():
+        for method, row in comparison["rows"].items():
+            if "setting" not in row:
+                lines.append(f"| {model} | {method} | | not finished: {row['unfinished']['reason']} | | | | | |")
+                continue
+            setting = ", ".join(f"{name} {value:g}" for name, value in row["setting"].items())
+            missed = "" if row["reached"] else ", not reached"
+            lines.append(
+                f"| {model} | {method} | {setting} | {row['largest_residual']:.1e}{missed} | {row['products']} "
+                f"| {row['seconds']:.3g} | {row['seconds_over_ours']:.2g} | {row['peak_bytes'] / MIB:.0f} MiB "
+                f"| {row['eigenvalue_difference']:.0e} |"
+            )
+            if row["search_products"]:
+                seconds, products = row["seconds_without_search"], row["products"] - row["search_products"]
+                lines.append(
+                    f"| | the same without its search for missed copies | | | {products} | {seconds:.3g} "
+                    f"| {seconds / row['seconds'] * row['seconds_over_ours']:.2g} | | |"
+                )
+    versions = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
+    return "\n".join([*lines, "", f"(D = {result['dim']}, {versions}. {place(result['machine'])}.)"])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from clock import timed
 from isolated import peak_memory, run_isolated
-from machine import describe
+from machine import describe, place
 from models import mlp, nanochat
 from torch import Tensor, nn
 
@@ -201,6 +201,77 @@ def measure_budget(budget: int, k: int, dim: int, max_matvecs: int) -> dict[str,
 def budget(mebibytes: list[int], k: int, dim: int = 5, max_matvecs: int = 12) -> dict[str, Any]:
     rows = [run_isolated(measure_budget, size * 2**20, k, dim, max_matvecs) for size in mebibytes]
     return {"model": "nanochat", "k": k, "dim": dim, "rows": rows}
+
+
+MIB = 2**20
+
+
+def table(result: dict[str, Any]) -> str:
+    parts = []
+    if "examples" in result:
+        part = result["examples"]
+        parts += [
+            f"| k ({part['model']}, microbatches of {part['microbatch_size']}) | seconds a product | peak memory "
+            "| over the first |",
+            "|---|---|---|---|",
+            *(
+                f"| {row['k']} | {row['later_seconds']:.3g} | {row['peak_bytes'] / MIB:.0f} MiB "
+                f"| {row['peak_over_first']:.2f} |"
+                for row in part["rows"]
+            ),
+            "",
+        ]
+    if "parameters" in result:
+        part = result["parameters"]
+        parts += [
+            f"| N ({part['model']}, k = {part['k']}) | seconds a product | seconds of a solve (D = {part['dim']}) "
+            "| products | peak memory | in vectors of N |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {row['num_params']} | {row['later_seconds']:.2g} | {row['solve_seconds']:.3g} "
+                f"| {row['solve_products']} | {row['peak_bytes'] / MIB:.0f} MiB | {row['peak_vectors']:.0f} |"
+                for row in part["rows"]
+            ),
+            "",
+        ]
+    if "dimension" in result:
+        part = result["dimension"]
+        parts += [
+            f"| D ({part['model']}, N = {part['num_params']}, k = {part['k']}) | seconds | products "
+            "| of these, search |",
+            "|---|---|---|---|",
+            *(
+                f"| {row['dim']} | {row['seconds']:.3g} | {row['products']} | {row['search_products']} |"
+                for row in part["rows"]
+            ),
+            "",
+        ]
+    if "block" in result:
+        models = result["block"]
+        columns = [f"seconds a vector, {name} (k = {model['k']})" for name, model in models.items()]
+        parts += [
+            "| block size b | " + " | ".join(columns) + " |",
+            "|---|" + "---|" * len(models),
+            *(
+                f"| {rows[0]['width']} | " + " | ".join(f"{row['seconds_per_vector']:.3g}" for row in rows) + " |"
+                for rows in zip(*(model["rows"] for model in models.values()), strict=True)
+            ),
+            "",
+        ]
+    if "budget" in result:
+        part = result["budget"]
+        parts += [
+            f"| memory budget ({part['model']}, k = {part['k']}, D = {part['dim']}) | measured peak | of the budget "
+            "| microbatch | seconds |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {row['budget_bytes'] / MIB:.0f} MiB | {row['peak_bytes'] / MIB:.0f} MiB "
+                f"| {100 * row['peak_over_budget']:.0f} % | {row['microbatch_size']} | {row['seconds']:.3g} |"
+                for row in part["rows"]
+            ),
+            "",
+        ]
+    return "\n".join([*parts, f"({place(result['machine'])}.)"])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,40 +4,29 @@ import json
 import re
 from pathlib import Path
 
+import curve
+import gpu
+import limit
+import monte_carlo
+import paper
+import peers
+import scaling
+
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 
 
-def monte_carlo() -> str:
-    result = json.loads((RESULTS / "monte_carlo.json").read_text())
-    lines = [
-        "| task | sigma | quadratic model | closed form | direct | controlled | variance ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {row['sigma']:g} | {row['verdict']}, {100 * row['increment_error']:.2g} % off "
-        f"| {row['closed_form']:.5e} | {row['direct']:.5e} ± {row['direct_stderr']:.1e} "
-        f"| {row['controlled']:.5e} ± {row['controlled_stderr']:.1e} | {row['variance_ratio']:.1e} |"
-        for name, task in result["tasks"].items()
-        for row in task["rows"]
-    ]
-    tasks = "; ".join(
-        f"{name}: {task['num_params']} parameters, k = {task['k']}, D = {task['dim']}, {task['num_probes']} draws, "
-        f"largest residual {task['largest_residual']:.0e}"
-        for name, task in result["tasks"].items()
-    )
-    machine = result["machine"]
-    return "\n".join([*lines, "", f"({tasks}. {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}.)"])
-
-
-TABLES = {"monte_carlo": monte_carlo}
+SCRIPTS = (curve, gpu, limit, monte_carlo, paper, peers, scaling)
+"""Each writes a result file of its name, and its ``table`` makes a table of that."""
 
 
 def fill(text: str) -> str:
-    """The text with every ``<!-- table NAME -->`` block written anew."""
-    for name, make in TABLES.items():
-        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.DOTALL)
+    """The text with every ``<!-- table NAME -->`` block written anew, where there is a result of that name."""
+    for script in SCRIPTS:
+        if not script.RESULT.exists():
+            continue
+        table = script.table(json.loads(script.RESULT.read_text()))
+        pattern = rf"(<!-- table {script.__name__} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)
     return text
 
 

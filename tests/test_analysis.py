@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import curvprobe as cp
+from curvprobe.subspace import plan_memory
 from curvprobe.tasks.digits import digits
 from tests import cases
 
@@ -261,3 +262,71 @@ def test_a_risk_of_other_weights_is_another_model(part):
         changed += 1e-3
     with pytest.raises(ValueError, match="other weights"):
         cp.delta1(risk, cp.EmpiricalRisk(model, cp.losses.cross_entropy, data, **options))
+
+
+def test_the_result_says_what_was_chosen_for_the_work(case, tmp_path):
+    risk = case.risk(memory_budget=2**20)
+    cp.analyze(risk, case.candidates, dim=2, sigma=1e-2, out=tmp_path)
+    engine = json.loads((tmp_path / "result.json").read_text())["config"]["engine"]
+    assert engine == {
+        "memory_budget": 2**20,
+        "microbatch_size": risk.microbatch_size,
+        "solver_microbatch_size": plan_memory(risk, 2)[0].microbatch_size,
+        "graph_kept_between_products": True,
+        "compile": False,
+        "tangents_at_once": 1,
+        "basis_size": 13,
+        "basis_device": "cpu",
+    }
+    other = cp.analyze(case.risk(microbatch_size=7), case.candidates, dim=2, sigma=1e-2)
+    assert other.config["engine"]["microbatch_size"] == 7
+    assert other.config["engine"]["graph_kept_between_products"] is False
+
+
+def test_an_interrupted_eigenspace_is_continued(case, tmp_path, monkeypatch):
+    options = {"dim": 4, "sigma": 1e-2, "tol": 1e-8}
+    whole = cp.analyze(case.risk(), case.candidates, **options).subspace
+    product, calls = cp.CurvatureMatrix.__matmul__, []
+
+    def matmul(matrix, vectors):
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return product(matrix, vectors)
+
+    monkeypatch.setattr(cp.CurvatureMatrix, "__matmul__", matmul)
+    with pytest.raises(KeyboardInterrupt):
+        cp.analyze(case.risk(), case.candidates, **options, out=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"eigenspace.unfinished"}
+    subspace = cp.analyze(case.risk(), case.candidates, **options, out=tmp_path).subspace
+    assert len(calls) == whole.num_matvecs + 1
+    assert subspace.num_matvecs == whole.num_matvecs
+    assert torch.equal(subspace.basis, whole.basis)
+    assert not (tmp_path / "eigenspace.unfinished").exists()
+
+
+def test_a_larger_max_matvecs_continues_the_eigenspace_in_the_folder(case, tmp_path):
+    options = {"dim": 6, "sigma": 1e-2, "tol": 1e-8, "out": tmp_path}
+    with pytest.warns(cp.ConvergenceWarning):
+        cp.analyze(case.risk(), case.candidates, **options, max_matvecs=14)
+    product, calls = cp.CurvatureMatrix.__matmul__, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cp.CurvatureMatrix, "__matmul__", lambda H, v: calls.append(v.shape[1]) or product(H, v))
+        analysis = cp.analyze(case.risk(), case.candidates, **options, max_matvecs=500)
+    assert bool(analysis.subspace.converged.all())
+    assert sum(calls) <= analysis.subspace.num_matvecs - 12
+
+
+def test_a_budget_that_is_too_small_is_refused_before_any_work(case, tmp_path):
+    plain = case.risk()
+    risk = case.risk(memory_budget=2 * plain.example_bytes + 72 * plain.num_params)
+    with pytest.raises(ValueError, match=r"memory_budget is .*need at least"):
+        cp.analyze(risk, case.candidates, dim=40, out=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_compile_reaches_the_hessian(case, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    plain, compiled = (cp.analyze(case.risk(), case.candidates, dim=2, sigma=1e-2, compile=c) for c in (False, True))
+    assert compiled.config["engine"]["compile"] is True
+    assert compiled.closed_form.value == pytest.approx(plain.closed_form.value, rel=1e-6)

@@ -116,3 +116,33 @@ def test_a_task_function_may_import_its_neighbours(tmp_path):
     (tmp_path / "late.py").write_text("def task():\n    from neighbour_of_task import task\n    return task()\n")
     result = invoke("run", f"{tmp_path / 'late.py'}:task", "--dim", 2, "--out", tmp_path / "[red]out[/b]")
     assert result.exit_code == 0, result.output
+
+
+def test_the_memory_budget_is_in_gib(task_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("curvprobe.cli._save_figures", lambda *_: [])
+    options = ["--dim", 2, "--sigma", 0.01, "--memory-budget", 0.5, "--out", tmp_path / "out"]
+    result = invoke("run", f"{task_file}:task", *options)
+    assert result.exit_code == 0, result.output
+    engine = json.loads((tmp_path / "out" / "result.json").read_text())["config"]["engine"]
+    assert (engine["memory_budget"], engine["compile"]) == (2**29, False)
+
+
+@pytest.mark.parametrize("budget", ["-1", "0", "1e-9", "1e-6", "nan", "inf"])
+def test_memory_budgets_that_make_no_sense(task_file, tmp_path, budget):
+    result = invoke("run", f"{task_file}:task", "--memory-budget", budget, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "memory" in result.output
+    assert not result.exception or isinstance(result.exception, SystemExit)
+
+
+def test_compile_is_passed_on(task_file, tmp_path, monkeypatch):
+    asked = []
+
+    def analyze(*_, compile, **__):  # noqa: A002 - the argument's name
+        asked.append(compile)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("curvprobe.cli.analyze", analyze)
+    for options in ([], ["--compile"]):
+        invoke("run", f"{task_file}:task", *options, "--out", tmp_path / "out")
+    assert asked == [False, True]

@@ -1,5 +1,7 @@
 """Products against dense Hessians built row by row, and against central differences of the gradient."""
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -219,3 +221,154 @@ def test_a_float32_constant_in_the_loss_does_not_stop_the_check():
     weight = weight.double()
     exact = cp.hessian(cp.EmpiricalRisk(model, loss, data)) @ vector
     assert torch.allclose(product.double(), exact, rtol=1e-4, atol=1e-6)
+
+
+# ---- the graph that is kept ----------------------------------------------------------------------------------------
+
+
+class Counted(nn.Linear):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.calls: list[int] = []  # an attribute that is replaced would be put back
+
+    def forward(self, x):
+        self.calls.append(len(x))
+        return super().forward(x).tanh()
+
+
+def counted(**options) -> tuple[Counted, cp.EmpiricalRisk]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Counted(3, 2).double()
+    risk = cp.EmpiricalRisk(model, cp.losses.mse, (block_of(6, 3), block_of(6, 2)), **options)
+    return model, risk
+
+
+@pytest.mark.parametrize("matrix", [cp.hessian, cp.ggn])
+def test_a_sample_in_one_microbatch_is_evaluated_once(matrix):
+    model, risk = counted()
+    H, V = matrix(risk), block_of(8, 3)
+    product = H @ V
+    calls = len(model.calls)
+    assert torch.equal(H @ V, product)
+    assert torch.allclose(H @ V[:, 1], product[:, 1], **EXACT)
+    assert len(model.calls) == calls
+    _ = matrix(risk) @ V
+    assert len(model.calls) == calls + 1
+
+
+@pytest.mark.parametrize("matrix", [cp.hessian, cp.ggn])
+def test_a_larger_sample_is_evaluated_at_every_product_but_once_for_a_block(matrix):
+    model, risk = counted(microbatch_size=2)
+    H = matrix(risk)
+    _ = H @ block_of(8, 1)
+    calls = len(model.calls)
+    _ = H @ block_of(8, 5)
+    _ = H @ block_of(8, 1)
+    assert len(model.calls) == calls + 6
+
+
+@pytest.mark.parametrize("matrix", [cp.hessian, cp.ggn])
+@pytest.mark.parametrize("microbatch_size", [2, None])
+def test_changes_of_the_model_do_not_reach_the_matrix(matrix, microbatch_size):
+    case = cases.make("batch_norm")
+    risk = case.risk(microbatch_size=microbatch_size)
+    H, V = matrix(risk), block_of(risk.num_params, 2)
+    product = H @ V
+    with torch.no_grad():
+        for tensor in [*case.model.parameters(), *case.model.buffers()]:
+            tensor.add_(1)
+    case.model.train()
+    case.model.requires_grad_(False)
+    assert torch.equal(H @ V, product)
+    assert torch.equal(matrix(risk) @ V, product)
+
+
+@pytest.mark.parametrize("matrix", [cp.hessian, cp.ggn])
+def test_a_kept_graph_serves_in_every_context(matrix):
+    risk = cases.make("mlp").risk()
+    V = block_of(31, 2)
+    expected = matrix(risk) @ V
+    with torch.inference_mode():
+        H = matrix(risk)
+        first = H @ V.clone()
+    with torch.no_grad():
+        second = H @ V
+    third = H @ V
+    assert not third.requires_grad
+    assert torch.equal(third, expected)
+    assert torch.equal(second, expected)
+    assert torch.equal(first, expected)
+
+
+class Alive(torch.autograd.graph.saved_tensors_hooks):
+    """Bytes that autograd holds now, and the most there were."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+        ledger = self
+
+        class Held:
+            def __init__(self, tensor):
+                self.tensor, self.size = tensor.detach(), tensor.nbytes
+                ledger.now += self.size
+                ledger.peak = max(ledger.peak, ledger.now)
+
+            def __del__(self):
+                ledger.now -= self.size
+
+        super().__init__(Held, lambda held: held.tensor)
+
+
+@pytest.mark.parametrize("matrix", [cp.hessian, cp.ggn])
+def test_the_kept_graph_goes_with_the_matrix(matrix):
+    risk = cases.make("layer_norm").risk()
+    V = block_of(risk.num_params, 1)
+    _ = matrix(risk) @ V  # checks
+    alive = Alive()
+    gc.disable()
+    try:
+        with alive:
+            H = matrix(risk)
+            _ = H @ V
+        held = alive.now
+        _ = H @ V
+        assert alive.now == held > 0
+        del H
+        assert alive.now == 0
+        with alive:
+            cp.top_eigenspace(risk, dim=2)
+        assert alive.now == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("matrix", [cp.hessian, cp.ggn])
+def test_one_microbatch_has_a_graph_at_a_time(matrix):
+    case = cases.make("layer_norm")
+    peaks = []
+    for rows in (2, 6):
+        risk = case.risk(microbatch_size=2)[:rows]
+        H, V = matrix(risk), block_of(risk.num_params, 3)
+        _ = H @ V
+        alive = Alive()
+        gc.disable()
+        try:
+            with alive:
+                H = matrix(risk)
+                _ = H @ V
+        finally:
+            gc.enable()
+        peaks.append(alive.peak)
+        assert rows == 2 or alive.now == 0
+    assert peaks[0] == peaks[1] > 0
+
+
+@pytest.mark.parametrize("matrix", [cp.hessian, cp.ggn])
+def test_an_error_in_the_first_product_leaves_nothing_behind(matrix):
+    risk = cases.make("mlp").risk()
+    H, V = matrix(risk), block_of(31, 2)
+    bad = V.clone()
+    bad[0] = float("nan")
+    assert not bool((H @ bad).isfinite().all())
+    assert torch.equal(H @ V, matrix(risk) @ V)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import curvprobe as cp
+from curvprobe.checkpoint import Checkpoint
 
 WHICH = ["algebraic", "magnitude", "smallest"]
 SIGNED = [10.0, -9.0, 8.0, -7.0, 6.0, 5.0, -4.0, *(3.0 * (-1) ** i / (i + 1) for i in range(60))]
@@ -334,3 +335,316 @@ def test_arguments_that_make_no_sense(options, message):
 def test_products_that_make_no_sense(matmul, message):
     with pytest.raises(ValueError, match=message):
         cp.lanczos(matmul, 7, dim=2, dtype=torch.float64)
+
+
+# ---- the certificate -----------------------------------------------------------------------------------------------
+
+
+def noisy(matrix: Tensor, size: float, seed: int = 0):
+    """Products with noise of this size relative to each."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def matmul(block: Tensor) -> Tensor:
+        product = matrix @ block
+        noise = torch.randn(product.shape, generator=generator, dtype=torch.float64)
+        return product + size * product.norm(dim=0) / noise.norm(dim=0) * noise
+
+    return matmul
+
+
+def true_residuals(matrix: Tensor, pairs: cp.Eigenpairs, which: str = "algebraic") -> Tensor:
+    largest = float(torch.linalg.eigvalsh(matrix).abs().max())
+    scale = largest if which == "smallest" else float(pairs.eigenvalues[0].abs())
+    return (matrix @ pairs.vectors - pairs.vectors * pairs.eigenvalues).norm(dim=0) / scale
+
+
+def quietly(matmul, size: int, **options) -> cp.Eigenpairs:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cp.ConvergenceWarning)
+        return cp.lanczos(matmul, size, dtype=torch.float64, **options)
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-4, 1e-9])
+def test_certified_residuals_are_no_less_than_the_true_ones(which, tol):
+    spectra = [SIGNED, [10.0] * 3 + [9.0, 8.0, 8.0, 7.0, *BULK[::2]], [10 * 0.9**i for i in range(100)]]
+    for seed, spectrum in enumerate(spectra):
+        matrix = symmetric(spectrum, seed)
+        pairs = quietly(lambda block, A=matrix: A @ block, len(matrix), dim=6, which=which, tol=tol, seed=seed)
+        assert bool((true_residuals(matrix, pairs, which) <= 1.001 * pairs.residuals + 1e-13).all())
+        assert bool((pairs.residuals[pairs.converged] <= tol).all())
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 8])
+def test_noise_in_the_products_is_never_certified(dim):
+    """Lanczos's own estimates go on falling; a product with other noise sees that the vectors are not eigenvectors."""
+    matrix, certified = symmetric(SIGNED), []
+    for seed in range(15):
+        pairs = quietly(noisy(matrix, 1e-2, seed), 67, dim=dim, tol=1e-4, max_matvecs=150, seed=seed)
+        certified += [seed] * bool(pairs.converged.any())
+    assert certified == []
+
+
+def test_the_certificate_sees_errors_that_the_recurrence_does_not():
+    """Wrong products from the start to the end of the convergence, right ones from the certificate on."""
+    matrix, other = symmetric(SIGNED), symmetric(SIGNED) + 1e-2 * symmetric(SIGNED, 1)
+    count = quietly(lambda block: other @ block, 67, dim=5, tol=1e-6).num_matvecs
+    calls = []
+
+    def matmul(block: Tensor) -> Tensor:
+        calls.append(block.shape[1])
+        return (other if len(calls) <= count // 2 else matrix) @ block
+
+    pairs = quietly(matmul, 67, dim=5, tol=1e-6)
+    true = true_residuals(matrix, pairs)
+    assert bool((true[pairs.converged] <= 1e-5).all())
+
+
+# ---- the search ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [200, 2000])
+@pytest.mark.parametrize("which", ["algebraic", "magnitude"])
+def test_a_triple_eigenvalue_is_found_from_forty_starts(size, which):
+    """Diagonal matrices are as good as any: the start is random."""
+    diagonal = torch.cat([torch.tensor([10.0, 9.0, 9.0, 9.0, 8.0]), torch.linspace(5, 0.01, size - 5)]).double()
+    missed = []
+    for seed in range(40):
+        pairs = quietly(lambda block: diagonal[:, None] * block, size, dim=4, which=which, tol=1e-4, seed=seed)
+        assert bool(pairs.converged.all())
+        assert 0 < pairs.num_search_matvecs < pairs.num_matvecs
+        missed += [seed] if float(pairs.eigenvalues[3]) < 8.99 else []
+    assert missed == []
+
+
+def test_the_search_is_short_where_the_gap_is_clear_and_counted():
+    diagonal = torch.cat([torch.tensor([10.0, 9.0, 8.0, 7.0]), torch.linspace(1, 0, 1996)]).double()
+    for seed in range(5):
+        pairs = quietly(lambda block: diagonal[:, None] * block, 2000, dim=4, tol=1e-4, seed=seed)
+        assert bool(pairs.converged.all())
+        assert 3 <= pairs.num_search_matvecs <= 12
+
+
+def test_the_search_seldom_ends_early_without_a_missed_copy():
+    """Its error rate, over many seeds, on the state that it is there for: two copies known, the third outside."""
+    diagonal = torch.cat([torch.full((3,), 10.0), torch.linspace(3, 0, 397)]).double()
+    wrong = 0
+    for seed in range(150):
+        pairs = quietly(lambda block: diagonal[:, None] * block, 400, dim=3, tol=1e-3, seed=seed)
+        wrong += bool(pairs.converged.all()) and float(pairs.eigenvalues[2]) < 9.9
+    assert wrong <= 4  # 1 % of the searches, of which there are two or three each
+
+
+# ---- warm starts and lean bases ------------------------------------------------------------------------------------
+
+
+def eigenvectors(matrix: Tensor, which: str, dim: int) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors[:, merit(values, which).argsort(descending=True)[:dim]]
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("extra", [0, 3])
+def test_exact_eigenvectors_as_a_start_cost_one_product_each(which, extra):
+    matrix = symmetric(SIGNED)
+    start = eigenvectors(matrix, which, 5 + extra)
+    cold = solve(matrix, dim=5, which=which, tol=1e-6)
+    pairs = solve(matrix, dim=5, which=which, tol=1e-6, start=start)
+    check(matrix, pairs, which)
+    assert bool(pairs.converged.all())
+    assert pairs.num_matvecs - pairs.num_search_matvecs == 5 + extra + 3  # one to find out, two to certify
+    assert pairs.num_matvecs < cold.num_matvecs
+
+
+def test_a_start_with_its_columns_rotated_and_reordered_is_as_good():
+    matrix = symmetric(SIGNED)
+    start = eigenvectors(matrix, "algebraic", 5) @ symmetric([1.0, -1.0, 1.0, 1.0, -1.0])
+    pairs = solve(matrix, dim=5, tol=1e-6, start=start)
+    check(matrix, pairs, "algebraic")
+    assert pairs.num_matvecs - pairs.num_search_matvecs == 8
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_any_start_leads_to_the_right_pairs(which):
+    """Unrelated vectors, other eigenvectors, too few, nearly the right ones."""
+    matrix = symmetric(SIGNED)
+    draws = torch.randn(67, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    right = eigenvectors(matrix, which, 5)
+    starts = [
+        torch.linalg.qr(draws).Q,
+        torch.linalg.eigh(matrix).eigenvectors[:, 30:36],
+        eigenvectors(matrix, which, 2),
+        torch.linalg.qr(right + 1e-4 * draws).Q,
+    ]
+    for start in starts:
+        pairs = solve(matrix, dim=5, which=which, start=start)
+        check(matrix, pairs, which)
+        assert bool(pairs.converged.all())
+
+
+def test_a_start_that_lacks_a_wanted_vector_is_not_the_end():
+    """An invariant span without the first eigenvector: only the search can know."""
+    matrix = symmetric([10.0, 9.0, 8.0, 7.0, 6.0, *BULK[::3]])
+    start = torch.linalg.eigh(matrix).eigenvectors.flip(1)[:, 1:5]
+    check(matrix, solve(matrix, dim=4, tol=1e-8, start=start), "algebraic", tol=1e-6)
+
+
+BESIDE = [10.0, 9.0, 8.0, 7.0, 0.01, *(0.001 / (i + 1) for i in range(60)), -5.0]
+
+
+@pytest.mark.parametrize("budget", [5, 6, 7, 9])
+@pytest.mark.parametrize("miss", [0.0, 2e-3])
+def test_a_start_keeps_to_the_budget_and_gives_all_pairs(budget, miss):
+    matrix = symmetric(BESIDE)
+    vectors = torch.linalg.eigh(matrix).eigenvectors.flip(1)
+    start = vectors[:, :5].clone()
+    start[:, 4] = math.sqrt(1 - miss**2) * start[:, 4] + miss * vectors[:, -1]
+    pairs = quietly(lambda block: matrix @ block, len(matrix), dim=5, tol=1e-2, max_matvecs=budget, start=start)
+    assert pairs.vectors.shape == (len(matrix), 5)
+    assert pairs.num_matvecs <= budget
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("extra", [10, 13])
+def test_a_lean_basis_gives_the_same_pairs(which, extra):
+    matrix = symmetric(SIGNED)
+    pairs = solve(matrix, dim=6, which=which, basis_size=6 + extra, max_matvecs=5000)
+    check(matrix, pairs, which)
+    assert bool(pairs.converged.all())
+
+
+@pytest.mark.parametrize("spectrum", [[10.0] * 3 + [9.0, 8.0, 7.0, *BULK[::3]], [2.0] * 20])
+def test_a_lean_basis_finds_copies_too(spectrum):
+    for seed in range(10):
+        matrix = symmetric(spectrum, seed)
+        pairs = solve(matrix, dim=4, basis_size=14, max_matvecs=5000, tol=1e-6, seed=seed)
+        assert torch.allclose(pairs.eigenvalues, torch.tensor(spectrum[:4]).double(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"basis_size": 3}, "basis_size is 3"),
+        ({"start": torch.eye(6, 2).double()}, r"start is \(6, 2\)"),
+        ({"start": torch.eye(7, 2).double()[:, :0]}, "start has 0 columns"),
+        ({"start": torch.ones(7).double()}, r"start is \(7,\)"),
+        ({"start": [1.0]}, "start is list"),
+        ({"start": torch.full((7, 2), math.nan).double()}, "start"),
+    ],
+)
+def test_starts_and_bases_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        solve(torch.eye(7, dtype=torch.float64), **{"dim": 2, **options})
+
+
+# ---- interruptions -------------------------------------------------------------------------------------------------
+
+
+def interrupting(matrix: Tensor, at: int):
+    """Products of which the at-th is interrupted; and the number of those that were finished."""
+    done = []
+
+    def matmul(block: Tensor) -> Tensor:
+        if len(done) + 1 == at:
+            raise KeyboardInterrupt
+        done.append(block.shape[1])
+        return matrix @ block
+
+    return matmul, done
+
+
+LONG = [10 * 0.97**i for i in range(150)]
+
+
+@pytest.mark.parametrize("at", [2, 3, 9, 19, 20, 26, 40, 47])
+def test_an_interrupted_computation_goes_on_bit_by_bit(tmp_path, at):
+    matrix, options = symmetric(LONG), {"dim": 5, "tol": 1e-8, "dtype": torch.float64}
+    whole = cp.lanczos(lambda block: matrix @ block, 150, **options)
+    assert whole.num_matvecs > 60
+    file = Checkpoint(tmp_path / "state", "key")
+    matmul, done = interrupting(matrix, at)
+    with pytest.raises(KeyboardInterrupt):
+        cp.lanczos(matmul, 150, **options, checkpoint=file)
+    assert file.path.exists()
+    rest, more = interrupting(matrix, -1)
+    pairs = cp.lanczos(rest, 150, **options, checkpoint=file)
+    assert sum(done) + sum(more) == pairs.num_matvecs == whole.num_matvecs
+    assert torch.equal(pairs.vectors, whole.vectors)
+    assert torch.equal(pairs.eigenvalues, whole.eigenvalues)
+    assert torch.equal(pairs.residuals, whole.residuals)
+    assert pairs.num_search_matvecs == whole.num_search_matvecs
+    assert not file.path.exists()
+
+
+def test_an_interruption_at_any_product_is_harmless(tmp_path):
+    """Also between the phases and within certificate and search, which are done again."""
+    matrix, options = symmetric([10.0] * 3 + [9.0, 8.0, 7.0, *BULK[::2]]), {"dim": 4, "tol": 1e-6}
+    whole = quietly(lambda block: matrix @ block, len(matrix), **options)
+    file = Checkpoint(tmp_path / "state", "key")
+    for at in range(1, whole.num_matvecs + 1):
+        matmul, done = interrupting(matrix, at)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(matmul, len(matrix), **options, checkpoint=file)
+        pairs = quietly(lambda block: matrix @ block, len(matrix), **options, checkpoint=file)
+        assert not file.path.exists()
+        assert bool(pairs.converged.all())
+        assert torch.allclose(pairs.eigenvalues, whole.eigenvalues, atol=1e-5)
+        assert bool((true_residuals(matrix, pairs) <= 1e-6).all())
+        assert len(done) < pairs.num_matvecs <= whole.num_matvecs + 60
+
+
+def test_a_larger_budget_goes_on_from_a_smaller_one(tmp_path):
+    matrix, options = symmetric(LONG), {"dim": 5, "tol": 1e-8}
+    whole = quietly(lambda block: matrix @ block, 150, **options)
+    file, counts = Checkpoint(tmp_path / "state", "key"), []
+    for budget in (20, 40, 60, None):
+        matmul, done = interrupting(matrix, -1)
+        pairs = quietly(matmul, 150, **options, max_matvecs=budget, checkpoint=file)
+        counts.append(sum(done))
+        assert file.path.exists() == (budget is not None)
+    assert 18 <= counts[0] <= 20
+    assert all(count <= 24 for count in counts[:3])
+    assert pairs.num_matvecs == sum(counts) <= whole.num_matvecs + 12
+    assert bool(pairs.converged.all())
+    assert torch.allclose(pairs.eigenvalues, whole.eigenvalues, rtol=1e-10)
+
+
+def test_a_budget_that_ends_in_the_search_goes_on(tmp_path):
+    matrix, options = symmetric(SIGNED), {"dim": 4, "tol": 1e-6}
+    whole = quietly(lambda block: matrix @ block, 67, **options)
+    file = Checkpoint(tmp_path / "state", "key")
+    first = quietly(lambda block: matrix @ block, 67, **options, max_matvecs=whole.num_matvecs - 2, checkpoint=file)
+    assert first.converged.tolist() == [True, True, True, False]
+    matmul, done = interrupting(matrix, -1)
+    pairs = quietly(matmul, 67, **options, checkpoint=file)
+    assert bool(pairs.converged.all())
+    assert sum(done) <= 16
+
+
+def test_a_file_of_another_computation_is_ignored(tmp_path):
+    matrix, options = symmetric(LONG), {"dim": 5, "tol": 1e-8}
+    whole = quietly(lambda block: matrix @ block, 150, **options)
+    for content in (b"no state", None):
+        file = Checkpoint(tmp_path / "state", "key")
+        if content is None:
+            other = Checkpoint(tmp_path / "state", "other")
+            quietly(lambda block: -matrix @ block, 150, **options, max_matvecs=30, checkpoint=other)
+        else:
+            file.path.write_bytes(content)
+        pairs = quietly(lambda block: matrix @ block, 150, **options, checkpoint=file)
+        assert torch.equal(pairs.vectors, whole.vectors)
+
+
+def test_nothing_is_certified_when_the_budget_is_spent_before(tmp_path):
+    """A state that seems converged, continued with a budget below what it has cost."""
+    matrix, silent = symmetric(SIGNED), []
+    for at in range(8, 20):
+        file = Checkpoint(tmp_path / f"state{at}", "key")
+        noise = noisy(matrix, 1e-2)
+        matmul, _ = interrupting(matrix, at)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(lambda block, m=matmul, n=noise: m(block) * 0 + n(block), 67, dim=5, checkpoint=file)
+        pairs = quietly(noise, 67, dim=5, tol=1e-3, max_matvecs=8, checkpoint=file)
+        wrong = true_residuals(matrix, pairs) > 2e-3
+        silent += [at] * bool((pairs.converged & wrong).any())
+    assert silent == []

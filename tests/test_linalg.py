@@ -66,3 +66,43 @@ def test_combination_of_float32_rows_rounds_once():
     vector = torch.zeros(1000)
     linalg.subtract_combination(vector, rows, coefficients)
     assert torch.equal(vector, -(coefficients @ rows.double()).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, 50_001])
+def test_the_quick_inner_product_is_the_inner_product(dtype, size):
+    rows, vectors = rows_of(3, size, dtype), rows_of(2, size, dtype, seed=1).T
+    exact = rows.double() @ vectors.double()
+    norms = rows.double().norm(dim=1)[:, None] * vectors.double().norm(dim=0)
+    tolerance = 1e-7 if dtype == torch.float32 else 1e-15
+    for found, true, scale in (
+        (linalg.quick_inner(rows, vectors), exact, norms),
+        (linalg.quick_inner(rows, vectors[:, 1]), exact[:, 1], norms[:, 1]),
+    ):
+        assert found.dtype == torch.float64
+        assert found.shape == true.shape
+        assert bool(((found - true).abs() <= tolerance * scale).all())
+
+
+def test_the_quick_inner_product_adds_its_parts_in_float64():
+    """What a float32 sum over all terms would lose."""
+    vector = torch.full((LONG,), 0.1)
+    exact = LONG * float(vector[0]) ** 2
+    assert abs(float(linalg.quick_inner(vector[None], vector)[0]) / exact - 1) < 2e-5
+    gaussian, other = rows_of(2, LONG, torch.float32)
+    scale = float(gaussian.double().norm() * other.double().norm())
+    assert abs(float(linalg.quick_inner(gaussian[None], other)[0] - gaussian.double() @ other.double())) < 1e-8 * scale
+
+
+def test_the_quick_inner_product_of_nothing():
+    assert linalg.quick_inner(torch.empty(0, 5), torch.ones(5)).shape == (0,)
+
+
+def test_lower_matmul_precision_does_not_reach_the_quick_inner_product():
+    rows, vector = rows_of(3, 40_000, torch.float32), rows_of(1, 40_000, torch.float32, seed=1)[0]
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = linalg.quick_inner(rows, vector)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found, linalg.inner(rows, vector))

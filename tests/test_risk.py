@@ -1,5 +1,6 @@
 import copy
 import random
+import re
 
 import numpy
 import pytest
@@ -252,12 +253,73 @@ def test_memory_does_not_grow_with_the_number_of_examples(operation):
     assert few.now == many.now == larger.now == 0
 
 
+def wide(width: int, **options) -> cp.EmpiricalRisk:
+    model = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1))
+    return cp.EmpiricalRisk(model, cp.losses.mse, (torch.ones(9, 2), torch.ones(9)), **options)
+
+
 def test_the_automatic_microbatch_follows_the_size_of_an_example():
-    models = [nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1)) for width in (8, 4096)]
-    small, large = (cp.EmpiricalRisk(m, cp.losses.mse, (torch.ones(9, 2), torch.ones(9))) for m in models)
+    budget = 2**30
+    small, large = (wide(width, memory_budget=budget) for width in (8, 4096))
     assert large.activation_bytes >= 4096 * 4
-    assert large.microbatch_size == 128 * 2**20 // large.activation_bytes
-    assert small.microbatch_size > 100 * large.microbatch_size
+    assert large.example_bytes > 2 * large.activation_bytes
+    for risk in (small, large):
+        assert risk.microbatch_size * risk.example_bytes <= budget // 2
+        assert (risk.microbatch_size + 1) * risk.example_bytes > budget // 2 - 6 * 4 * risk.num_params
+    assert small.microbatch_size > 50 * large.microbatch_size
+
+
+def test_the_microbatch_follows_the_budget():
+    sizes = [wide(4096, memory_budget=b).microbatch_size for b in (2**22, 2**23, 2**28)]
+    assert sizes == sorted(set(sizes))
+    given = wide(4096, memory_budget=2**23, microbatch_size=numpy.int64(7))
+    assert (given.microbatch_size, given.memory_budget, given.given_memory_budget) == (7, 2**23, 2**23)
+    assert given.with_room(0).microbatch_size == 7
+
+
+def test_the_default_budget_is_a_power_of_two(monkeypatch):
+    monkeypatch.setattr("curvprobe.risk.default_budget", lambda device: 2**28)
+    risk = wide(64)
+    assert (risk.memory_budget, risk.given_memory_budget) == (2**28, None)
+    assert risk.microbatch_size == wide(64, memory_budget=2**28).microbatch_size
+
+
+def test_the_least_budget_is_enough_and_one_byte_less_is_refused():
+    with pytest.raises(ValueError, match="for one example") as refused:
+        wide(64, memory_budget=1000)
+    least = int(re.search(r"needs at least (\d+)", str(refused.value))[1])
+    risk = wide(64, memory_budget=least)
+    assert (cp.hessian(risk) @ torch.ones(risk.num_params)).isfinite().all()
+    with pytest.raises(ValueError, match=f"needs at least {least} for one example"):
+        wide(64, memory_budget=least - 1)
+
+
+def test_less_room_means_smaller_microbatches_and_the_same_risk():
+    risk = wide(64, memory_budget=2**24)
+    sizes = [risk.with_room(room).microbatch_size for room in (2**30, 2**23, 2**22, 2**21, 0)]
+    assert sizes[0] == sizes[1] == risk.microbatch_size
+    assert sizes[1:] == sorted(set(sizes[1:]), reverse=True)
+    assert sizes[-1] == 1
+    assert risk.with_room(0).key() == risk.key()
+    assert risk.with_room(0).value() == pytest.approx(risk.value(), rel=1e-6)
+
+
+def test_selections_and_other_examples_keep_the_budget():
+    risk = wide(64, memory_budget=2**22)
+    other = risk.on((torch.ones(3, 2), torch.ones(3)))
+    assert risk[:2].memory_budget == other.memory_budget == other.given_memory_budget == 2**22
+    assert risk[:2].microbatch_size == other.microbatch_size == risk.microbatch_size
+
+
+@pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf"), "1GiB", True, 0.5, [2**30]])
+def test_budgets_that_make_no_sense(budget):
+    with pytest.raises((ValueError, TypeError), match=r"memory_budget is .*; expected a positive number of bytes"):
+        wide(8, memory_budget=budget)
+
+
+def test_numpy_and_float_budgets_are_numbers():
+    assert wide(8, memory_budget=numpy.int64(2**24)).memory_budget == 2**24
+    assert wide(8, memory_budget=1e8).memory_budget == 10**8
 
 
 # ---- nothing is left changed ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 import curvprobe as cp
+from curvprobe.subspace import plan_memory
 from tests import cases, reference
 
 
@@ -216,3 +217,100 @@ def test_top_eigenspace_is_that_of_scipy_over_curvlinops():
     assert torch.allclose(subspace.eigenvalues, torch.as_tensor(expected[::-1].copy()), rtol=1e-8)
     theirs = torch.as_tensor(vectors.copy())
     assert torch.allclose(subspace.basis @ subspace.basis.T, theirs @ theirs.T, atol=1e-7)
+
+
+# ---- starts, checkpoints and the memory budget ---------------------------------------------------------------------
+
+
+def test_a_start_saves_products_and_gives_the_same_space():
+    risk = cases.make("layer_norm").risk()
+    cold = cp.top_eigenspace(risk, dim=3, tol=1e-6)
+    warm = cp.top_eigenspace(risk, dim=3, tol=1e-6, start=cold)
+    near = cp.top_eigenspace(risk, dim=3, tol=1e-6, start=cp.top_eigenspace(risk[:-1], dim=3))
+    wide = cp.top_eigenspace(risk, dim=2, tol=1e-6, start=cp.random_subspace(risk, 20))
+    assert warm.num_matvecs < cold.num_matvecs
+    assert torch.allclose(warm.eigenvalues, cold.eigenvalues, rtol=1e-8)
+    assert torch.allclose(projector(near.basis), projector(cold.basis), atol=1e-4)
+    assert torch.allclose(wide.eigenvalues, cold.eigenvalues[:2], rtol=1e-8)
+
+
+def test_starts_that_make_no_sense():
+    risk = cases.make("mlp").risk()
+    for start in (cp.random_subspace(cases.make("layer_norm").risk(), 2), torch.eye(31, 2).double(), "cold"):
+        with pytest.raises(ValueError, match=r"(?s)start is .*; expected a Subspace of 31 parameters"):
+            cp.top_eigenspace(risk, dim=2, start=start)
+
+
+def test_an_eigenspace_that_ran_out_of_budget_goes_on(tmp_path):
+    risk, file = cases.make("attention").risk(), tmp_path / "state"
+    whole = cp.top_eigenspace(risk, dim=4, tol=1e-8)
+    with pytest.warns(cp.ConvergenceWarning):
+        first = cp.top_eigenspace(risk, dim=4, tol=1e-8, max_matvecs=16, checkpoint=file)
+    for change in ({"dim": 5}, {"curvature": "ggn"}, {"seed": 1}, {"which": "smallest"}):
+        with pytest.warns(cp.ConvergenceWarning):
+            other = cp.top_eigenspace(risk, tol=1e-8, max_matvecs=12, checkpoint=file, **{"dim": 4, **change})
+        assert other.num_matvecs <= 12  # its own, not those of the first
+        with pytest.warns(cp.ConvergenceWarning):
+            cp.top_eigenspace(risk, dim=4, tol=1e-8, max_matvecs=16, checkpoint=file)
+    calls, product = [], cp.CurvatureMatrix.__matmul__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cp.CurvatureMatrix, "__matmul__", lambda H, v: calls.append(v.shape[1]) or product(H, v))
+        pairs = cp.top_eigenspace(risk, dim=4, tol=1e-8, checkpoint=file)
+    assert pairs.num_matvecs == first.num_matvecs + sum(calls) <= whole.num_matvecs + 12
+    assert torch.allclose(pairs.eigenvalues, whole.eigenvalues, rtol=1e-10)
+    assert not file.exists()
+
+
+def test_a_checkpoint_of_other_weights_is_not_used(tmp_path):
+    case, file = cases.make("mlp"), tmp_path / "state"
+    with pytest.warns(cp.ConvergenceWarning):
+        cp.top_eigenspace(case.risk(), dim=4, tol=1e-8, max_matvecs=10, checkpoint=str(file))
+    with torch.no_grad():
+        case.model[0].weight.mul_(1.5)
+    fresh = cp.top_eigenspace(case.risk(), dim=4, tol=1e-8)
+    moved = cp.top_eigenspace(case.risk(), dim=4, tol=1e-8, checkpoint=str(file))
+    assert torch.equal(moved.basis, fresh.basis)
+    assert moved.num_matvecs == fresh.num_matvecs
+
+
+def test_the_basis_shrinks_and_then_the_budget_is_refused():
+    risk = cases.make("weighted").risk()
+    vector, least = risk.num_params * 8, risk.least_bytes
+    assert plan_memory(risk, 8)[1] == 22
+    lean = (18 + 8 + 4) * vector + least
+    usual = (22 + 8 + 4) * vector + least
+    for budget, size in ((usual, 22), (usual - 1, 18), (lean, 18)):
+        risk.memory_budget = risk.given_memory_budget = budget
+        slim, basis_size, device = plan_memory(risk, 8)
+        assert (basis_size, device.type) == (size, "cpu")
+        assert slim.microbatch_size * risk.example_bytes <= max(risk.example_bytes, budget - size * vector)
+    risk.memory_budget = risk.given_memory_budget = lean - 1
+    with pytest.raises(ValueError, match=f"8 eigenvectors of 42 parameters need at least {lean}"):
+        cp.top_eigenspace(risk, dim=8)
+    risk.given_memory_budget = None  # what happens to be free is no limit that was asked for
+    slim, basis_size, _ = plan_memory(risk, 8)
+    assert (basis_size, slim.microbatch_size) == (18, 1)
+
+
+def test_the_eigenspace_within_a_small_budget_is_the_same():
+    whole = cp.top_eigenspace(cases.make("weighted").risk(), dim=4, tol=1e-8)
+    risk = cases.make("weighted").risk()
+    vectors = (4 + 12 + 4 + 4) * risk.num_params * 8
+    risk.memory_budget = risk.given_memory_budget = vectors + risk.least_bytes + risk.example_bytes
+    small = cp.top_eigenspace(risk, dim=4, tol=1e-8)
+    assert plan_memory(risk, 4)[0].microbatch_size == 2 < len(risk) <= risk.microbatch_size
+    assert torch.allclose(projector(small.basis), projector(whole.basis), atol=1e-7)
+
+
+def test_a_basis_that_an_accelerator_has_no_room_for_lies_in_host_memory(monkeypatch):
+    risk = cases.make("mlp").risk()
+    risk.memory_budget = risk.given_memory_budget = risk.least_bytes
+    monkeypatch.setattr(risk, "device", torch.device("meta"))
+    slim, basis_size, device = plan_memory(risk, 3)
+    assert (slim, basis_size, device.type) == (risk, None, "cpu")
+
+
+@pytest.mark.parametrize("dim", [0, -1, 32, 2.0, "3"])
+def test_dims_that_make_no_sense_are_refused_by_the_solver(dim):
+    with pytest.raises(ValueError, match="dim is"):
+        cp.top_eigenspace(cases.make("mlp").risk(), dim=dim)

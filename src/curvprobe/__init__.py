@@ -2,6 +2,7 @@
 
 from curvprobe import losses
 from curvprobe.analysis import analyze
+from curvprobe.checkpoint import Checkpoint
 from curvprobe.criteria import DecayCurve, decay_curve, delta1, delta2, delta2_subspace
 from curvprobe.curvature import CurvatureMatrix, ggn, hessian
 from curvprobe.eigensolver import ConvergenceWarning, Eigenpairs, lanczos
@@ -24,6 +25,7 @@ from curvprobe.version import __version__
 
 __all__ = [
     "Analysis",
+    "Checkpoint",
     "ConvergenceWarning",
     "CurvatureMatrix",
     "DecayCurve",

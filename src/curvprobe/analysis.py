@@ -124,6 +124,7 @@ def analyze(
     if risk.upcast_from:
         notes.append(f"Parameters in {', '.join(risk.upcast_from)} were raised to float32.")
     store, seconds = Store.at(out), dict[str, float]()
+    engine = _engine(risk, dim, compile)
 
     with progress.bar("analysis (stages)", 5) as advance:
 
@@ -211,7 +212,7 @@ def analyze(
             **solver,
             "sigma": sigma,
             "num_probes": num_probes,
-            "engine": _engine(risk, dim, compile),
+            "engine": engine,
             "param_names": risk.param_names,
             "risk_key": risk_key,
             "candidates_key": new_key,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch
 
 from curvprobe.krylov import KrylovBasis
 from curvprobe.store import write_atomically
@@ -29,40 +28,44 @@ class Checkpoint:
     key: str
     interval: float = 60.0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        if self.path.is_dir():
+            raise ValueError(f"the checkpoint {str(self.path)!r} is a folder; expected the name of a file")
+
     def load(self, basis: KrylovBasis) -> bool:
         """Put the state in the file into ``basis``; False where there is none that fits."""
         try:
-            with safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                rows = file.get_slice("rows")
-                count, size = rows.get_shape()
-                if metadata.get("key") != self.key or count > basis.capacity or size != basis.size:
-                    return False
-                basis.rows[:count] = file.get_tensor("rows").to(basis.rows)
-                basis.projected[:count, :count] = file.get_tensor("projected")
-                basis.carried[:count] = file.get_tensor("carried")
-                basis.generator.set_state(file.get_tensor("generator"))
-                numbers = json.loads(metadata["numbers"])
-                pending = file.get_tensor("pending").to(basis.rows) if "pending" in file.keys() else None  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError):
+            state = torch.load(self.path, mmap=True, weights_only=True)
+            rows = state["rows"]
+            if state["key"] != self.key or len(rows) > basis.capacity or rows.shape[1] != basis.size:
+                return False
+            count = len(rows)
+            basis.rows[:count] = rows
+            basis.projected[:count, :count] = state["projected"]
+            basis.carried[:count], basis.coupling[:count] = state["carried"], state["coupling"]
+            basis.generator.set_state(state["generator"])
+            basis.pending = None if state["pending"] is None else state["pending"].to(basis.rows)
+            basis.largest, basis.num_matvecs, basis.count = state["largest"], state["num_matvecs"], count
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError):
             return False  # absent, cut short, or of another version
-        basis.count, basis.pending = count, pending
-        basis.pending_norm, basis.largest, basis.num_matvecs = numbers
         return True
 
     def save(self, basis: KrylovBasis) -> None:
-        """Write the state of ``basis``."""
+        """Write the state of ``basis``, without a second copy of it in memory."""
         count = basis.count
-        tensors: dict[str, Any] = {
+        state = {
+            "key": self.key,
             "rows": basis.rows[:count].cpu(),
-            "projected": basis.projected[:count, :count].contiguous(),
-            "carried": basis.carried[:count],
+            "projected": basis.projected[:count, :count].clone(),
+            "carried": basis.carried[:count].clone(),
+            "coupling": basis.coupling[:count].clone(),
+            "pending": None if basis.pending is None else basis.pending.cpu(),
             "generator": basis.generator.get_state(),
+            "largest": basis.largest,
+            "num_matvecs": basis.num_matvecs,
         }
-        if basis.pending is not None:
-            tensors["pending"] = basis.pending.cpu().contiguous()
-        numbers = json.dumps([basis.pending_norm, basis.largest, basis.num_matvecs])
-        write_atomically(self.path, save(tensors, metadata={"key": self.key, "numbers": numbers}))
+        write_atomically(self.path, lambda file: torch.save(state, file))
 
 
 class Saver:
@@ -71,14 +74,17 @@ class Saver:
     def __init__(self, checkpoint: Checkpoint | None) -> None:
         self.checkpoint = checkpoint
         self.due = time.monotonic() + (checkpoint.interval if checkpoint else 0.0)
+        self.ours = False
+        """Whether the file holds this computation, and not another's."""
 
     def load(self, basis: KrylovBasis) -> bool:
         """Continue from the checkpoint, where there is one."""
-        return self.checkpoint is not None and self.checkpoint.load(basis)
+        self.ours = self.checkpoint is not None and self.checkpoint.load(basis)
+        return self.ours
 
     def discard(self) -> None:
         """Remove the file: the computation is finished."""
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and self.ours:
             self.checkpoint.path.unlink(missing_ok=True)
 
     def maybe(self, basis: KrylovBasis) -> None:
@@ -87,10 +93,14 @@ class Saver:
             self.now(basis)
 
     def now(self, basis: KrylovBasis) -> None:
-        """Save, where there is a checkpoint and something to keep."""
-        if self.checkpoint is None or basis.count == 0:
+        """Save, where there is a checkpoint and something to keep; a disk that is full does not end the computation."""
+        if self.checkpoint is None or basis.count == 0 or not basis.intact:
             return
         start = time.monotonic()
-        self.checkpoint.save(basis)
+        try:
+            self.checkpoint.save(basis)
+            self.ours = True
+        except OSError as error:
+            warnings.warn(f"the solver's state could not be saved in {self.checkpoint.path}: {error}", stacklevel=2)
         end = time.monotonic()
         self.due = end + max(self.checkpoint.interval, 20 * (end - start))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 import warnings
@@ -160,7 +161,7 @@ def _analyse(
 ) -> None:
     if task.description:
         _say(task.description)
-    risk = task.risk(memory_budget=None if memory_budget is None else int(memory_budget * 2**30))
+    risk = task.risk(memory_budget=None if memory_budget is None else _bytes(memory_budget))
     if k is not None and not 1 <= k <= len(risk):
         raise ValueError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
     chosen: float | Literal["auto"] = "auto" if sigma == "auto" else _number(sigma)
@@ -194,6 +195,12 @@ def _number(sigma: str) -> float:
         return float(sigma)
     except ValueError:
         raise ValueError(f"--sigma is {sigma!r}; expected 'auto' or a positive number") from None
+
+
+def _bytes(gib: float) -> int:
+    if not 0 < gib < math.inf:
+        raise ValueError(f"--memory-budget is {gib}; expected a positive number of GiB")
+    return int(gib * 2**30)
 
 
 def _say(message: str, style: str | None = None) -> None:

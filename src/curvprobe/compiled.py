@@ -28,14 +28,16 @@ def compile_hessian(risk: EmpiricalRisk) -> Compiled:
         pushed: dict[str, Tensor] = jvp(grad(summed), (at,), (tangents,))[1]
         return pushed
 
-    compiled: Any = torch.compile(product)
+    compiled: list[Any] = []
     params = {name: leaf.detach() for name, leaf in risk.leaves().items()}
 
     def linearised(batch: Batch, rows: int) -> Derivative:
         def derivative(tangents: list[Tensor], batched: bool) -> list[Tensor]:
             if batched:
                 raise RuntimeError("compiled products are taken one by one")
-            return list(compiled(params, batch, rows, dict(zip(params, tangents, strict=True))).values())
+            if not compiled:
+                compiled.append(torch.compile(product))
+            return list(compiled[0](params, batch, rows, dict(zip(params, tangents, strict=True))).values())
 
         return derivative
 

@@ -20,7 +20,7 @@ relative to the first alone, vectors of the wrong eigenvalues pass when the spec
 FLOOR = 50
 """A residual below this many units of rounding of the largest eigenvalue cannot be improved."""
 
-IN_HAND = 0.9
+IN_HAND = 0.98
 """Part of the bound at which the iteration stops: the certificate may add a little to the residuals."""
 
 
@@ -72,7 +72,7 @@ class Wanted:
         pending, carried = basis.residual_parts(coefficients[:, : self.dim])
         # What is carried was small at the cut of its time, and is not asked again when the cut moves down.
         crowded = self.crowded_bound(values, float(values[self.dim - 1]), basis)
-        small = bool((pending <= IN_HAND * crowded).all())
+        small = bool((pending.abs() <= IN_HAND * crowded).all())
         return small and bool(((pending.square() + carried.square()).sqrt() <= self.bound(values, basis)).all())
 
     def good(self, values: Tensor, residuals: Tensor, basis: KrylovBasis) -> Tensor:

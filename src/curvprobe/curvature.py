@@ -52,7 +52,7 @@ class CurvatureMatrix:
             block = vectors.detach().to(device=risk.device, dtype=risk.dtype).reshape(risk.num_params, -1)
             if block.is_inference():
                 block = block.clone()
-            result = (self._sums(block) / risk.total_weight).to(risk.dtype)
+            result = self._sums(block).div_(risk.total_weight).to(risk.dtype)
         if not bool(result.isfinite().all()) and bool(vectors.isfinite().all()):
             raise ValueError(f"a {self.kind} product is not finite; the loss has no finite second derivative at w*")
         return result.reshape(vectors.shape)

@@ -27,8 +27,12 @@ SEARCH_STEPS = 12
 """Products of the search for missed copies, unless it can tell earlier; more, as far as the basis has room, while the
 best value outside may still belong inside. (Four missed copies in 6 of 40 seeds, twelve in none.)"""
 
-MISSED = 0.01
+MISSED = 1e-4
 """Probability, over the random start of the search, of missing an eigenvector when the search ends early."""
+
+LEAN = 10
+"""Vectors beyond the wanted ones in the smallest basis; with fewer the number of products explodes, and the search for
+missed copies has no room."""
 
 CERTIFYING_PRODUCTS = 2
 """Random combinations of the vectors whose products certify the residuals of all."""
@@ -46,10 +50,10 @@ class Eigenpairs:
         eigenvalues: float64 (D,), signed: descending for "algebraic", by descending magnitude for "magnitude",
             ascending for "smallest".
         vectors: (N, D), orthonormal columns.
-        residuals: float64 (D,), bounds on ``|A u - lambda u| / scale``: the residual known from the recurrence, plus
-            what products of random combinations of the vectors showed beyond it; by D true products where that is
-            not small enough. scale is ``|lambda_1|`` (for "smallest", the largest magnitude seen in the whole
-            spectrum).
+        residuals: float64 (D,), ``|A u - lambda u| / scale``: the residual known from the recurrence, plus what
+            products of random combinations of the vectors showed beyond it (charged to each in full, so usually a
+            bound); by D true products where that is not small enough. scale is ``|lambda_1|`` (for "smallest", the
+            largest magnitude seen in the whole spectrum).
         converged: bool (D,): the pair and all before it meet the tolerance; never the last one before the search for
             missed copies is complete.
         num_matvecs: products used, all of them.
@@ -96,8 +100,7 @@ def lanczos(
         dtype, device: of the basis; sums and small matrices are float64. The device may be another than the matrix's.
         start: orthonormal columns (N, l) near the wanted eigenvectors, such as those of a similar matrix: kept if
             they already span them (found out with one product), and otherwise summed for a first vector.
-        basis_size: vectors held, ``dim + 2`` to N; None is ``ceil(1.5 dim) + 10``. ``dim + 10`` is lean; the number
-            of products explodes below that.
+        basis_size: vectors held, at least ``dim + 10``; None is ``ceil(1.5 dim) + 10``.
         checkpoint: file that keeps the state from time to time, when the budget ends and when the computation is
             interrupted; it is continued from there, and the file removed when all is done.
 
@@ -127,11 +130,17 @@ def lanczos(
     budget = max(1000, 50 * dim) if max_matvecs is None else max_matvecs
     if budget < dim:
         raise ValueError(f"max_matvecs is {max_matvecs}; expected at least dim = {dim} products")
+    if basis_size is not None and not isinstance(basis_size, Integral):
+        raise TypeError(f"basis_size is {basis_size!r}; expected a whole number of vectors or None")
     capacity = min(num_params, math.ceil(1.5 * dim) + 10 if basis_size is None else basis_size)
-    if capacity < min(num_params, dim + 2):
-        raise ValueError(f"basis_size is {basis_size}; expected at least dim + 2 = {dim + 2}, better {dim + 10}")
-    if start is not None and (start.dim() != 2 or start.shape[0] != num_params or not 1 <= start.shape[1] <= capacity):
-        raise ValueError(f"start has shape {tuple(start.shape)}; expected ({num_params}, l), l from 1 to {capacity}")
+    if capacity < min(num_params, dim + LEAN):
+        raise ValueError(f"basis_size is {basis_size}; expected at least dim + {LEAN} = {dim + LEAN} vectors")
+    if start is not None:
+        if not isinstance(start, Tensor) or start.dim() != 2 or start.shape[0] != num_params:
+            shape = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
+            raise ValueError(f"start is {shape}; expected a tensor ({num_params}, l)")
+        if not 1 <= start.shape[1] <= capacity or not bool(start.isfinite().all()):
+            raise ValueError(f"start has {start.shape[1]} columns; expected 1 to {capacity}, all finite")
     basis = KrylovBasis(matmul, num_params, capacity, seed, dtype, torch.device(device))
     solver = _Solver(basis, Wanted(dim, which, tol), budget, seed, Saver(checkpoint))
     with progress.bar("eigenspace (products)") as advance:
@@ -147,6 +156,8 @@ class _Solver:
         self.searched = False
         self.search_matvecs = 0
         self.left_out = torch.empty(0, dtype=torch.float64)
+        self.certified = 0
+        """Leading pairs whose residuals have products of their own behind them."""
 
     def run(self, start: Tensor | None, advance: Callable[[int], None]) -> Eigenpairs:
         """Converge, certify and search for what was missed, within the budget."""
@@ -155,13 +166,19 @@ class _Solver:
         try:
             if self.saver.load(basis):
                 advance(basis.num_matvecs)
-            elif start is not None:
+                if basis.pending is None and not self.wanted.settled(basis):
+                    # Converged to a larger tolerance: there is no residual to go on from.
+                    start, basis.count = basis.rows[: self.dim].clone().T, 0
+                else:
+                    start = None
+            if start is not None:
                 self.begin(start, advance)
             while True:
                 self.converge(self.budget - reserve, advance)
                 if not self.wanted.settled(basis):
+                    residuals = self.certify(advance)
                     self.saver.now(basis)
-                    return self.finish(self.certify(advance), settled=False)
+                    return self.finish(residuals, settled=False)
                 residuals = self.certify(advance)
                 self.searched = basis.spans_everything
                 self.set_aside(residuals)
@@ -181,19 +198,28 @@ class _Solver:
     def begin(self, start: Tensor, advance: Callable[[int], None]) -> None:
         """Begin from vectors near the wanted ones: keep them if they span the same, else go on from their sum."""
         basis = self.basis
-        vectors = start.T.to(dtype=basis.rows.dtype, device=basis.rows.device)
-        basis.rows[: len(vectors)], basis.count = vectors, len(vectors)
-        direction = basis.combination(self._signs(len(vectors)))
+        basis.intact = False
+        for vector in start.T.to(dtype=basis.rows.dtype, device=basis.rows.device):
+            direction = vector.clone()
+            _, before, after = basis.orthogonalise(direction)
+            if after > 0.1 * before:  # nearly orthonormal columns become so to rounding
+                basis.rows[basis.count] = direction / after
+                basis.count += 1
+        vectors = basis.rows[: basis.count].clone()
+        direction = basis.combination(self._signs(len(vectors))) if len(vectors) else basis.random_vector()
         basis.count = 0
         basis.expand_towards(direction)
         advance(1)
-        assert basis.pending is not None
-        first, value, pending = basis.rows[0].clone(), basis.projected[0, 0].clone(), basis.pending
-        outside, size = pending.clone(), basis.pending_norm
-        basis.rows[: len(vectors)], basis.count = vectors, len(vectors)
-        basis.orthogonalise(outside)
+        if basis.pending is None or len(vectors) < self.dim:
+            return
+        if basis.num_matvecs + len(vectors) + self.dim > self.budget:
+            return
+        first, value, coupling = basis.rows[0].clone(), float(basis.projected[0, 0]), float(basis.coupling[0])
+        pending, outside = basis.pending, coupling * basis.pending
+        basis.rows[: len(vectors)] = vectors
+        _, _, outside_norm = basis.orthogonalise(outside, len(vectors))
         # The root mean square of what the matrix adds to the span, seen through one random combination.
-        if len(vectors) >= self.dim and norm(outside) <= 0.3 * self.wanted.tol * abs(float(value)):
+        if outside_norm <= 0.3 * self.wanted.tol * abs(value):
             basis.count = 0
             basis.add(vectors)
             advance(len(vectors))
@@ -201,10 +227,11 @@ class _Solver:
             carried = basis.residual_parts(coefficients[:, : self.dim])[1]
             if bool(self.wanted.good(values[: self.dim], carried, basis).all()):
                 return
+        basis.intact = False
         basis.rows[0], basis.count = first, 1
         basis.projected.zero_()
-        basis.carried.zero_()
-        basis.projected[0, 0], basis.pending, basis.pending_norm = value, pending, size
+        basis.restrict(1, torch.zeros(1, dtype=torch.float64))
+        basis.projected[0, 0], basis.pending, basis.coupling[0] = value, pending, coupling
 
     def converge(self, budget: int, advance: Callable[[int], None]) -> None:
         """Lanczos steps and restarts until the wanted pairs have settled or the budget is used."""
@@ -223,43 +250,44 @@ class _Solver:
         """Residual norms of the wanted pairs, with products of their own behind those that are small.
 
         The residual of a pair is ``r s_i + e_i``, with ``r s_i`` known from the recurrence. Over random signs the mean
-        of ``|sum_i +-e_i|^2`` is ``sum_i |e_i|^2``: a product or two of random combinations bound the unknown part of
-        all at once. Where this bound alone is too large, a product for every pair tells.
+        of ``|sum_i +-e_i|^2`` is ``sum_i |e_i|^2``: products of random combinations estimate what is unknown of all
+        at once, and each is charged with the sum. Where that is too much, a product for every pair tells.
         """
         basis, wanted = self.basis, self.wanted
         values, coefficients = (part[..., : self.dim] for part in wanted.ritz(basis))
         pending, carried = basis.residual_parts(coefficients)
         residuals = (pending.square() + carried.square()).sqrt()
         good = wanted.good(values, residuals, basis) if not wanted.settled(basis) else torch.ones_like(values).bool()
-        count, left = int(good.sum()), self.budget - basis.num_matvecs
-        known = pending.clone() * coefficients[-1].sign()
+        count, left = int(good.sum()), max(0, self.budget - basis.num_matvecs)
+        self.certified = count
         if count > CERTIFYING_PRODUCTS and left >= CERTIFYING_PRODUCTS:
             unknown = 0.0
             for _ in range(CERTIFYING_PRODUCTS):
                 signs = self._signs(count)
-                found = self._residual(coefficients[:, :count], signs, values[:count], signs @ known[:count])
+                found = self._residual(coefficients[:, :count], signs, values[:count], float(signs @ pending[:count]))
                 unknown += norm(found) ** 2 / CERTIFYING_PRODUCTS
                 advance(1)
             residuals[:count] = (pending.square() + carried.square().clamp_min(unknown)).sqrt()[:count]
             left -= CERTIFYING_PRODUCTS
             if bool((residuals[:count] <= wanted.bound(values, basis)).all()):
                 return residuals
-        for i in range(min(count, left)):
+        self.certified = min(count, left)
+        for i in range(self.certified):
             single = torch.ones(1, dtype=torch.float64)
-            residuals[i] = norm(self._residual(coefficients[:, i : i + 1], single, values[i : i + 1], None))
+            residuals[i] = norm(self._residual(coefficients[:, i : i + 1], single, values[i : i + 1], 0.0))
             advance(1)
         return residuals
 
     def _signs(self, count: int) -> Tensor:
         return torch.randint(0, 2, (count,), generator=self.generator).double() * 2 - 1
 
-    def _residual(self, coefficients: Tensor, weights: Tensor, values: Tensor, known: Tensor | None) -> Tensor:
-        """``sum_i w_i (A u_i - lambda_i u_i)`` by a product, less ``known`` units of the pending residual."""
+    def _residual(self, coefficients: Tensor, weights: Tensor, values: Tensor, known: float) -> Tensor:
+        """``sum_i w_i (A u_i - lambda_i u_i)`` by a product, less ``known`` times the pending vector."""
         basis = self.basis
         image = basis.product(basis.combination(coefficients @ weights)[:, None])[:, 0]
         image = image - basis.combination(coefficients @ (weights * values))
-        if known is not None and basis.pending is not None and basis.pending_norm > 0:
-            image -= float(known) / basis.pending_norm * basis.pending
+        if basis.pending is not None:
+            image -= known * basis.pending
         return image
 
     def set_aside(self, residuals: Tensor) -> None:
@@ -267,12 +295,7 @@ class _Solver:
         values, coefficients = (part[..., : self.dim] for part in self.wanted.ritz(self.basis))
         self.left_out = self.wanted.ritz(self.basis)[0][self.dim : self.dim + 1].clone()
         self.basis.keep(values, coefficients)
-        self._only_wanted(residuals)
-
-    def _only_wanted(self, residuals: Tensor) -> None:
-        basis = self.basis
-        basis.count, basis.pending, basis.pending_norm = self.dim, None, 0.0
-        basis.carried[: self.dim], basis.carried[self.dim :] = residuals, 0.0
+        self.basis.restrict(self.dim, residuals)
 
     def search(self, budget: int, advance: Callable[[int], None]) -> bool:
         """Search the orthogonal complement of the wanted vectors from a random start; True if it held a wanted one."""
@@ -295,7 +318,7 @@ class _Solver:
         # Nothing new: forget the search's vectors, or they would mix with wanted ones whose eigenvalue they share.
         if basis.count > self.dim:
             self.left_out = torch.cat([self.left_out, torch.linalg.eigvalsh(self._outside())])
-        self._only_wanted(residuals)
+        basis.restrict(self.dim, residuals)
         return False
 
     def _outside(self) -> Tensor:
@@ -329,6 +352,8 @@ class _Solver:
                 break  # an invariant subspace: what follows started anew
             before, component = component, ((mu - alpha) * component - (beta[i - 1] * before if i else 0.0)) / beta[i]
             total += component**2
+            if total > 1e100:  # more than enough for any number of parameters, and short of overflow
+                break
         return total
 
     def _clearly_worse(self, last: Tensor) -> bool:
@@ -351,6 +376,7 @@ class _Solver:
         if not settled:
             good &= wanted.good(values, residuals, basis)
         converged = good.to(torch.int8).cumprod(0).bool()
+        converged[self.certified :] = False
         if not self.searched:
             converged[-1] = False  # a missed copy of an earlier eigenvalue would push the last pair out
         rotate(basis.rows[: basis.count], coefficients.to(basis.rows.device))

@@ -1,13 +1,15 @@
 """A growing orthonormal basis with the exact projection of a matrix onto it: the state of the eigensolver.
 
-``A Q = Q T + r e_last^T + C``: ``T`` is taken from the orthogonalisation coefficients and is the projection
-``Q^T A Q`` whatever the basis has been through; ``r`` is the pending residual, orthogonal to the basis; the column
-norms of ``C`` are at most ``carried``, which is zero until vectors are set aside and others merged in.
+``A Q = Q T + r s^T + C``: ``T`` is taken from the orthogonalisation coefficients and is the projection ``Q^T A Q``
+whatever the basis has been through; ``r`` is the pending unit vector, orthogonal to the basis, and ``s`` its coupling:
+zero but for the last row after a step, and full after a restart; the column norms of ``C`` are about ``carried``, which
+is zero until vectors are set aside and others merged in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -39,7 +41,9 @@ class KrylovBasis:
         self.carried = torch.zeros(capacity, dtype=torch.float64)
         self.count = 0
         self.pending: Tensor | None = None
-        self.pending_norm = 0.0
+        self.coupling = torch.zeros(capacity, dtype=torch.float64)
+        self.intact = True
+        """False while an update is under way, in which an interruption would leave a state that makes no sense."""
         self.num_matvecs = 0
         self.largest = 0.0
         """Largest magnitude seen in the spectrum."""
@@ -72,10 +76,19 @@ class KrylovBasis:
             raise ValueError("matmul returned values that are not finite for a finite vector")
         return result
 
-    def orthogonalise(self, vector: Tensor) -> tuple[Tensor, float, float]:
-        """Take the basis out of ``vector``, in place; the coefficients (count,), and its norm before and after."""
-        rows = self.rows[: self.count]
-        total = torch.zeros(self.count, dtype=torch.float64, device=vector.device)
+    @property
+    def pending_norm(self) -> float:
+        """Length of what the matrix makes of the last row beyond the basis."""
+        return float(self.coupling[self.count - 1]) if self.count and not self.spans_everything else 0.0
+
+    def orthogonalise(self, vector: Tensor, count: int | None = None) -> tuple[Tensor, float, float]:
+        """Take the first ``count`` rows (all) out of ``vector``, in place.
+
+        Returns:
+            The coefficients, float64 (count,), and the vector's norm before and after.
+        """
+        rows = self.rows[: self.count if count is None else count]
+        total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
         before = after = norm(vector)
         for _ in range(2):
             coefficients = quick_inner(rows, vector)
@@ -89,13 +102,16 @@ class KrylovBasis:
     def expand(self) -> None:
         """Add a direction to the basis, and its product to the projected matrix; nothing changes where that raises.
 
-        The direction is the pending residual, or a random one where there is none: where the basis spans an invariant
+        The direction is the pending one, or a random one where there is none: where the basis spans an invariant
         subspace, or nothing yet.
         """
-        if self.pending is None or self.pending_norm <= 10 * self.epsilon * self.largest:
-            self.expand_towards(self.random_vector())
-        else:
-            self.expand_towards(self.pending)  # once more: errors of orthogonality would grow from step to step
+        draws = self.generator.get_state()
+        try:
+            # A pending direction is orthogonalised once more: errors would grow from step to step.
+            self.expand_towards(self.random_vector() if self.pending is None else self.pending)
+        except BaseException:
+            self.generator.set_state(draws)
+            raise
 
     def expand_towards(self, direction: Tensor) -> None:
         """Add what is new in ``direction`` to the basis."""
@@ -114,17 +130,31 @@ class KrylovBasis:
         The residual of a single row stays pending; those of several are known by their norms only.
         """
         products = self.product(vectors.T)
-        first, self.count = self.count, self.count + len(vectors)
-        self.rows[first : self.count] = vectors
-        for row, product in enumerate(products.T, start=first):
+        first, count = self.count, self.count + len(vectors)
+        self.rows[first:count] = vectors
+        columns, left, largest = [], [], self.largest
+        for product in products.T:
             residual = product.clone()
-            coefficients, image, left = self.orthogonalise(residual)
-            self.largest = max(self.largest, image)
-            self.projected[row, : self.count] = self.projected[: self.count, row] = coefficients
-            self.carried[row] = left
-        self.pending, self.pending_norm = None, 0.0
-        if len(vectors) == 1:
-            self.pending, self.pending_norm, self.carried[first] = residual, left, 0.0
+            coefficients, image, rest = self.orthogonalise(residual, count)
+            columns.append(coefficients)
+            left.append(rest)
+            largest = max(largest, image)
+        single = len(vectors) == 1
+        negligible = left[-1] <= 10 * self.epsilon * largest
+        with self._update():
+            self.projected[first:count, :count] = torch.stack(columns)
+            self.projected[:count, first:count] = torch.stack(columns).T
+            self.carried[first:count] = 0.0 if single else torch.tensor(left, dtype=torch.float64)
+            self.coupling.zero_()
+            self.coupling[first] = left[0] if single else 0.0
+            self.pending = residual / left[0] if single and not negligible else None
+            self.count, self.largest = count, largest
+
+    @contextmanager
+    def _update(self) -> Iterator[None]:
+        self.intact = False
+        yield
+        self.intact = True
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Ritz values in ascending order, float64 (count,), and the coefficients of their vectors (count, count)."""
@@ -139,20 +169,28 @@ class KrylovBasis:
         return vector
 
     def residual_parts(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """Norms of the residuals of combinations of the basis: what is pending, and what is carried, (l,) each."""
-        pending = 0.0 if self.spans_everything else self.pending_norm
+        """The residuals of combinations (count, l): along the pending vector, signed, and norms of what is carried."""
+        coupling = (
+            torch.zeros(self.count, dtype=torch.float64) if self.spans_everything else self.coupling[: self.count]
+        )
         carried = (self.carried[: self.count].square() @ coefficients.square()).sqrt()  # unrelated directions
-        return pending * coefficients[-1].abs(), carried
+        return coupling @ coefficients, carried
 
     def keep(self, values: Tensor, coefficients: Tensor) -> None:
-        """Replace the basis by Ritz vectors of these values (l,) and coefficients (count, l).
-
-        What is pending stays so, but now it belongs to all of them: the caller continues from it, or drops it.
-        """
+        """Replace the basis by Ritz vectors of these values (l,) and coefficients (count, l)."""
         count = len(values)
-        carried = self.residual_parts(coefficients)[1]
-        rotate(self.rows[: self.count], coefficients.to(self.rows.device))
-        self.carried[:count], self.carried[count:] = carried, 0.0
-        self.projected.zero_()
-        self.projected[:count, :count] = torch.diag(values)
-        self.count = count
+        coupling, carried = self.residual_parts(coefficients)
+        with self._update():
+            rotate(self.rows[: self.count], coefficients.to(self.rows.device))
+            self.carried[:count], self.carried[count:] = carried, 0.0
+            self.coupling[:count], self.coupling[count:] = coupling, 0.0
+            self.projected.zero_()
+            self.projected[:count, :count] = torch.diag(values)
+            self.count = count
+
+    def restrict(self, count: int, residuals: Tensor) -> None:
+        """Forget all but the first ``count`` rows, whose residual norms (count,) are carried from now on."""
+        with self._update():
+            self.count, self.pending = count, None
+            self.coupling.zero_()
+            self.carried[:count], self.carried[count:] = residuals, 0.0

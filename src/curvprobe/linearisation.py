@@ -50,6 +50,8 @@ def gradient_derivative(leaves: dict[str, Tensor], gradients: list[Tensor]) -> D
 def _ggn(risk: EmpiricalRisk, batch: Batch, rows: int) -> Derivative:
     leaves = risk.leaves()
     reached, free, slopes = output_slopes(risk, leaves, batch, rows)
+    if not reached:  # these examples pass the probed parameters by
+        return lambda tangents, _: [torch.zeros_like(tangent) for tangent in tangents]
     bend = output_bends(leaves, reached, free, slopes)
     return lambda tangents, batched: _derivatives(
         reached, list(leaves.values()), bend(tangents, batched), batched=batched

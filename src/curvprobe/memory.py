@@ -34,16 +34,17 @@ def default_budget(device: torch.device) -> int:
 
 
 class SavedBytes(saved_tensors_hooks):
-    """Counts the bytes that autograd saves in a block, parameters left out, each tensor once."""
+    """Counts the bytes that autograd saves in a block, the model's own tensors left out, each storage once."""
 
-    def __init__(self, params: Iterable[Tensor]) -> None:
+    def __init__(self, own: Iterable[Tensor]) -> None:
         self.total = 0
-        known = {p.data_ptr() for p in params}
+        known = {tensor.untyped_storage().data_ptr() for tensor in own}
 
         def pack(tensor: Tensor) -> Tensor:
-            if tensor.data_ptr() not in known:
-                known.add(tensor.data_ptr())
-                self.total += tensor.nbytes
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                known.add(storage.data_ptr())
+                self.total += storage.nbytes()
             return tensor
 
         super().__init__(pack, lambda tensor: tensor)

@@ -45,9 +45,10 @@ def _accepted_arguments(model: nn.Module) -> frozenset[str] | None:
 def undisturbed(model: nn.Module, modes: list[tuple[nn.Module, bool]], device: torch.device) -> Iterator[None]:
     """Evaluate in the given train/eval modes, under the math attention kernel; put everything back at the end.
 
-    Put back: modes, attention kernels, MHA fast path, autocast, and the random generators of torch, NumPy and Python.
+    Put back: what modules keep in their attributes (a cached mask, a stored activation, the mode), attention kernels,
+    MHA fast path, autocast, and the random generators of torch, NumPy and Python.
     """
-    found = [(module, module.training) for module, _ in modes]
+    found = [(module, dict(vars(module))) for module, _ in modes]
     torch_state = torch.get_rng_state()
     cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     numpy_state, python_state = numpy.random.get_state(), random.getstate()  # noqa: NPY002 - a dataset may use it
@@ -65,14 +66,22 @@ def undisturbed(model: nn.Module, modes: list[tuple[nn.Module, bool]], device: t
                 module.training = training
             yield
         finally:
-            for module, training in found:
-                module.training = training
+            for module, attributes in found:
+                _restore(vars(module), attributes)
             torch.backends.mha.set_fastpath_enabled(fast_path)
             torch.set_rng_state(torch_state)
             if cuda_state is not None:
                 torch.cuda.set_rng_state(cuda_state, device)
             numpy.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
+
+
+def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in now.keys() - before.keys():
+        del now[name]
+    for name, value in before.items():
+        if now.get(name, now) is not value:
+            now[name] = value
 
 
 def check_mode(model: nn.Module) -> None:

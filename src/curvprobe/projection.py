@@ -255,7 +255,7 @@ def _choose(risk: EmpiricalRisk, basis: Tensor) -> tuple[bool, int]:
     few = basis[:, : min(3, basis.shape[1])]
     slope, curved = _project_one(risk, risk._read(0, 1), few)
     try:
-        with warnings.catch_warnings():
+        with risk.undisturbed(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of forward mode
             slopes, curves = _project_together(risk, risk._read(0, 2), 2, few)
     except Exception:  # an operation or model without batching rules, whatever it raises: one by one works

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -23,8 +24,11 @@ PEAK_OVER_SAVED = 2.5
 """Resident memory of a curvature product over the bytes that autograd saves for it: cotangents in flight bring the
 live tensors to 1.6 times (on a transformer), and the fragmentation of the C library's heap brings that to 2.5."""
 
-PASSES_IN_FLIGHT = 6
+VECTORS_IN_FLIGHT = 6
 """N-vectors, at 4 bytes a parameter, that a product holds beside its microbatch: gradients, tangents, sums."""
+
+VECTORS_IN_CHECK = 18
+"""The same for the check of second derivatives, which runs in float64."""
 
 
 class EmpiricalRisk:
@@ -83,15 +87,17 @@ class EmpiricalRisk:
         params: Selection = None,
         microbatch_size: int | None = None,
         collate_fn: Callable[[list[Any]], Batch] | None = None,
-        memory_budget: int | None = None,
+        memory_budget: float | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         check_loss(loss)
         if microbatch_size is not None and (not isinstance(microbatch_size, Integral) or microbatch_size < 1):
             raise ValueError(f"microbatch_size is {microbatch_size!r}; expected a positive number of examples or None")
-        if memory_budget is not None and not memory_budget > 0:
-            raise ValueError(f"memory_budget is {memory_budget!r}; expected a positive number of bytes or None")
+        if memory_budget is not None:
+            number = isinstance(memory_budget, Real) and not isinstance(memory_budget, bool)
+            if not number or not 1 <= memory_budget < math.inf:
+                raise ValueError(f"memory_budget is {memory_budget!r}; expected a positive number of bytes or None")
         self.model = unwrap(model)
         self.loss = loss
         self.examples = Examples(data, collate_fn)
@@ -156,7 +162,7 @@ class EmpiricalRisk:
 
     def _measure(self) -> None:
         """Find what an example takes, and choose the microbatch size."""
-        kept = SavedBytes(self._params.values())
+        kept = SavedBytes([*self._params.values(), *self._kept.values()])
         with kept, contextlib.suppress(RuntimeError):  # an operation without a second derivative is refused later
             leaves = self.leaves()
             loss_sum, _ = self.batch_losses(leaves, self._read(0, 1), 1)
@@ -164,17 +170,18 @@ class EmpiricalRisk:
             self.first_order(loss_sum.sum(), leaves, create_graph=True)
         self.example_bytes = int(PEAK_OVER_SAVED * max(1, kept.total))
         room = self.memory_budget // 2
-        if self.given_memory_budget is not None and room < self.least_bytes:
+        least = max(2 * self.least_bytes, 2 * self.example_bytes + 4 * VECTORS_IN_CHECK * self.num_params)
+        if self.given_memory_budget is not None and self.memory_budget < least:
             raise ValueError(
-                f"memory_budget is {self.memory_budget} bytes; this model needs at least {2 * self.least_bytes} for "
-                "one example and vectors of its parameters: allow that much, or probe fewer parameters with params="
+                f"memory_budget is {self.memory_budget} bytes; this model needs at least {least} for one example and "
+                "vectors of its parameters: allow that much, or probe fewer parameters with params="
             )
         self.microbatch_size = self._given_microbatch_size or self._examples_in(room)
 
     @property
     def least_bytes(self) -> int:
         """What a curvature product holds at the least: one example, and vectors of the parameters."""
-        return self.example_bytes + PASSES_IN_FLIGHT * 4 * self.num_params
+        return self.example_bytes + VECTORS_IN_FLIGHT * 4 * self.num_params
 
     def _examples_in(self, room: int) -> int:
         return max(1, 1 + (room - self.least_bytes) // self.example_bytes)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy
 from safetensors import SafetensorError
@@ -24,13 +24,16 @@ SCHEMA_VERSION = 1
 """Raised when a stage file's meaning changes; older files are then computed again."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a run after an interruption, sees all of it or none."""
+def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
+    """Write a file, from bytes or by a function of it, so that a reader or a later run sees all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

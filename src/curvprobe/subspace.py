@@ -171,7 +171,7 @@ def top_eigenspace(
         basis_size=basis_size,
         checkpoint=None
         if checkpoint is None
-        else Checkpoint(Path(checkpoint), digest([risk.key(), curvature, dim, which, seed, basis_size])),
+        else Checkpoint(Path(checkpoint), digest([risk.key(), curvature, dim, which, seed])),
     )
     return Subspace(
         basis=pairs.vectors,
