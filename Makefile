@@ -42,7 +42,7 @@ docs: .venv/dev
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/bench
-	for name in monte_carlo paper curve peers scaling limit; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in monte_carlo paper curve peers scaling limit solver; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
 clean:

@@ -11,11 +11,12 @@ import monte_carlo
 import paper
 import peers
 import scaling
+import solver
 
 ROOT = Path(__file__).parent.parent
 
 
-SCRIPTS = (curve, gpu, limit, monte_carlo, paper, peers, scaling)
+SCRIPTS = (curve, gpu, limit, monte_carlo, paper, peers, scaling, solver)
 """Each writes a result file of its name, and its ``table`` makes a table of that."""
 
 

@@ -21,7 +21,7 @@ from curvprobe import progress
 from curvprobe.checkpoint import Checkpoint, Saver
 from curvprobe.convergence import FLOOR, Wanted, Which
 from curvprobe.krylov import KrylovBasis, MatMul
-from curvprobe.linalg import norm, rotate
+from curvprobe.linalg import norm, orthogonalise, rotate
 
 SEARCH_STEPS = 12
 """Products of the search for missed copies, unless it can tell earlier; more, as far as the basis has room, while the
@@ -201,9 +201,9 @@ class _Solver:
         basis.intact = False
         for vector in start.T.to(dtype=basis.rows.dtype, device=basis.rows.device):
             direction = vector.clone()
-            _, before, after = basis.orthogonalise(direction)
-            if after > 0.1 * before:  # nearly orthonormal columns become so to rounding
-                basis.rows[basis.count] = direction / after
+            orthogonalise(direction, basis.rows[: basis.count])
+            if norm(direction) > 0.1 * norm(vector):  # nearly orthonormal columns become so to rounding
+                basis.rows[basis.count] = direction / norm(direction)
                 basis.count += 1
         vectors = basis.rows[: basis.count].clone()
         direction = basis.combination(self._signs(len(vectors))) if len(vectors) else basis.random_vector()
@@ -216,10 +216,11 @@ class _Solver:
             return
         first, value, coupling = basis.rows[0].clone(), float(basis.projected[0, 0]), float(basis.coupling[0])
         pending, outside = basis.pending, coupling * basis.pending
+        basis.intact = False
         basis.rows[: len(vectors)] = vectors
-        _, _, outside_norm = basis.orthogonalise(outside, len(vectors))
+        orthogonalise(outside, vectors)
         # The root mean square of what the matrix adds to the span, seen through one random combination.
-        if outside_norm <= 0.3 * self.wanted.tol * abs(value):
+        if norm(outside) <= 0.3 * self.wanted.tol * abs(value):
             basis.count = 0
             basis.add(vectors)
             advance(len(vectors))
@@ -227,7 +228,7 @@ class _Solver:
             carried = basis.residual_parts(coefficients[:, : self.dim])[1]
             if bool(self.wanted.good(values[: self.dim], carried, basis).all()):
                 return
-        basis.intact = False
+            basis.intact = False
         basis.rows[0], basis.count = first, 1
         basis.projected.zero_()
         basis.restrict(1, torch.zeros(1, dtype=torch.float64))

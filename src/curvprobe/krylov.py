@@ -8,19 +8,16 @@ is zero until vectors are set aside and others merged in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from curvprobe.linalg import norm, quick_inner, rotate, subtract_combination
+from curvprobe.linalg import norm, orthogonalise, rotate, subtract_combination
 
 MatMul = Callable[[Tensor], Tensor]
-
-REPEAT = 0.1
-"""An orthogonalised vector that has lost all but this share of its length is orthogonalised again. (In float32 with
-float64 coefficients one pass leaves an error of rounding over the share that is left.)"""
 
 
 class KrylovBasis:
@@ -81,24 +78,6 @@ class KrylovBasis:
         """Length of what the matrix makes of the last row beyond the basis."""
         return float(self.coupling[self.count - 1]) if self.count and not self.spans_everything else 0.0
 
-    def orthogonalise(self, vector: Tensor, count: int | None = None) -> tuple[Tensor, float, float]:
-        """Take the first ``count`` rows (all) out of ``vector``, in place.
-
-        Returns:
-            The coefficients, float64 (count,), and the vector's norm before and after.
-        """
-        rows = self.rows[: self.count if count is None else count]
-        total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
-        before = after = norm(vector)
-        for _ in range(2):
-            coefficients = quick_inner(rows, vector)
-            subtract_combination(vector, rows, coefficients)
-            total += coefficients
-            after = norm(vector)
-            if after >= REPEAT * before:
-                break
-        return total.cpu(), before, after
-
     def expand(self) -> None:
         """Add a direction to the basis, and its product to the projected matrix; nothing changes where that raises.
 
@@ -107,8 +86,10 @@ class KrylovBasis:
         """
         draws = self.generator.get_state()
         try:
-            # A pending direction is orthogonalised once more: errors would grow from step to step.
-            self.expand_towards(self.random_vector() if self.pending is None else self.pending)
+            if self.pending is None:
+                self.expand_towards(self.random_vector())
+            else:
+                self.add(self.pending[None])
         except BaseException:
             self.generator.set_state(draws)
             raise
@@ -117,7 +98,9 @@ class KrylovBasis:
         """Add what is new in ``direction`` to the basis."""
         direction = direction.clone()
         for _ in range(3):  # it may lie almost inside the basis
-            _, before, after = self.orthogonalise(direction)
+            before = norm(direction)
+            orthogonalise(direction, self.rows[: self.count])
+            after = norm(direction)
             if after > 0.1 * before:
                 break
             if after <= 1e-3 * before:
@@ -135,10 +118,9 @@ class KrylovBasis:
         columns, left, largest = [], [], self.largest
         for product in products.T:
             residual = product.clone()
-            coefficients, image, rest = self.orthogonalise(residual, count)
-            columns.append(coefficients)
-            left.append(rest)
-            largest = max(largest, image)
+            columns.append(orthogonalise(residual, self.rows[:count]).cpu())
+            left.append(norm(residual))
+            largest = max(largest, math.hypot(float(columns[-1].norm()), left[-1]))
         single = len(vectors) == 1
         negligible = left[-1] <= 10 * self.epsilon * largest
         with self._update():

@@ -1,0 +1,159 @@
+"""What the eigensolver's choices cost: products by size of basis and kind of start, and seconds by kind of product.
+
+Products to converge are those before the certificate and the search for missed copies. "Unrestarted" holds a basis that
+is never full: the least that a Krylov method from one vector can do. Starts are compared on the MLP over several seeds.
+Costs are medians, in units of a forward pass over the same examples. Run: python benchmarks/solver.py
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from clock import timed
+from machine import describe, place
+from models import mlp, nanochat
+from torch import Tensor
+
+import curvprobe as cp
+from curvprobe.eigensolver import CERTIFYING_PRODUCTS
+
+RESULT = Path(__file__).parent / "results" / "solver.json"
+CPU = torch.device("cpu")
+
+
+def converged_after(pairs: cp.Eigenpairs) -> int:
+    return pairs.num_matvecs - pairs.num_search_matvecs - CERTIFYING_PRODUCTS
+
+
+def by_basis(risk: cp.EmpiricalRisk, dim: int, sizes: dict[str, int]) -> list[dict[str, Any]]:
+    matrix, rows = cp.hessian(risk), []
+    for name, size in sizes.items():
+        pairs = cp.lanczos(lambda block: matrix @ block, risk.num_params, dim=dim, basis_size=size)
+        rows.append(
+            {
+                "basis": name,
+                "size": size,
+                "products": converged_after(pairs),
+                "search": pairs.num_search_matvecs,
+                "largest_residual": float(pairs.residuals.max()),
+            }
+        )
+        print(f"D = {dim}, {name}: {rows[-1]}", flush=True)
+    return rows
+
+
+def sizes_of(dim: int, unrestarted: int) -> dict[str, int]:
+    return {"D + 10": dim + 10, "1.5 D + 10": int(1.5 * dim + 0.5) + 10, "unrestarted": unrestarted}
+
+
+def signed_gradient(risk: cp.EmpiricalRisk, seed: int) -> Tensor:
+    """A combination of the examples' gradients with random signs, as a start (N, 1)."""
+    signs = torch.randint(0, 2, (len(risk),), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    total = torch.zeros(risk.num_params)
+    for rows, batch in risk.batches():
+        leaves = risk.leaves()
+        loss_sum, _ = risk.batch_losses(leaves, batch, rows.stop - rows.start)
+        total += risk.flatten(risk.first_order((signs[rows] * loss_sum).sum(), leaves))
+    return (total / total.norm())[:, None]
+
+
+def by_start(risk: cp.EmpiricalRisk, dim: int, seeds: int) -> dict[str, list[int]]:
+    matrix = cp.hessian(risk)
+    starts: dict[str, Callable[[int], Tensor | None]] = {
+        "random vector": lambda _: None,
+        "gradients with random signs": lambda seed: signed_gradient(risk, seed),
+    }
+    return {
+        name: [
+            converged_after(cp.lanczos(lambda b: matrix @ b, risk.num_params, dim=dim, seed=seed, start=start(seed)))
+            for seed in range(seeds)
+        ]
+        for name, start in starts.items()
+    }
+
+
+def costs(risk: cp.EmpiricalRisk, repeats: int) -> dict[str, float]:
+    """Seconds of a forward pass, and of a gradient and two kinds of product in units of it."""
+    vector = torch.randn(risk.num_params, 1, generator=torch.Generator().manual_seed(0))
+    kept = cp.hessian(risk)
+    actions: dict[str, Callable[[], object]] = {
+        "forward": lambda: risk.losses(torch.zeros(risk.num_params)),
+        "gradient": risk.gradient,
+        "first product": lambda: cp.hessian(risk) @ vector,
+        "later product": lambda: kept @ vector,
+    }
+    for action in actions.values():
+        action()
+    seconds = {
+        name: statistics.median(timed(CPU, action)[1] for _ in range(repeats)) for name, action in actions.items()
+    }
+    return {
+        "forward_seconds": seconds["forward"],
+        **{name: seconds[name] / seconds["forward"] for name in list(actions)[1:]},
+    }
+
+
+def by_microbatch(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
+    task = nanochat(max(sizes))
+    rows = []
+    for size in sizes:
+        risk = cp.EmpiricalRisk(task.model, task.loss, task.data, microbatch_size=size)
+        rows.append({"microbatch_size": size, "examples": len(risk), **costs(risk, repeats)})
+        print(f"microbatches of {size}: {rows[-1]}", flush=True)
+    return rows
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = ["| model | D | basis | products to converge | search | largest residual |", "|---|---|---|---|---|---|"]
+    for part in result["bases"]:
+        lines += [
+            f"| {part['model']} | {part['dim']} | {row['basis']} | {row['products']} | {row['search']} "
+            f"| {row['largest_residual']:.0e} |"
+            for row in part["rows"]
+        ]
+    lines += ["", "| start (mlp, D = 10) | products to converge, by seed |", "|---|---|"]
+    lines += [f"| {name} | {', '.join(map(str, counts))} |" for name, counts in result["starts"].items()]
+    lines += [
+        "",
+        f"| microbatch (nanochat, k = {result['costs'][0]['examples']}) | forward, seconds | gradient "
+        "| first product | later product |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['microbatch_size']} | {row['forward_seconds']:.2g} | {row['gradient']:.1f} "
+        f"| {row['first product']:.1f} | {row['later product']:.1f} |"
+        for row in result["costs"]
+    ]
+    return "\n".join([*lines, "", f"(Costs in forward passes. {place(result['machine'])}.)"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--k", type=int, default=4, help="sequences of the NanoChat")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args(argv)
+    digits, chat = mlp().risk(), nanochat(options.k).risk()
+    result = {
+        "machine": describe(),
+        "bases": [
+            {"model": "mlp", "dim": 10, "rows": by_basis(digits, 10, sizes_of(10, 200))},
+            {"model": "mlp", "dim": 45, "rows": by_basis(digits, 45, sizes_of(45, 400))},
+            {"model": f"nanochat, k = {options.k}", "dim": 10, "rows": by_basis(chat, 10, sizes_of(10, 100))},
+        ],
+        "starts": by_start(digits, 10, options.seeds),
+        "costs": by_microbatch(options.microbatches, options.repeats),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
