@@ -10,10 +10,11 @@ CACHE = Path(__file__).parent.parent / ".cache"
 
 
 def nanochat(k: int = 8, candidates: int = 8) -> Task:
-    """A NanoChat of 3.4 million parameters, context 128, trained for 120 steps on Python's help topics."""
+    """A NanoChat of 3.4 million parameters, context 128, trained for 400 steps on Python's help topics."""
     return text(
         k,
         candidates=candidates,
+        steps=400,
         hidden_size=256,
         intermediate_size=768,
         num_layers=4,

@@ -38,7 +38,7 @@ def measure(name: str, dim: int, num_probes: int, seed: int, cache: Path | None)
         law = cp.SubspaceProbe(subspace, sigma)
         closed = cp.gaussian_moment(model, sigma=sigma)
         true = probe_increments(risk, new, law, num_probes, seed)
-        direct = summarise(true)
+        direct = summarise(true, antithetic=True)
         controlled = control(closed, model, true, law.coordinates(num_probes, seed))
         rows.append(
             {

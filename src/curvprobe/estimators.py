@@ -11,7 +11,7 @@ from torch import Tensor
 from curvprobe import progress
 from curvprobe.displaced import displaced_losses, in_blocks
 from curvprobe.increment import QuadraticIncrement, increment
-from curvprobe.probes import LaplaceProbe, PointProbe, Probe, SubspaceProbe, check_sigma, standard_normal
+from curvprobe.probes import LaplaceProbe, PointProbe, Probe, SubspaceProbe, check_sigma, in_pairs, mirrored_normal
 from curvprobe.projection import mean_projection
 from curvprobe.risk import EmpiricalRisk
 
@@ -103,7 +103,7 @@ def quadratic_monte_carlo(
     Args:
         increment: one increment.
         sigma: standard deviation in parameter units, scalar or (D,).
-        num_probes: draws S, at least 2.
+        num_probes: draws S, at least 2; an even number from 4 on comes in pairs of mirror images.
         seed: of the draws; the same seed gives the draws of :func:`direct_monte_carlo` in the same subspace.
         p: power, at least 1.
 
@@ -118,7 +118,7 @@ def quadratic_monte_carlo(
     _check_single(increment)
     _check_draws(num_probes, p)
     scale = check_sigma(sigma, increment.dim)
-    return summarise(increment.at(standard_normal(num_probes, increment.dim, seed) * scale), p)
+    return summarise(increment.at(mirrored_normal(num_probes, increment.dim, seed) * scale), p, antithetic=True)
 
 
 def direct_monte_carlo(
@@ -134,7 +134,7 @@ def direct_monte_carlo(
         risk: on the k examples.
         new: on the examples that join, of the same model (``risk.on(data)``).
         law: a probing law.
-        num_probes: draws S, at least 2.
+        num_probes: draws S, at least 2; an even number from 4 on comes in pairs of mirror images.
         seed: of the draws.
         p: power, at least 1.
 
@@ -156,7 +156,8 @@ def direct_monte_carlo(
     if isinstance(law, PointProbe):
         level = increment_at(risk, new, None)
         return Estimate(abs(level) ** p, 0.0, p=p, shape=0.0)
-    return summarise(probe_increments(risk, new, law, num_probes, seed), p)
+    true = probe_increments(risk, new, law, num_probes, seed)
+    return summarise(true, p, antithetic=getattr(law, "antithetic", False))
 
 
 def controlled_monte_carlo(
@@ -179,7 +180,7 @@ def controlled_monte_carlo(
         risk: on the k examples.
         new: on the examples that join.
         law: Gaussian in a subspace: :class:`SubspaceProbe` or :class:`LaplaceProbe`.
-        num_probes: draws S, at least 2.
+        num_probes: draws S, at least 2; an even number from 4 on comes in pairs of mirror images.
         seed: of the draws, the same as direct Monte Carlo's.
 
     Raises:
@@ -215,8 +216,7 @@ def control(moment: Estimate, model: QuadraticIncrement, true: Tensor, coordinat
     surrogate = model.at(coordinates)
     # x^2 - y^2 as a product: the squares agree to many digits.
     excess = (true - surrogate) * (true + surrogate)
-    stderr = float(excess.std() / math.sqrt(len(excess)))
-    return Estimate(moment.value + float(excess.mean()), stderr, num_probes=len(excess))
+    return Estimate(moment.value + float(excess.mean()), _stderr(_independent(excess)), num_probes=len(excess))
 
 
 def quadratic_increment(
@@ -250,16 +250,29 @@ def probe_increments(risk: EmpiricalRisk, new: EmpiricalRisk, law: Probe, num_pr
     return torch.cat(increments)
 
 
-def summarise(increments: Tensor, p: float = 2.0) -> Estimate:
-    """Plain Monte-Carlo estimate from increments (S,) at independent draws."""
-    powers = increments.abs() ** p
+def summarise(increments: Tensor, p: float = 2.0, *, antithetic: bool = False) -> Estimate:
+    """Plain Monte-Carlo estimate from increments (S,) at independent draws, or at draws and their mirror images."""
+    powers, values = increments.abs() ** p, increments
+    if antithetic:
+        powers, values = _independent(powers), _independent(increments)
+    # Of the square of the sample mean, the part that is the mean's own variance.
+    noise = float(values.var()) / len(values)
     return Estimate(
         value=float(powers.mean()),
-        stderr=float(powers.std() / math.sqrt(len(powers))),
+        stderr=_stderr(powers),
         p=p,
-        num_probes=len(powers),
-        shape=float(increments.var()),
+        num_probes=len(increments),
+        shape=float((increments - increments.mean()).square().mean()) + noise,
     )
+
+
+def _independent(values: Tensor) -> Tensor:
+    """What is independent among values at antithetic draws: means (S / 2,) over pairs, or the values themselves."""
+    return values.view(-1, 2).mean(1) if in_pairs(len(values)) else values
+
+
+def _stderr(independent: Tensor) -> float:
+    return float(independent.std() / math.sqrt(len(independent)))
 
 
 def _check_draws(num_probes: int, p: float) -> None:

@@ -164,10 +164,11 @@ def mean_projection(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
         columns = range(0, subspace.dim, _BLOCK)
         products = [inner(basis.T, hessian(risk) @ basis[:, i : i + _BLOCK]) for i in columns]
         curved = torch.cat(products, dim=1).cpu()
+    slope = inner(basis.T, risk.gradient())  # first: the losses come with it
     return ProjectedSample(
         torch.tensor([risk.value()], dtype=torch.float64),
         torch.tensor([risk.total_weight], dtype=torch.float64),
-        inner(basis.T, risk.gradient())[None],
+        slope[None],
         ((curved + curved.T) / 2)[None],
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from curvprobe.examples import Batch, Examples, digest, resolve_rows, to_model
 from curvprobe.losses import Loss, check_finite, check_loss, check_weights, split_loss
@@ -140,11 +141,9 @@ class EmpiricalRisk:
         """Evaluate a few examples: refuse what cannot be probed, and choose the microbatch size."""
         rows = min(len(self), 4, self._given_microbatch_size or 4)
         with self.undisturbed():
-            batch = self._read(0, rows)
-            self._read(0, rows)  # a dataset that brings something else the second time is refused here
-            first = self._evaluate(batch, rows)
+            first = self._try_data(rows)
             tolerance = 1e-5 if self.dtype == torch.float32 else 1e-10
-            if not torch.allclose(first, self._evaluate(batch, rows), rtol=tolerance, atol=tolerance):
+            if not torch.allclose(first, self._evaluate(self._read(0, rows), rows), rtol=tolerance, atol=tolerance):
                 raise ValueError(
                     "two evaluations of the same examples gave different losses; expected a deterministic model. "
                     "Call model.eval(), and take out functional dropout and other noise"
@@ -160,8 +159,15 @@ class EmpiricalRisk:
                     )
             self._measure()
 
+    def _try_data(self, rows: int) -> Tensor:
+        """Losses of the first examples; refuses data that the model or the loss cannot take."""
+        batch = self._read(0, rows)
+        self._read(0, rows)  # a dataset that brings something else the second time is refused here
+        return self._evaluate(batch, rows)
+
     def _measure(self) -> None:
         """Find what an example takes, and choose the microbatch size."""
+        self._example_shapes = _shapes(self._read(0, 1))
         kept = SavedBytes([*self._params.values(), *self._kept.values()])
         with kept, contextlib.suppress(RuntimeError):  # an operation without a second derivative is refused later
             leaves = self.leaves()
@@ -235,7 +241,10 @@ class EmpiricalRisk:
         other.examples = Examples(data, collate_fn or inherited)
         other._losses = other._weights = None
         other._is_selection, other._key = False, None
-        other._try_out()
+        with other.undisturbed():
+            other._try_data(min(len(other), 4, self._given_microbatch_size or 4))
+            if _shapes(other._read(0, 1)) != self._example_shapes:  # longer sequences take more memory
+                other._measure()
         return other
 
     def in_double(self) -> EmpiricalRisk:
@@ -332,11 +341,18 @@ class EmpiricalRisk:
         self.check_dependence()
         with self.undisturbed():
             total = torch.zeros(self.num_params, dtype=torch.float64, device=self.device)
+            losses, weights = torch.empty(2, len(self), dtype=torch.float64)
             for rows, batch in self.batches():
                 leaves = self.leaves(displacement)
-                loss_sum, _ = self.batch_losses(leaves, batch, rows.stop - rows.start)
+                loss_sum, weight = self.batch_losses(leaves, batch, rows.stop - rows.start)
                 total += self.flatten(self.first_order(loss_sum.sum(), leaves))
-            gradient = (total / self.total_weight).to(self.dtype)
+                weights[rows] = weight.detach().double().cpu()
+                losses[rows] = loss_sum.detach().double().cpu() / weights[rows]
+                check_weights(weights[rows], rows.start)
+                check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
+            if displacement is None and self._losses is None:
+                self._losses, self._weights = losses, weights
+            gradient: Tensor = (total / weights.sum()).to(self.dtype)
         if not bool(gradient.isfinite().all()):
             raise ValueError("the gradient of the risk is not finite although the losses are; check the loss there")
         return gradient
@@ -410,3 +426,8 @@ class EmpiricalRisk:
         """Content hash of every example."""
         with self.undisturbed():  # reading a dataset may run the user's code
             return self.examples.digests()
+
+
+def _shapes(batch: Batch) -> list[tuple[int, ...]]:
+    """Shapes of a batch's tensors."""
+    return [tuple(leaf.shape) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
