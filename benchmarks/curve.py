@@ -8,7 +8,6 @@ Run: python benchmarks/curve.py [--models digits]
 """
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,7 @@ from typing import Any
 import numpy
 import paper_procedure as procedure
 from clock import timed
-from machine import describe, place
+from machine import describe, place, write
 from models import CACHE, mlp
 
 import curvprobe as cp
@@ -172,9 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         "sigma": SIGMA,
         "models": {name: measure(MODELS[name](), options.sizes) for name in options.models},
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {options.out}")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -7,56 +7,21 @@ vocabulary has. The comparison is that of paper.py. Run: python benchmarks/gpu.p
 """
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from machine import describe, place
+from machine import describe, place, write
 from paper import STAGES, compare, stage_rows
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
-from transformers import NanoChatConfig, NanoChatForCausalLM
 
 import curvprobe as cp
+from curvprobe.tasks.text import help_topics, nanochat
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
 HEAD = 128
-
-
-def sequences(vocabulary: int, context: int) -> Tensor:
-    """Python's help topics as shuffled token sequences (n, context)."""
-    documents = [topics[name] for name in sorted(topics)]
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(documents, vocab_size=vocabulary, show_progress=False)
-    tokens = torch.tensor(tokenizer.encode("\n\n".join(documents)).ids)
-    count = len(tokens) // context
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return tokens[: count * context].view(count, context)[order]
-
-
-def nanochat(hidden_size: int, layers: int, vocabulary: int, context: int) -> nn.Module:
-    heads = max(1, hidden_size // HEAD)
-    config = NanoChatConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden_size,
-        intermediate_size=4 * hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=context,
-        attn_implementation="eager",
-        use_cache=False,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return NanoChatForCausalLM(config)
 
 
 def train(model: nn.Module, training: Tensor, steps: int, batch: int = 8) -> float:
@@ -78,9 +43,19 @@ def train(model: nn.Module, training: Tensor, steps: int, batch: int = 8) -> flo
 
 def make_task(options: argparse.Namespace) -> tuple[cp.Task, float]:
     """The trained model with its first k training sequences and a held-out one; and its training loss."""
-    tokens = sequences(options.vocabulary, options.context).to(options.device)
+    tokens = help_topics(options.vocabulary, options.context)
+    tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))].to(options.device)
     training, held_out = tokens[:-1], tokens[-1:]
-    model = nanochat(options.hidden_size, options.layers, options.vocabulary, options.context).to(options.device)
+    heads = max(1, options.hidden_size // HEAD)
+    model = nanochat(
+        vocab_size=options.vocabulary,
+        max_position_embeddings=options.context,
+        hidden_size=options.hidden_size,
+        intermediate_size=4 * options.hidden_size,
+        num_hidden_layers=options.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+    ).to(options.device)
     loss = train(model, training, options.steps)
     return cp.Task(model.eval(), cp.losses.causal_lm, training[: options.k], held_out), loss
 
@@ -123,9 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         "peak_bytes": torch.cuda.max_memory_allocated(options.device) if on_gpu else None,
         "total_seconds": time.perf_counter() - start,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {options.out}")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from clock import timed
-from machine import describe, place
+from machine import describe, place, write
 from models import mlp, nanochat
 from plain import Plain, plain
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -134,9 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in options.models:
         result["models"][name] = measure(name, options.repeats, rate)
         print(f"{name}: {json.dumps(result['models'][name])}", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {options.out}")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

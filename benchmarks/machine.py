@@ -1,5 +1,6 @@
-"""What a result file says about the machine that it was made on."""
+"""Result files, and what they say about the machine that they were made on."""
 
+import json
 import os
 import platform
 from pathlib import Path
@@ -28,3 +29,10 @@ def place(machine: dict[str, Any]) -> str:
     """Where and with what it was measured, for the foot of a table."""
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
     return f"{where}, torch {machine['torch']}"
+
+
+def write(out: Path, result: dict[str, Any]) -> None:
+    """Write a result file, in a folder that is made if need be."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {out}")

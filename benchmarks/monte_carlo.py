@@ -6,14 +6,13 @@ controlled Monte Carlo is. Run: python benchmarks/monte_carlo.py [--tasks digits
 """
 
 import argparse
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import describe, place
+from machine import describe, place, write
 from torch import Tensor
 
 import curvprobe as cp
@@ -129,9 +128,7 @@ def main() -> None:
         },
     }
     assert all(math.isfinite(row["direct"]) for task in result["tasks"].values() for row in task["rows"])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {options.out}")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Run: python benchmarks/paper.py [--dims 10 45] [--k 8]
 """
 
 import argparse
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import paper_procedure as procedure
 import torch
 from clock import timed
-from machine import describe, place
+from machine import describe, place, write
 from models import nanochat
 from torch import Tensor
 
@@ -328,9 +327,7 @@ def main(argv: list[str] | None = None) -> None:
             for dim in options.dims
         ],
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {options.out}")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Run: python benchmarks/peers.py [--models mlp] [--dim 10] [--repeats 3]; the pee
 """
 
 import argparse
-import json
 import statistics
 import warnings
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 from clock import timed
 from isolated import UnfinishedError, peak_memory, run_isolated
-from machine import describe, place
+from machine import describe, place, write
 from models import mlp, nanochat
 from plain import plain
 from torch import Tensor, nn
@@ -307,9 +306,7 @@ def main(argv: list[str] | None = None) -> None:
             model: compare(model, methods, options.dim, options.repeats, options.limit) for model in options.models
         },
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {options.out}")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

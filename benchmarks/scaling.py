@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from clock import timed
 from isolated import peak_memory, run_isolated
-from machine import describe, place
+from machine import describe, place, write
 from models import mlp, nanochat
 from torch import Tensor, nn
 
@@ -299,9 +299,7 @@ def main(argv: list[str] | None = None) -> None:
     for part in options.parts:
         result[part] = measurements[part]()
         print(f"{part}: {json.dumps(result[part])}", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {options.out}")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

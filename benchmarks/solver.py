@@ -6,7 +6,6 @@ Costs are medians, in units of a forward pass over the same examples. Run: pytho
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 from clock import timed
-from machine import describe, place
+from machine import describe, place, write
 from models import mlp, nanochat
 from torch import Tensor
 
@@ -150,9 +149,7 @@ def main(argv: list[str] | None = None) -> None:
         "starts": by_start(digits, 10, options.seeds),
         "costs": by_microbatch(options.microbatches, options.repeats),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {options.out}")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

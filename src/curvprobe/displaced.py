@@ -56,8 +56,8 @@ def displaced_losses(risk: EmpiricalRisk, block: Tensor, *, finite: bool = True)
 
 def _together(risk: EmpiricalRisk, block: Tensor) -> Tensor:
     names = risk.param_names
-    losses = torch.empty(len(block), len(risk), dtype=torch.float64)
     with risk.undisturbed(), torch.no_grad():
+        losses = torch.empty(len(block), len(risk), dtype=torch.float64)
         points = [risk.displaced(displacement) for displacement in block]
         params = {name: torch.stack([point[name] for point in points]) for name in names}
         for rows, batch in risk.batches():

@@ -22,13 +22,7 @@ from curvprobe.checkpoint import Checkpoint, Saver
 from curvprobe.convergence import FLOOR, Wanted, Which
 from curvprobe.krylov import KrylovBasis, MatMul
 from curvprobe.linalg import norm, orthogonalise, rotate
-
-SEARCH_STEPS = 12
-"""Products of the search for missed copies, unless it can tell earlier; more, as far as the basis has room, while the
-best value outside may still belong inside. (Four missed copies in 6 of 40 seeds, twelve in none.)"""
-
-MISSED = 1e-4
-"""Probability, over the random start of the search, of missing an eigenvector when the search ends early."""
+from curvprobe.search import nothing_missed
 
 LEAN = 10
 """Vectors beyond the wanted ones in the smallest basis; with fewer the number of products explodes, and the search for
@@ -312,8 +306,7 @@ class _Solver:
             if float(gains.abs().max()) > news:
                 self.search_matvecs += basis.num_matvecs - before
                 return True
-            steps = basis.count - self.dim
-            told = self._none_missed(inside) or (steps >= SEARCH_STEPS and self._clearly_worse(inside[-1]))
+            told = nothing_missed(basis, wanted, self._outside(), inside)
             self.searched = told or basis.full or basis.spans_everything
         self.search_matvecs += basis.num_matvecs - before
         # Nothing new: forget the search's vectors, or they would mix with wanted ones whose eigenvalue they share.
@@ -325,44 +318,6 @@ class _Solver:
     def _outside(self) -> Tensor:
         """The projected matrix of the search's own vectors."""
         return self.basis.projected[self.dim : self.basis.count, self.dim : self.basis.count]
-
-    def _none_missed(self, inside: Tensor) -> bool:
-        """Whether an eigenvector outside, as wanted as the last one inside, would have shown itself.
-
-        The components of a unit eigenvector of eigenvalue mu along the vectors q_1, q_2, ... of the search follow
-        their three-term recurrence from <q_1, u>, and their squares sum to 1 at the most. So if the recurrence,
-        started at 1, grows to a sum of squares K, then |<q_1, u>|^2 <= 1/K; and for a random q_1 in N dimensions that
-        happens with probability sqrt(2 N / (pi K)).
-        """
-        needed = 2 * self.basis.size / (math.pi * MISSED**2)
-        last = abs(float(inside[-1]))
-        step = self.wanted.crowded_bound(inside, last, self.basis)
-        ends = {"algebraic": [float(inside[-1]) + step], "smallest": [float(inside[-1]) - step]}
-        return all(self._growth(mu) >= needed for mu in ends.get(self.wanted.which, [last + step, -last - step]))
-
-    def _growth(self, mu: float) -> float:
-        """Sum of squares of the components, relative to the first, of an eigenvector of eigenvalue ``mu``."""
-        outside = self._outside()
-        found = torch.linalg.eigvalsh(outside)
-        if found.min() <= mu <= found.max():
-            return 0.0
-        beta = [*outside.diagonal(1).tolist(), self.basis.pending_norm]
-        before, component, total = 0.0, 1.0, 1.0
-        for i, alpha in enumerate(outside.diagonal().tolist()):
-            if not abs(beta[i]) > 10 * self.basis.epsilon * self.basis.largest:
-                break  # an invariant subspace: what follows started anew
-            before, component = component, ((mu - alpha) * component - (beta[i - 1] * before if i else 0.0)) / beta[i]
-            total += component**2
-            if total > 1e100:  # more than enough for any number of parameters, and short of overflow
-                break
-        return total
-
-    def _clearly_worse(self, last: Tensor) -> bool:
-        """Whether the best value of the search's projected matrix, even with its residual, is worse than ``last``."""
-        found, coefficients = torch.linalg.eigh(self._outside())
-        best = int(self.wanted.order(found)[0])
-        reach = self.basis.pending_norm * coefficients[-1, best].abs()
-        return bool(self.wanted.merit(found[best]) + reach < self.wanted.merit(last))
 
     # ---- the result --------------------------------------------------------------------------------------------
 

@@ -238,3 +238,30 @@ def check_loss(loss: Any) -> None:
         )
     if not callable(loss):
         raise TypeError(f"loss is a {type(loss).__name__}; expected a function loss(outputs, batch)")
+
+
+def check_depends(loss_sum: Tensor) -> None:
+    if not loss_sum.requires_grad:
+        raise ValueError(
+            "the loss depends on no parameter of the model; expected one that can be differentiated: neither the "
+            "model nor the loss may detach, convert to NumPy or run under torch.no_grad()"
+        )
+
+
+def check_repeatable(first: Tensor, again: Tensor, tolerance: float) -> None:
+    if not torch.allclose(first, again, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            "two evaluations of the same examples gave different losses; expected a deterministic model. "
+            "Call model.eval(), and take out functional dropout and other noise"
+        )
+
+
+def check_independent(together: Tensor, alone: Tensor, tolerance: float) -> None:
+    scale = max(float(together.abs().max()), 1e-3)
+    for row in range(len(together)):
+        if abs(float(alone[row]) - float(together[row])) > tolerance * scale:
+            raise ValueError(
+                f"the loss of example {row} is {float(alone[row]):.8g} by itself and {float(together[row]):.8g} in a "
+                f"batch of {len(together)}; expected losses that do not depend on the rest of the batch. Reduce over "
+                "the example's own terms only, and take out layers that mix examples"
+            )

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curvprobe.examples import Batch, Examples, digest, resolve_rows, to_model
-from curvprobe.losses import Loss, check_finite, check_loss, check_weights, split_loss
+from curvprobe.losses import (
+    Loss,
+    check_depends,
+    check_finite,
+    check_independent,
+    check_loss,
+    check_repeatable,
+    check_weights,
+    split_loss,
+)
 from curvprobe.memory import SavedBytes, default_budget
 from curvprobe.model import call, check_mode, undisturbed, unwrap
 from curvprobe.parameters import Selection, select_parameters, upcast
@@ -139,25 +148,17 @@ class EmpiricalRisk:
 
     def _try_out(self) -> None:
         """Evaluate a few examples: refuse what cannot be probed, and choose the microbatch size."""
-        rows = min(len(self), 4, self._given_microbatch_size or 4)
+        rows = self._few()
         with self.undisturbed():
             first = self._try_data(rows)
             tolerance = 1e-5 if self.dtype == torch.float32 else 1e-10
-            if not torch.allclose(first, self._evaluate(self._read(0, rows), rows), rtol=tolerance, atol=tolerance):
-                raise ValueError(
-                    "two evaluations of the same examples gave different losses; expected a deterministic model. "
-                    "Call model.eval(), and take out functional dropout and other noise"
-                )
-            scale = float(first.abs().max())
-            for row in range(rows):
-                alone = float(self._evaluate(self._read(row, row + 1), 1))
-                if abs(alone - float(first[row])) > 100 * tolerance * max(scale, 1e-3):
-                    raise ValueError(
-                        f"the loss of example {row} is {alone:.8g} by itself and {float(first[row]):.8g} in a batch of "
-                        f"{rows}; expected losses that do not depend on the rest of the batch. Reduce over the "
-                        "example's own terms only, and take out layers that mix examples"
-                    )
+            check_repeatable(first, self._evaluate(self._read(0, rows), rows), tolerance)
+            alone = [self._evaluate(self._read(row, row + 1), 1) for row in range(rows)]
+            check_independent(first, torch.cat(alone), 100 * tolerance)
             self._measure()
+
+    def _few(self) -> int:
+        return min(len(self), 4, self._given_microbatch_size or 4)
 
     def _try_data(self, rows: int) -> Tensor:
         """Losses of the first examples; refuses data that the model or the loss cannot take."""
@@ -202,11 +203,7 @@ class EmpiricalRisk:
     def _evaluate(self, batch: Batch, rows: int) -> Tensor:
         everything = {name: p.detach().requires_grad_(p.is_floating_point()) for name, p in self._kept.items()}
         loss_sum, weight = self.batch_losses({**everything, **self.leaves()}, batch, rows)
-        if not loss_sum.requires_grad:
-            raise ValueError(
-                "the loss depends on no parameter of the model; expected one that can be differentiated: neither the "
-                "model nor the loss may detach, convert to NumPy or run under torch.no_grad()"
-            )
+        check_depends(loss_sum)
         check_weights(weight, 0)
         losses = (loss_sum.detach() / weight).double()
         check_finite(losses, 0, len(self))
@@ -242,7 +239,7 @@ class EmpiricalRisk:
         other._losses = other._weights = None
         other._is_selection, other._key = False, None
         with other.undisturbed():
-            other._try_data(min(len(other), 4, self._given_microbatch_size or 4))
+            other._try_data(other._few())
             if _shapes(other._read(0, 1)) != self._example_shapes:  # longer sequences take more memory
                 other._measure()
         return other

@@ -42,7 +42,7 @@ def text(
         seed: of the order of the sequences and the initial weights.
         cache: file that keeps the trained weights.
     """
-    sequences = _sequences()
+    sequences = help_topics()
     order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))
     sequences = sequences[order]
     held_out = len(sequences) // 10
@@ -51,7 +51,14 @@ def text(
         raise ValueError(f"k is {k}; the text task has {len(training)} training sequences")
     if not 1 <= candidates <= len(rest):
         raise ValueError(f"candidates is {candidates}; the text task has {len(rest)} held-out sequences")
-    model = _model(hidden_size, intermediate_size, num_layers, seed)
+    model = nanochat(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        seed=seed,
+    )
     key = f"text {hidden_size}-{intermediate_size}-{num_layers} steps={steps} batch={batch} seed={seed}"
     load_or_train(model, lambda: _train(model, training, steps, batch), cache, key)
     return Task(
@@ -64,8 +71,8 @@ def text(
     )
 
 
-def _sequences() -> Tensor:
-    """The help topics as token sequences (n, CONTEXT)."""
+def help_topics(vocabulary: int = VOCABULARY, context: int = CONTEXT) -> Tensor:
+    """The help topics as token sequences (n, context)."""
     try:
         from tokenizers import ByteLevelBPETokenizer
     except ImportError as error:
@@ -74,31 +81,30 @@ def _sequences() -> Tensor:
 
     documents = [topics[name] for name in sorted(topics)]
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(documents, vocab_size=VOCABULARY, show_progress=False)
+    tokenizer.train_from_iterator(documents, vocab_size=vocabulary, show_progress=False)
     tokens = torch.tensor(tokenizer.encode("\n\n".join(documents)).ids)
-    count = len(tokens) // CONTEXT
-    return tokens[: count * CONTEXT].view(count, CONTEXT)
+    count = len(tokens) // context
+    return tokens[: count * context].view(count, context)
 
 
-def _model(hidden_size: int, intermediate_size: int, num_layers: int, seed: int) -> nn.Module:
+def nanochat(
+    *, vocab_size: int = VOCABULARY, max_position_embeddings: int = CONTEXT, seed: int = 0, **sizes: int
+) -> nn.Module:
+    """An untrained NanoChat; the other sizes are those of transformers' NanoChatConfig."""
     try:
         from transformers import NanoChatConfig, NanoChatForCausalLM
     except ImportError as error:
         raise ImportError("the text task needs transformers and tokenizers: pip install 'curvprobe[text]'") from error
     make_config: Any = NanoChatConfig
     config = make_config(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
+        vocab_size=vocab_size,
+        max_position_embeddings=max_position_embeddings,
         attn_implementation="eager",
         use_cache=False,
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=None,
+        **sizes,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
