@@ -319,7 +319,7 @@ def test_a_larger_max_matvecs_continues_the_eigenspace_in_the_folder(case, tmp_p
 
 def test_a_budget_that_is_too_small_is_refused_before_any_work(case, tmp_path):
     plain = case.risk()
-    risk = case.risk(memory_budget=2 * plain.example_bytes + 72 * plain.num_params)
+    risk = case.risk(memory_budget=2 * plain.footprint.example + 72 * plain.num_params)
     with pytest.raises(ValueError, match=r"memory_budget is .*need at least"):
         cp.analyze(risk, case.candidates, dim=40, out=tmp_path)
     assert not any(tmp_path.iterdir())

@@ -131,7 +131,7 @@ def test_losses_that_are_not_finite(one_at_a_time, known):
 def test_blocks_hold_everything_in_order_within_their_bytes(monkeypatch):
     risk = cases.make("mlp").risk()
     block = steps(risk, 7)
-    each = risk.num_params * 8 + len(risk) * risk.activation_bytes
+    each = risk.num_params * 8 + len(risk) * risk.footprint.activation
     for room, sizes in ((3 * each, [3, 3, 1]), (each - 1, [1] * 7), (100 * each, [7])):
         monkeypatch.setattr(displaced, "_TOGETHER_BYTES", room)
         blocks = list(in_blocks(risk, iter(block)))

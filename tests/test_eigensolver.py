@@ -482,6 +482,24 @@ def test_any_start_leads_to_the_right_pairs(which):
         assert bool(pairs.converged.all())
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_only_a_start_that_is_near_is_worth_a_block(known):
+    """The first product tells whether the span is kept; only then a product of several vectors is made."""
+    matrix, widths = symmetric(SIGNED), []
+
+    def matmul(block: Tensor) -> Tensor:
+        widths.append(block.shape[1])
+        return matrix @ block
+
+    draws = torch.randn(67, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    start = eigenvectors(matrix, "algebraic", 5) if known else torch.linalg.qr(draws).Q
+    pairs = cp.lanczos(matmul, 67, dim=5, tol=1e-9, dtype=torch.float64, start=start)
+    check(matrix, pairs, "algebraic")
+    assert widths[0] == 1
+    assert widths.count(5) == known
+    assert set(widths) <= {1, 5}
+
+
 def test_a_start_that_lacks_a_wanted_vector_is_not_the_end():
     """An invariant span without the first eigenvector: only the search can know."""
     matrix = symmetric([10.0, 9.0, 8.0, 7.0, 6.0, *BULK[::3]])

@@ -107,7 +107,7 @@ def test_as_many_tangents_as_the_budget_has_room_for(monkeypatch):
     risk = cases.make("mlp").risk(memory_budget=2**20)
     assert linearisation.tangents_at_once(risk, 1) == 1  # on a CPU
     monkeypatch.setattr(risk, "device", torch.device("meta"))
-    room = 2**19 // risk.example_bytes
+    room = 2**19 // risk.footprint.example
     assert linearisation.tangents_at_once(risk, room // 3) == 3
     assert linearisation.tangents_at_once(risk, 1) == linearisation.TANGENTS_AT_ONCE
     assert linearisation.tangents_at_once(risk, 10 * room) == 1

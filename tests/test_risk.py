@@ -261,11 +261,11 @@ def wide(width: int, **options) -> cp.EmpiricalRisk:
 def test_the_automatic_microbatch_follows_the_size_of_an_example():
     budget = 2**30
     small, large = (wide(width, memory_budget=budget) for width in (8, 4096))
-    assert large.activation_bytes >= 4096 * 4
-    assert large.example_bytes > 2 * large.activation_bytes
+    assert large.footprint.activation >= 4096 * 4
+    assert large.footprint.example > 2 * large.footprint.activation
     for risk in (small, large):
-        assert risk.microbatch_size * risk.example_bytes <= budget // 2
-        assert (risk.microbatch_size + 1) * risk.example_bytes > budget // 2 - 6 * 4 * risk.num_params
+        assert risk.microbatch_size * risk.footprint.example <= budget // 2
+        assert (risk.microbatch_size + 1) * risk.footprint.example > budget // 2 - 6 * 4 * risk.num_params
     assert small.microbatch_size > 50 * large.microbatch_size
 
 
@@ -460,3 +460,44 @@ def test_a_forward_pass_that_writes_into_weights(frozen):
     before = state_of(model)
     cp.EmpiricalRisk(model, cp.losses.causal_lm, torch.arange(7).repeat(3, 1), params=["1.*"]).gradient()
     assert state_of(model) == before
+
+
+# ---- what a model keeps in its attributes --------------------------------------------------------------------------
+
+
+class Remembering(nn.Linear):
+    """Keeps its last output, and a mask that is made when its size changes, as a cache would."""
+
+    def forward(self, x):
+        if getattr(self, "mask", torch.empty(0)).shape != x.shape[:1]:
+            self.mask = x.new_ones(len(x))
+        self.last = super().forward(x).tanh() * self.mask[:, None]
+        return self.last
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_what_modules_keep_is_put_back(together):
+    model = nn.Sequential(Remembering(3, 2)).double()
+    model[0].mine = mine = [1]
+    model(torch.ones(5, 3).double())
+    before = dict(vars(model[0]))
+    risk = cp.EmpiricalRisk(model, cp.losses.mse, (torch.ones(6, 3), torch.zeros(6, 2)))
+    if not together:
+        risk.checked.add("points one by one")
+    law = cp.IsotropicProbe(0.1)
+    cp.direct_monte_carlo(risk, risk.on((torch.ones(4, 3), torch.ones(4, 2)))[:1], law, num_probes=4)
+    cp.project(risk, cp.random_subspace(risk, 2))
+    _ = cp.hessian(risk) @ torch.ones(risk.num_params, dtype=torch.float64)
+    after = vars(model[0])
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert after["mine"] is mine
+
+
+def test_longer_examples_come_in_smaller_microbatches():
+    model = nn.Sequential(nn.Embedding(7, 8), nn.Tanh(), nn.Linear(8, 7))
+    tokens = torch.zeros(5, 4, dtype=torch.long)
+    risk = cp.EmpiricalRisk(model, cp.losses.causal_lm, tokens, memory_budget=2**24)
+    longer = risk.on(torch.zeros(5, 400, dtype=torch.long))
+    assert longer.microbatch_size < risk.microbatch_size / 20
+    assert risk.on(tokens + 1).microbatch_size == risk.microbatch_size

@@ -275,7 +275,7 @@ def test_a_checkpoint_of_other_weights_is_not_used(tmp_path):
 
 def test_the_basis_shrinks_and_then_the_budget_is_refused():
     risk = cases.make("weighted").risk()
-    vector, least = risk.num_params * 8, risk.least_bytes
+    vector, least = risk.num_params * 8, risk.footprint.least
     assert plan_memory(risk, 8)[1] == 22
     lean = (18 + 8 + 4) * vector + least
     usual = (22 + 8 + 4) * vector + least
@@ -283,7 +283,7 @@ def test_the_basis_shrinks_and_then_the_budget_is_refused():
         risk.memory_budget = risk.given_memory_budget = budget
         slim, basis_size, device = plan_memory(risk, 8)
         assert (basis_size, device.type) == (size, "cpu")
-        assert slim.microbatch_size * risk.example_bytes <= max(risk.example_bytes, budget - size * vector)
+        assert slim.microbatch_size * risk.footprint.example <= max(risk.footprint.example, budget - size * vector)
     risk.memory_budget = risk.given_memory_budget = lean - 1
     with pytest.raises(ValueError, match=f"8 eigenvectors of 42 parameters need at least {lean}"):
         cp.top_eigenspace(risk, dim=8)
@@ -296,7 +296,7 @@ def test_the_eigenspace_within_a_small_budget_is_the_same():
     whole = cp.top_eigenspace(cases.make("weighted").risk(), dim=4, tol=1e-8)
     risk = cases.make("weighted").risk()
     vectors = (4 + 12 + 4 + 4) * risk.num_params * 8
-    risk.memory_budget = risk.given_memory_budget = vectors + risk.least_bytes + risk.example_bytes
+    risk.memory_budget = risk.given_memory_budget = vectors + risk.footprint.least + risk.footprint.example
     small = cp.top_eigenspace(risk, dim=4, tol=1e-8)
     assert plan_memory(risk, 4)[0].microbatch_size == 2 < len(risk) <= risk.microbatch_size
     assert torch.allclose(projector(small.basis), projector(whole.basis), atol=1e-7)
@@ -304,7 +304,7 @@ def test_the_eigenspace_within_a_small_budget_is_the_same():
 
 def test_a_basis_that_an_accelerator_has_no_room_for_lies_in_host_memory(monkeypatch):
     risk = cases.make("mlp").risk()
-    risk.memory_budget = risk.given_memory_budget = risk.least_bytes
+    risk.memory_budget = risk.given_memory_budget = risk.footprint.least
     monkeypatch.setattr(risk, "device", torch.device("meta"))
     slim, basis_size, device = plan_memory(risk, 3)
     assert (slim, basis_size, device.type) == (risk, None, "cpu")

@@ -19,7 +19,7 @@ model that fills the processor by itself gains nothing."""
 def in_blocks(risk: EmpiricalRisk, displacements: Iterable[Tensor]) -> Iterator[Tensor]:
     """Displacements (N,) gathered into blocks (b, N) of as many as are evaluated together."""
     rows = min(len(risk), risk.microbatch_size)
-    each = risk.num_params * risk.dtype.itemsize + rows * risk.activation_bytes
+    each = risk.num_params * risk.dtype.itemsize + rows * risk.footprint.activation
     size = max(1, _TOGETHER_BYTES // each)
     block: list[Tensor] = []
     for displacement in displacements:

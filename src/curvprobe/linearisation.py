@@ -66,7 +66,7 @@ def tangents_at_once(risk: EmpiricalRisk, rows: int) -> int:
     """
     if risk.device.type == "cpu":
         return 1
-    return max(1, min(TANGENTS_AT_ONCE, risk.memory_budget // 2 // (risk.example_bytes * rows)))
+    return max(1, min(TANGENTS_AT_ONCE, risk.memory_budget // 2 // (risk.footprint.example * rows)))
 
 
 def _along_columns(risk: EmpiricalRisk, derivative: Derivative, block: Tensor, at_once: int) -> Iterator[Tensor]:

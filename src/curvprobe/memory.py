@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+PEAK_OVER_SAVED = 2.5
+"""Resident memory of a curvature product over the bytes that autograd saves for it: cotangents in flight bring the
+live tensors to 1.6 times (on a transformer), and the fragmentation of the C library's heap brings that to 2.5."""
+
+VECTORS_IN_FLIGHT = 6
+"""N-vectors, at 4 bytes a parameter, that a product holds beside its microbatch: gradients, tangents, sums."""
+
+VECTORS_IN_CHECK = 18
+"""The same for the check of second derivatives, which runs in float64."""
 
 _LIMITS = (  # a container's limit and what it holds already, in either version of Linux's control groups
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -48,3 +62,48 @@ class SavedBytes(saved_tensors_hooks):
             return tensor
 
         super().__init__(pack, lambda tensor: tensor)
+
+
+def check_budget(budget: Any) -> None:
+    """Refuse a memory budget that is neither None nor a positive number of bytes."""
+    number = isinstance(budget, Real) and not isinstance(budget, bool)
+    if budget is not None and (not number or not 1 <= budget < math.inf):
+        raise ValueError(f"memory_budget is {budget!r}; expected a positive number of bytes or None")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What curvature work on a model takes, from what autograd saves for one example.
+
+    Attributes:
+        activation: bytes saved for the loss.
+        graph: bytes saved for the loss and its gradient as a graph.
+        num_params: N.
+    """
+
+    activation: int
+    graph: int
+    num_params: int
+
+    @property
+    def example(self) -> int:
+        """Bytes that an example takes in a curvature product."""
+        return int(PEAK_OVER_SAVED * max(1, self.graph))
+
+    @property
+    def least(self) -> int:
+        """Bytes that a curvature product takes at the least: one example, and vectors of the parameters."""
+        return self.example + VECTORS_IN_FLIGHT * 4 * self.num_params
+
+    def examples_in(self, room: int) -> int:
+        """How many examples fit in so many bytes; one at the least."""
+        return max(1, 1 + (room - self.least) // self.example)
+
+    def check(self, budget: int) -> None:
+        """Refuse a budget in which nothing can be done."""
+        least = max(2 * self.least, 2 * self.example + 4 * VECTORS_IN_CHECK * self.num_params)
+        if budget < least:
+            raise ValueError(
+                f"memory_budget is {budget} bytes; this model needs at least {least} for one example and vectors of "
+                "its parameters: allow that much, or probe fewer parameters with params="
+            )

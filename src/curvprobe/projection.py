@@ -247,9 +247,9 @@ def _columns(risk: EmpiricalRisk, basis: Tensor) -> dict[str, list[Tensor]]:
 
 def _choose(risk: EmpiricalRisk, basis: Tensor) -> tuple[bool, int]:
     """Whether to differentiate examples together, and how many at a time."""
-    if risk.activation_bytes > _TOGETHER_BYTES or len(risk) == 1:
+    if risk.footprint.activation > _TOGETHER_BYTES or len(risk) == 1:
         return False, 1
-    per_example = 4 * risk.num_params * risk.dtype.itemsize + risk.example_bytes
+    per_example = 4 * risk.num_params * risk.dtype.itemsize + risk.footprint.example
     size = min(len(risk), max(1, _TOGETHER_BUDGET // per_example), risk.microbatch_size)
     if size == 1:
         return False, 1

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -25,20 +24,10 @@ from curvprobe.losses import (
     check_weights,
     split_loss,
 )
-from curvprobe.memory import SavedBytes, default_budget
+from curvprobe.memory import Footprint, SavedBytes, check_budget, default_budget
 from curvprobe.model import call, check_mode, undisturbed, unwrap
 from curvprobe.parameters import Selection, select_parameters, upcast
 from curvprobe.version import __version__
-
-PEAK_OVER_SAVED = 2.5
-"""Resident memory of a curvature product over the bytes that autograd saves for it: cotangents in flight bring the
-live tensors to 1.6 times (on a transformer), and the fragmentation of the C library's heap brings that to 2.5."""
-
-VECTORS_IN_FLIGHT = 6
-"""N-vectors, at 4 bytes a parameter, that a product holds beside its microbatch: gradients, tangents, sums."""
-
-VECTORS_IN_CHECK = 18
-"""The same for the check of second derivatives, which runs in float64."""
 
 
 class EmpiricalRisk:
@@ -102,12 +91,9 @@ class EmpiricalRisk:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         check_loss(loss)
+        check_budget(memory_budget)
         if microbatch_size is not None and (not isinstance(microbatch_size, Integral) or microbatch_size < 1):
             raise ValueError(f"microbatch_size is {microbatch_size!r}; expected a positive number of examples or None")
-        if memory_budget is not None:
-            number = isinstance(memory_budget, Real) and not isinstance(memory_budget, bool)
-            if not number or not 1 <= memory_budget < math.inf:
-                raise ValueError(f"memory_budget is {memory_budget!r}; expected a positive number of bytes or None")
         self.model = unwrap(model)
         self.loss = loss
         self.examples = Examples(data, collate_fn)
@@ -148,20 +134,17 @@ class EmpiricalRisk:
 
     def _try_out(self) -> None:
         """Evaluate a few examples: refuse what cannot be probed, and choose the microbatch size."""
-        rows = self._few()
         with self.undisturbed():
-            first = self._try_data(rows)
-            tolerance = 1e-5 if self.dtype == torch.float32 else 1e-10
+            first = self._try_data()
+            rows, tolerance = len(first), 1e-5 if self.dtype == torch.float32 else 1e-10
             check_repeatable(first, self._evaluate(self._read(0, rows), rows), tolerance)
             alone = [self._evaluate(self._read(row, row + 1), 1) for row in range(rows)]
             check_independent(first, torch.cat(alone), 100 * tolerance)
             self._measure()
 
-    def _few(self) -> int:
-        return min(len(self), 4, self._given_microbatch_size or 4)
-
-    def _try_data(self, rows: int) -> Tensor:
+    def _try_data(self) -> Tensor:
         """Losses of the first examples; refuses data that the model or the loss cannot take."""
+        rows = min(len(self), 4, self._given_microbatch_size or 4)
         batch = self._read(0, rows)
         self._read(0, rows)  # a dataset that brings something else the second time is refused here
         return self._evaluate(batch, rows)
@@ -173,31 +156,18 @@ class EmpiricalRisk:
         with kept, contextlib.suppress(RuntimeError):  # an operation without a second derivative is refused later
             leaves = self.leaves()
             loss_sum, _ = self.batch_losses(leaves, self._read(0, 1), 1)
-            self.activation_bytes = max(1, kept.total)
+            activation = kept.total
             self.first_order(loss_sum.sum(), leaves, create_graph=True)
-        self.example_bytes = int(PEAK_OVER_SAVED * max(1, kept.total))
-        room = self.memory_budget // 2
-        least = max(2 * self.least_bytes, 2 * self.example_bytes + 4 * VECTORS_IN_CHECK * self.num_params)
-        if self.given_memory_budget is not None and self.memory_budget < least:
-            raise ValueError(
-                f"memory_budget is {self.memory_budget} bytes; this model needs at least {least} for one example and "
-                "vectors of its parameters: allow that much, or probe fewer parameters with params="
-            )
-        self.microbatch_size = self._given_microbatch_size or self._examples_in(room)
-
-    @property
-    def least_bytes(self) -> int:
-        """What a curvature product holds at the least: one example, and vectors of the parameters."""
-        return self.example_bytes + VECTORS_IN_FLIGHT * 4 * self.num_params
-
-    def _examples_in(self, room: int) -> int:
-        return max(1, 1 + (room - self.least_bytes) // self.example_bytes)
+        self.footprint = Footprint(activation, kept.total, self.num_params)
+        if self.given_memory_budget is not None:
+            self.footprint.check(self.memory_budget)
+        self.microbatch_size = self._given_microbatch_size or self.footprint.examples_in(self.memory_budget // 2)
 
     def with_room(self, room: int) -> EmpiricalRisk:
         """The same risk in microbatches that are small enough to work in ``room`` bytes, if they are left to us."""
         slim = copy.copy(self)
         if self._given_microbatch_size is None:
-            slim.microbatch_size = min(self.microbatch_size, self._examples_in(room))
+            slim.microbatch_size = min(self.microbatch_size, self.footprint.examples_in(room))
         return slim
 
     def _evaluate(self, batch: Batch, rows: int) -> Tensor:
@@ -239,7 +209,7 @@ class EmpiricalRisk:
         other._losses = other._weights = None
         other._is_selection, other._key = False, None
         with other.undisturbed():
-            other._try_data(other._few())
+            other._try_data()
             if _shapes(other._read(0, 1)) != self._example_shapes:  # longer sequences take more memory
                 other._measure()
         return other

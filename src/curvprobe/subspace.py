@@ -194,14 +194,14 @@ def plan_memory(risk: EmpiricalRisk, dim: int) -> tuple[EmpiricalRisk, int | Non
     for extra in (math.ceil(dim / 2) + 10, 10):
         size = min(risk.num_params, int(dim) + extra)
         needed = (size + int(dim) + 4) * vector  # with the result, and vectors in flight
-        if needed <= risk.memory_budget - risk.least_bytes:
+        if needed <= risk.memory_budget - risk.footprint.least:
             return risk.with_room(risk.memory_budget - needed), size, risk.device
     if risk.device.type != "cpu":
         return risk, None, torch.device("cpu")
     if risk.given_memory_budget is not None:
         raise ValueError(
             f"memory_budget is {risk.memory_budget} bytes; {dim} eigenvectors of {risk.num_params} parameters need at "
-            f"least {needed + risk.least_bytes}: allow that much, lower dim, or probe fewer parameters with params="
+            f"least {needed + risk.footprint.least}: allow that much, lower dim, or probe fewer parameters with params="
         )
     return risk.with_room(0), size, risk.device
 
