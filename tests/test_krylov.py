@@ -159,5 +159,5 @@ def test_products_that_make_no_sense_are_refused(wrong):
 def test_float32_rows_stay_orthonormal():
     matrix = symmetric([1e4, *(1.0 / (i + 1) for i in range(199))]).float()
     basis = grown(matrix, 60, capacity=60)
-    Q = basis.rows.double()
+    Q = basis.rows[:60].double()
     assert torch.allclose(Q @ Q.T, torch.eye(60, dtype=torch.float64), rtol=0, atol=3e-7)

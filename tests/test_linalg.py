@@ -106,3 +106,22 @@ def test_lower_matmul_precision_does_not_reach_the_quick_inner_product():
     finally:
         torch.set_float32_matmul_precision("highest")
     assert torch.equal(found, linalg.inner(rows, vector))
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_one_value_that_is_not_finite_is_noticed(value, dtype):
+    values = torch.full((1000, 3), torch.finfo(dtype).max, dtype=dtype)  # their sum is infinite in float64
+    assert linalg.all_finite(values)
+    values[567, 1] = value
+    assert not linalg.all_finite(values)
+
+
+def test_a_vector_almost_inside_the_rows_is_left_orthogonal_to_them():
+    rows = torch.linalg.qr(torch.randn(5000, 7, generator=torch.Generator().manual_seed(0))).Q.T.contiguous()
+    draw = torch.randn(5000, generator=torch.Generator().manual_seed(1))
+    vector = 1e3 * rows.sum(0) + 1e-3 * draw
+    before = vector.clone()
+    taken = linalg.orthogonalise(vector, rows)
+    assert float((rows.double() @ vector.double()).norm()) < 1e-6 * float(vector.norm())
+    assert torch.allclose(before.double(), vector.double() + taken @ rows.double(), rtol=0, atol=1e-3)

@@ -38,14 +38,18 @@ class Checkpoint:
         try:
             state = torch.load(self.path, mmap=True, weights_only=True)
             rows = state["rows"]
-            if state["key"] != self.key or len(rows) > basis.capacity or rows.shape[1] != basis.size:
+            if (
+                state["key"] != self.key
+                or len(rows) - state["is_pending"] > basis.capacity
+                or rows.shape[1] != basis.size
+            ):
                 return False
-            count = len(rows)
-            basis.rows[:count] = rows
+            count = len(rows) - state["is_pending"]
+            basis.rows[: len(rows)] = rows
             basis.projected[:count, :count] = state["projected"]
             basis.carried[:count], basis.coupling[:count] = state["carried"], state["coupling"]
             basis.generator.set_state(state["generator"])
-            basis.pending = None if state["pending"] is None else state["pending"].to(basis.rows)
+            basis.is_pending = state["is_pending"]
             basis.largest, basis.num_matvecs, basis.count = state["largest"], state["num_matvecs"], count
         except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError):
             return False  # absent, cut short, or of another version
@@ -56,11 +60,11 @@ class Checkpoint:
         count = basis.count
         state = {
             "key": self.key,
-            "rows": basis.rows[:count].cpu(),
+            "rows": basis.rows[: count + basis.is_pending].cpu(),
             "projected": basis.projected[:count, :count].clone(),
             "carried": basis.carried[:count].clone(),
             "coupling": basis.coupling[:count].clone(),
-            "pending": None if basis.pending is None else basis.pending.cpu(),
+            "is_pending": basis.is_pending,
             "generator": basis.generator.get_state(),
             "largest": basis.largest,
             "num_matvecs": basis.num_matvecs,

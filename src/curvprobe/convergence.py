@@ -73,7 +73,7 @@ class Wanted:
         # What is carried was small at the cut of its time, and is not asked again when the cut moves down.
         crowded = self.crowded_bound(values, float(values[self.dim - 1]), basis)
         small = bool((pending.abs() <= IN_HAND * crowded).all())
-        return small and bool(((pending.square() + carried.square()).sqrt() <= self.bound(values, basis)).all())
+        return small and bool((pending.abs() + carried <= self.bound(values, basis)).all())
 
     def good(self, values: Tensor, residuals: Tensor, basis: KrylovBasis) -> Tensor:
         """Of pairs that have not all settled, the leading ones that are good, each at its own eigenvalue; bool."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from curvprobe.compiled import Compiled, compile_hessian, trusted
 from curvprobe.examples import Batch
+from curvprobe.linalg import all_finite
 from curvprobe.linearisation import Kind, Linear, along, linearise
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.second_derivatives import check_second_derivatives, double_backward_errors
@@ -53,7 +54,7 @@ class CurvatureMatrix:
             if block.is_inference():
                 block = block.clone()
             result = self._sums(block).div_(risk.total_weight).to(risk.dtype)
-        if not bool(result.isfinite().all()) and bool(vectors.isfinite().all()):
+        if not all_finite(result) and all_finite(vectors):
             raise ValueError(f"a {self.kind} product is not finite; the loss has no finite second derivative at w*")
         return result.reshape(vectors.shape)
 
@@ -62,7 +63,8 @@ class CurvatureMatrix:
         if len(self.risk) <= self.risk.microbatch_size:
             linear = self._kept[0] if self._kept else next(self._linearisations())
             self._kept[:] = [linear]
-            return torch.stack(list(linear(block)), dim=1)
+            products = list(linear(block))
+            return products[0][:, None] if len(products) == 1 else torch.stack(products, dim=1)
         total = torch.zeros(block.shape, dtype=torch.float64, device=block.device)
         for linear in self._linearisations():
             for column, product in enumerate(linear(block)):

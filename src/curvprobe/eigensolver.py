@@ -209,7 +209,7 @@ class _Solver:
         if basis.num_matvecs + len(vectors) + self.dim > self.budget:
             return
         first, value, coupling = basis.rows[0].clone(), float(basis.projected[0, 0]), float(basis.coupling[0])
-        pending, outside = basis.pending, coupling * basis.pending
+        pending, outside = basis.pending.clone(), coupling * basis.pending
         basis.intact = False
         basis.rows[: len(vectors)] = vectors
         orthogonalise(outside, vectors)
@@ -226,7 +226,8 @@ class _Solver:
         basis.rows[0], basis.count = first, 1
         basis.projected.zero_()
         basis.restrict(1, torch.zeros(1, dtype=torch.float64))
-        basis.projected[0, 0], basis.pending, basis.coupling[0] = value, pending, coupling
+        basis.projected[0, 0], basis.coupling[0] = value, coupling
+        basis.rows[1], basis.is_pending = pending, True
 
     def converge(self, budget: int, advance: Callable[[int], None]) -> None:
         """Lanczos steps and restarts until the wanted pairs have settled or the budget is used."""

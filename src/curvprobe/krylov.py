@@ -15,13 +15,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from curvprobe.linalg import norm, orthogonalise, rotate, subtract_combination
+from curvprobe.linalg import all_finite, norm, orthogonalise, rotate, subtract_combination
 
 MatMul = Callable[[Tensor], Tensor]
 
 
 class KrylovBasis:
-    """Up to ``capacity`` orthonormal rows (capacity, N) and what the matrix does to them."""
+    """Up to ``capacity`` orthonormal rows and what the matrix does to them.
+
+    ``rows`` is (capacity + 1, N): the pending vector waits in the row after the last, and needs no memory of its own.
+    """
 
     def __init__(
         self,
@@ -33,11 +36,11 @@ class KrylovBasis:
         device: torch.device,
     ) -> None:
         self.matmul, self.size, self.capacity = matmul, num_params, capacity
-        self.rows = torch.empty(capacity, num_params, dtype=dtype, device=device)
+        self.rows = torch.empty(capacity + 1, num_params, dtype=dtype, device=device)
         self.projected = torch.zeros(capacity, capacity, dtype=torch.float64)
         self.carried = torch.zeros(capacity, dtype=torch.float64)
         self.count = 0
-        self.pending: Tensor | None = None
+        self.is_pending = False
         self.coupling = torch.zeros(capacity, dtype=torch.float64)
         self.intact = True
         """False while an update is under way, in which an interruption would leave a state that makes no sense."""
@@ -57,6 +60,11 @@ class KrylovBasis:
         """Whether the basis is one of the whole space, so that nothing is left outside."""
         return self.count == self.size
 
+    @property
+    def pending(self) -> Tensor | None:
+        """What the matrix makes of the last row beyond the basis, of unit length, where there is anything."""
+        return self.rows[self.count] if self.is_pending else None
+
     def random_vector(self) -> Tensor:
         """A standard normal vector (N,)."""
         vector = torch.randn(self.size, generator=self.generator, dtype=torch.float64)
@@ -69,7 +77,7 @@ class KrylovBasis:
             raise ValueError(f"matmul returned shape {tuple(result.shape)} for {tuple(block.shape)}; expected the same")
         self.num_matvecs += block.shape[1]
         result = result.to(dtype=self.rows.dtype, device=self.rows.device)
-        if not bool(result.isfinite().all()):
+        if not all_finite(result):
             raise ValueError("matmul returned values that are not finite for a finite vector")
         return result
 
@@ -114,14 +122,15 @@ class KrylovBasis:
         """
         products = self.product(vectors.T)
         first, count = self.count, self.count + len(vectors)
+        single = len(vectors) == 1
         self.rows[first:count] = vectors
+        residual = self.rows[count]
         columns, left, largest = [], [], self.largest
         for product in products.T:
-            residual = product.clone()
+            residual.copy_(product)
             columns.append(orthogonalise(residual, self.rows[:count]).cpu())
             left.append(norm(residual))
             largest = max(largest, math.hypot(float(columns[-1].norm()), left[-1]))
-        single = len(vectors) == 1
         negligible = left[-1] <= 10 * self.epsilon * largest
         with self._update():
             self.projected[first:count, :count] = torch.stack(columns)
@@ -129,7 +138,9 @@ class KrylovBasis:
             self.carried[first:count] = 0.0 if single else torch.tensor(left, dtype=torch.float64)
             self.coupling.zero_()
             self.coupling[first] = left[0] if single else 0.0
-            self.pending = residual / left[0] if single and not negligible else None
+            self.is_pending = single and not negligible
+            if self.is_pending:
+                residual /= left[0]
             self.count, self.largest = count, largest
 
     @contextmanager
@@ -164,6 +175,7 @@ class KrylovBasis:
         coupling, carried = self.residual_parts(coefficients)
         with self._update():
             rotate(self.rows[: self.count], coefficients.to(self.rows.device))
+            self.rows[count] = self.rows[self.count]
             self.carried[:count], self.carried[count:] = carried, 0.0
             self.coupling[:count], self.coupling[count:] = coupling, 0.0
             self.projected.zero_()
@@ -173,6 +185,6 @@ class KrylovBasis:
     def restrict(self, count: int, residuals: Tensor) -> None:
         """Forget all but the first ``count`` rows, whose residual norms (count,) are carried from now on."""
         with self._update():
-            self.count, self.pending = count, None
+            self.count, self.is_pending = count, False
             self.coupling.zero_()
             self.carried[:count], self.carried[count:] = residuals, 0.0

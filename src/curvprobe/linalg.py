@@ -16,6 +16,11 @@ _CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 _OWN_TERMS = 1 << 14
 
+_MOST_SWEEPS = 3
+
+_IN_ROUNDING = 1e-4
+"""Part of a vector below which what a sweep took out of it leaves no trace: in float32 an error of 1e-4 times 1e-7."""
+
 
 def _chunks(rows: Tensor) -> range:
     elements = _CHUNK_ELEMENTS.get(rows.device.type, 1 << 20)
@@ -43,6 +48,11 @@ def inner(rows: Tensor, vectors: Tensor) -> Tensor:
     return total
 
 
+def _multiplies_exactly(rows: Tensor) -> bool:
+    """Whether products are made in the operands' own precision, and on a processor."""
+    return rows.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+
+
 def quick_inner(rows: Tensor, vectors: Tensor) -> Tensor:
     """The same for operands of one type, two to five times as fast and a little less exact.
 
@@ -50,7 +60,7 @@ def quick_inner(rows: Tensor, vectors: Tensor) -> Tensor:
     product of the norms on vectors without structure, where their storage is off by 6e-8, and by 2e-5 of
     the sum at worst.
     """
-    if rows.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
+    if not _multiplies_exactly(rows):
         return inner(rows, vectors)
     total = torch.zeros(rows.shape[0], *vectors.shape[1:], dtype=torch.float64)
     for start in range(0, rows.shape[1], _OWN_TERMS):
@@ -60,31 +70,41 @@ def quick_inner(rows: Tensor, vectors: Tensor) -> Tensor:
 
 
 def orthogonalise(vector: Tensor, rows: Tensor) -> Tensor:
-    """Take orthonormal rows (m, N) out of a vector (N,) of their type, in place and twice: once leaves rounding errors.
+    """Take orthonormal rows (m, N) out of a vector (N,) of their type, in place, until rounding is all that is left.
+
+    The product of a Lanczos vector lies in its last two rows but for rounding, and these are taken out first: then one
+    sweep over all rows does for it, where any other vector needs two.
 
     Returns:
         The coefficients that were taken out, float64 (m,).
     """
-    if rows.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
-        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        for _ in range(2):
-            coefficients = inner(rows, vector)
-            subtract_combination(vector, rows, coefficients)
-            total += coefficients
-        return total
-    first = quick_inner(rows, vector).to(vector.dtype)
-    second = torch.zeros(len(rows), dtype=torch.float64)
-    for start in range(0, rows.shape[1], _OWN_TERMS):  # a piece of the rows is still in the cache the second time
-        piece = slice(start, start + _OWN_TERMS)
-        vector[piece] -= first @ rows[:, piece]
-        second += rows[:, piece].double() @ vector[piece].double()
-    vector -= second.to(vector.dtype) @ rows
-    return first.double() + second
+    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    total[-2:] = _take_out(vector, rows[-2:])
+    for _ in range(_MOST_SWEEPS):
+        found = _take_out(vector, rows)
+        total += found
+        if float(found.norm()) <= _IN_ROUNDING * float(vector.norm()):
+            break
+    return total
+
+
+def _take_out(vector: Tensor, rows: Tensor) -> Tensor:
+    coefficients = quick_inner(rows, vector).to(vector.dtype)
+    if _multiplies_exactly(rows):
+        vector.addmv_(rows.T, coefficients, alpha=-1)  # in place: fresh memory for a long vector takes as long
+    else:
+        subtract_combination(vector, rows, coefficients.double())
+    return coefficients.double()
 
 
 def norm(vector: Tensor) -> float:
     """Euclidean norm accumulated in float64."""
     return math.sqrt(max(0.0, float(inner(vector[None], vector))))
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is infinite or NaN; a sum shows it without a mask of the tensor's size."""
+    return math.isfinite(float(values.sum(dtype=torch.float64))) or bool(values.isfinite().all())
 
 
 def subtract_combination(vector: Tensor, rows: Tensor, coefficients: Tensor) -> None:

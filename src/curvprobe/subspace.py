@@ -16,7 +16,7 @@ from curvprobe.convergence import Which
 from curvprobe.curvature import CurvatureMatrix
 from curvprobe.eigensolver import lanczos
 from curvprobe.examples import digest
-from curvprobe.linalg import inner, norm, subtract_combination
+from curvprobe.linalg import inner, norm, orthogonalise
 from curvprobe.linearisation import Kind
 from curvprobe.risk import EmpiricalRisk
 
@@ -249,8 +249,7 @@ def gradient_subspace(risk: EmpiricalRisk) -> Subspace:
     for i in range(len(risk)):
         direction = risk[[i]].gradient()
         largest = max(largest, norm(direction))
-        for _ in range(2):
-            subtract_combination(direction, rows[:count], inner(rows[:count], direction))
+        orthogonalise(direction, rows[:count])
         left = norm(direction)
         if left > 100 * torch.finfo(risk.dtype).eps * largest:  # a dependent gradient leaves rounding only
             rows[count] = direction / left
