@@ -16,7 +16,8 @@ from machine import describe, place, write
 from torch import Tensor
 
 import curvprobe as cp
-from curvprobe.estimators import control, probe_increments, summarise
+from curvprobe.estimators import control, summarise
+from curvprobe.monte_carlo import probe_increments
 from curvprobe.probes import standard_normal
 from curvprobe.tasks.digits import digits
 from curvprobe.tasks.text import text

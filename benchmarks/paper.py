@@ -21,8 +21,9 @@ from models import nanochat
 from torch import Tensor
 
 import curvprobe as cp
-from curvprobe.estimators import control, probe_increments, summarise
+from curvprobe.estimators import control, summarise
 from curvprobe.linalg import inner, norm
+from curvprobe.monte_carlo import probe_increments
 from curvprobe.probes import standard_normal
 
 RESULT = Path(__file__).parent / "results" / "paper.json"

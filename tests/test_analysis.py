@@ -101,7 +101,12 @@ def test_an_interrupted_run_goes_on_from_the_last_finished_stage(case, tmp_path,
             cp.analyze(case.risk(), case.candidates, dim=3, out=tmp_path)
     assert not (tmp_path / "result.json").exists()
     finished = cp.analyze(case.risk(), case.candidates, dim=3, out=tmp_path)
-    assert [name for name, seconds in finished.seconds.items() if seconds] == ["validity", "monte_carlo"]
+    assert [name for name, seconds in finished.seconds.items() if seconds] == [
+        "validity",
+        "monte_carlo",
+        "full_space",
+        "gradient_norms",
+    ]
 
 
 def test_result_file_holds_every_number_with_its_error(case, tmp_path):
@@ -175,7 +180,9 @@ def test_stages_belong_to_the_basis_they_were_computed_in(case, tmp_path, monkey
     turned = cp.top_eigenspace(case.risk(), dim=2)
     turned = replace(turned, basis=-turned.basis)
     monkeypatch.setattr("curvprobe.analysis.top_eigenspace", lambda *_, **__: turned)
-    assert all(cp.analyze(case.risk(), case.candidates, dim=2, out=tmp_path).seconds.values())
+    seconds = cp.analyze(case.risk(), case.candidates, dim=2, out=tmp_path).seconds
+    of_the_whole_space = {"full_space", "gradient_norms"}
+    assert {name for name, taken in seconds.items() if not taken} == of_the_whole_space
 
 
 def test_a_folder_never_holds_the_result_of_other_stages(case, tmp_path, monkeypatch):
@@ -229,6 +236,7 @@ def test_every_estimate_names_its_target(analysis):
     assert {name for name, target in targets.items() if target == "quadratic model"} == {
         "delta2_subspace_closed_form",
         "delta2_subspace_quadratic_monte_carlo",
+        "delta2_isotropic_closed_form",
     }
 
 
@@ -295,6 +303,7 @@ def test_an_interrupted_eigenspace_is_continued(case, tmp_path, monkeypatch):
         return product(matrix, vectors)
 
     monkeypatch.setattr(cp.CurvatureMatrix, "__matmul__", matmul)
+    monkeypatch.setattr("curvprobe.analysis.full_space_moment", lambda *_, **__: cp.Estimate(0.0, 0.0))
     with pytest.raises(KeyboardInterrupt):
         cp.analyze(case.risk(), case.candidates, **options, out=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"eigenspace.unfinished"}
@@ -330,3 +339,42 @@ def test_compile_reaches_the_hessian(case, monkeypatch):
     plain, compiled = (cp.analyze(case.risk(), case.candidates, dim=2, sigma=1e-2, compile=c) for c in (False, True))
     assert compiled.config["engine"]["compile"] is True
     assert compiled.closed_form.value == pytest.approx(plain.closed_form.value, rel=1e-6)
+
+
+def test_what_is_expected_of_the_next_example(case, analysis):
+    risk = case.risk()
+    sigma, sample, fresh = analysis.sigma, analysis.sample, analysis.fresh
+    expected = cp.expected_criterion(sample, fresh, sigma)
+    assert analysis.expected.value == expected.value
+    assert analysis.expected.value == pytest.approx(float(analysis.decay.value[-1, -1, 0]), rel=1e-10)
+    assert float(analysis.expected.table.sum()) == pytest.approx(expected.value, rel=1e-10)
+    assert analysis.doubling.grow_by == 30
+    assert analysis.stationarity == cp.stationarity(risk, analysis.subspace, sample, fresh)
+    assert analysis.theory == cp.theory_checks(sample, fresh[0], sigma)
+    assert analysis.theory.rate_bound.holds
+    norms = cp.gradient_norms(risk.on(case.candidates))
+    assert torch.equal(analysis.ranking.gradient_norm, norms)
+    law = cp.IsotropicProbe(sigma)
+    closed = cp.full_space_moment(risk, risk.on(case.candidates)[:1], sigma=sigma, num_probes=24, seed=1)
+    assert analysis.isotropic_closed_form == closed
+    controlled = cp.controlled_monte_carlo(risk, risk.on(case.candidates)[:1], law)
+    assert abs(closed.value - controlled.value) < 5 * (closed.stderr + controlled.stderr) + 0.1 * closed.value
+
+
+def test_a_tolerance_gives_a_sample_size(case, tmp_path):
+    analysis = cp.analyze(case.risk(), case.candidates, dim=2, tolerance=1e-2, out=tmp_path)
+    size = cp.required_sample_size(analysis.sample, analysis.fresh, analysis.sigma, 1e-2, validity=analysis.validity)
+    assert analysis.required == size
+    assert "Sample size for an rms of 0.01" in str(analysis)
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["required_sample_size"]["verdict"] == size.verdict
+    assert written["expected"]["table"]["spread"]["slope"]["value"] == float(analysis.expected.table[1, 1])
+    assert written["theory"]["rate_bound"]["bound"] == analysis.theory.rate_bound.bound
+    assert len(written["ranking"]["columns"]["total"]) == 10
+    assert "required" not in str(cp.analyze(case.risk(), case.candidates, dim=2))
+
+
+def test_a_single_candidate_leaves_expectations_out(case):
+    analysis = cp.analyze(case.risk(), dim=2)
+    assert analysis.expected is None
+    assert analysis.to_json()["expected"] is None

@@ -299,3 +299,11 @@ def test_a_dataset_that_seeds_leaves_the_generators_alone(read):
     before = torch.get_rng_state()
     read(risk, risk.on(Seeding()))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_single_number_may_have_any_stride():
+    one = torch.tensor([1.5])
+    odd = torch.arange(16.0).as_strided((1, 1), (1, 8)).fill_(1.5)
+    assert odd.is_contiguous()
+    assert odd.reshape(-1).stride() != (1,)
+    assert digest(odd) == digest(one.reshape(1, 1))

@@ -61,7 +61,7 @@ def test_scale_of_the_laplace_law():
 def test_laplace_law_that_has_no_scale():
     with pytest.raises(ValueError, match="raise damping or lower the dimension"):
         cp.LaplaceProbe(eigenspace([4.0, -0.5]), k=10)
-    with pytest.raises(ValueError, match="needs eigenvalues; this subspace comes from 'random'"):
+    with pytest.raises(ValueError, match="needs eigenvalues of a curvature; this subspace comes from 'random'"):
         cp.LaplaceProbe(subspace_of(cases.make("mlp").risk()), k=10)
 
 
@@ -166,3 +166,39 @@ def test_a_law_of_the_users_own():
     assert isinstance(Corners(0.3), cp.Probe)
     with pytest.raises(TypeError, match="the law is a Corners"):
         cp.controlled_monte_carlo(risk, new, Corners(0.3))
+
+
+def test_rescaled_layers_move_isotropic_results_and_not_those_of_a_laplace_law():
+    """One layer of a ReLU network times ten and the next divided by ten: the same function of the inputs."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3)).double()
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(200, 4, generator=draw, dtype=torch.float64)
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0.5).long()
+    found = {}
+    for name, factor in (("plain", 1.0), ("rescaled", 10.0)):
+        other = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3)).double()
+        other.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            other[0].weight *= factor
+            other[0].bias *= factor
+            other[2].weight /= factor
+        # The first layer only: over both, the rescaling itself is a direction without any curvature.
+        risk = cp.EmpiricalRisk(other, cp.losses.cross_entropy, (x[:180], y[:180]), params=["0.*"])
+        new = risk.on((x[180:], y[180:]))
+        space = cp.top_eigenspace(risk, dim=4, curvature="ggn", tol=1e-8)
+        laws = {"laplace": cp.LaplaceProbe(space, k=180), "isotropic": cp.IsotropicProbe(0.1)}
+        found[name] = {law: cp.closed_form(risk, new, one, num_probes=200).shape for law, one in laws.items()}
+    assert found["rescaled"]["laplace"] == pytest.approx(found["plain"]["laplace"], rel=1e-2)
+    assert found["rescaled"]["isotropic"] < found["plain"]["isotropic"] / 2
+
+
+def test_filters_are_scaled_each_by_its_own_size():
+    case = cases.make("convolution")
+    risk = case.risk()
+    deviation = risk.split(cp.NormalizedProbe(0.5, "filter").deviation(risk))
+    name, weight = next((n, p) for n, p in case.model.named_parameters() if p.dim() == 4)
+    expected = 0.5 * weight[1].square().mean().sqrt()
+    assert torch.allclose(deviation[name][1], expected.expand_as(weight[1]))
+    with pytest.raises(ValueError, match="by is 'layer'"):
+        cp.NormalizedProbe(0.5, "layer")

@@ -18,21 +18,31 @@ from torch import Tensor
 from curvprobe import progress
 from curvprobe.convergence import Which
 from curvprobe.criteria import decay_curve, delta1
-from curvprobe.estimators import control, gaussian_moment, probe_increments, quadratic_monte_carlo, summarise
+from curvprobe.estimators import Estimate, control, gaussian_moment, quadratic_monte_carlo, summarise
 from curvprobe.examples import digest, overlap
+from curvprobe.expectation import expected_criterion
+from curvprobe.full_space import full_space_moment
 from curvprobe.increment import increment
 from curvprobe.linearisation import tangents_at_once
+from curvprobe.monte_carlo import probe_increments
 from curvprobe.probes import IsotropicProbe, SubspaceProbe, check_sigma
 from curvprobe.projection import ProjectedSample, project
+from curvprobe.ranking import gradient_norms, rank_candidates
 from curvprobe.result import Analysis
 from curvprobe.risk import EmpiricalRisk
+from curvprobe.sample_size import required_sample_size
+from curvprobe.stationarity import stationarity
 from curvprobe.store import Store, to_json, write_atomically
 from curvprobe.subspace import Subspace, plan_memory, top_eigenspace
+from curvprobe.theory import theory_checks
 from curvprobe.validity import QuadraticValidity, subspace_validity
 from curvprobe.version import __version__
 
 SIGMA_GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 2))
 """Standard deviations at which the quadratic model is judged: half decades from 1e-5 to 3.2."""
+
+FULL_SPACE_PRODUCTS = 24
+"""Hessian products for the traces of the isotropic closed form."""
 
 VALIDITY_CANDIDATES = 32
 """Candidates whose increments the quadratic model is judged by."""
@@ -41,6 +51,13 @@ DECAY_POINTS = 60
 """Sample sizes of the decay curve when there are more."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class GradientNorms:
+    """Norm of every candidate's gradient, float64 (m,)."""
+
+    norms: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +78,7 @@ def analyze(
     tol: float = 1e-3,
     max_matvecs: int | None = None,
     num_probes: int = 64,
+    tolerance: float | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     compile: bool = False,  # noqa: A002 - torch's word
@@ -79,6 +97,7 @@ def analyze(
             which the quadratic model of the increment is validated.
         which, tol, max_matvecs: of the eigenspace, see :func:`top_eigenspace`.
         num_probes: Monte-Carlo draws.
+        tolerance: RMS increment, in loss units, for which to tell the required sample size; None leaves it out.
         seed: of everything random.
         out: folder for the finished stages and ``result.json``; a stage found there under the same model, data and
             settings is not computed again, and an eigenspace that was interrupted is continued.
@@ -126,7 +145,7 @@ def analyze(
     store, seconds = Store.at(out), dict[str, float]()
     engine = _engine(risk, dim, compile)
 
-    with progress.bar("analysis (stages)", 5) as advance:
+    with progress.bar("analysis (stages)", 7) as advance:
 
         def stage(name: str, key: Any, kind: type[T], compute: Callable[[], T]) -> T:
             start = time.perf_counter()
@@ -172,6 +191,14 @@ def analyze(
             ),
         )
 
+        full_space = stage(
+            "full_space",
+            [risk_key, new_key, chosen, seed],
+            Estimate,
+            lambda: full_space_moment(risk, first, sigma=chosen, num_probes=FULL_SPACE_PRODUCTS, seed=seed),
+        )
+        norms = stage("gradient_norms", [new_key], GradientNorms, lambda: GradientNorms(gradient_norms(new))).norms
+
     model = increment(sample, fresh[0])
     closed = gaussian_moment(model, sigma=chosen)
     eigenvalues, converged = subspace.eigenvalues, subspace.converged
@@ -205,6 +232,15 @@ def analyze(
         direct=summarise(draws.in_subspace, antithetic=True),
         controlled=control(closed, model, draws.in_subspace, law.coordinates(num_probes, seed)),
         isotropic=summarise(draws.isotropic, antithetic=True),
+        isotropic_closed_form=full_space,
+        expected=expected_criterion(sample, fresh, chosen) if len(new) > 1 else None,
+        doubling=expected_criterion(sample, fresh, chosen, "double") if len(new) > 1 else None,
+        required=None
+        if tolerance is None
+        else required_sample_size(sample, fresh if len(new) > 1 else None, chosen, tolerance, validity=validity),
+        stationarity=stationarity(risk, subspace, sample, fresh),
+        theory=theory_checks(sample, fresh[0], chosen),
+        ranking=rank_candidates(sample, fresh, chosen, gradient_norms=norms),
         decay=decay_curve(sample, ks, chosen, dims, fresh=fresh),
         shares=decay_curve(sample, [len(risk)], grid, [dim], fresh=fresh),
         notes=tuple(notes),
@@ -212,6 +248,7 @@ def analyze(
             **solver,
             "sigma": sigma,
             "num_probes": num_probes,
+            "tolerance": tolerance,
             "engine": engine,
             "param_names": risk.param_names,
             "risk_key": risk_key,

@@ -70,6 +70,10 @@ Memory = Annotated[
         help="GiB that the work may take beyond the model and the data. Default: half of what is free.", metavar="GIB"
     ),
 ]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="RMS increment in loss units for which to tell the required sample size. Default: not told."),
+]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the Hessian product: minutes at first, for jobs that take long.")
 ]
@@ -99,6 +103,7 @@ def demo(
     sigma: Sigma = "auto",
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
+    tolerance: Tolerance = None,
     seed: Seed = 0,
     memory_budget: Memory = None,
     compiled: Compile = False,
@@ -112,7 +117,7 @@ def demo(
         Store.at(folder)
         _say(f"Training the {task.value} task (kept in {folder / 'model.safetensors'}) ...")
         built = _build(task, k, seed, folder / "model.safetensors")
-        _analyse(built, None, dim, sigma, num_probes, tol, seed, folder, memory_budget, compiled)
+        _analyse(built, None, dim, sigma, num_probes, tol, tolerance, seed, folder, memory_budget, compiled)
 
 
 @app.command()
@@ -124,6 +129,7 @@ def run(
     sigma: Sigma = "auto",
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
+    tolerance: Tolerance = None,
     seed: Seed = 0,
     memory_budget: Memory = None,
     compiled: Compile = False,
@@ -133,7 +139,7 @@ def run(
     Example: curvprobe run my_task.py:task --k 500 --dim 10 --out runs/mine
     """
     with _plain_errors():
-        _analyse(load_task(task), k, dim, sigma, num_probes, tol, seed, out, memory_budget, compiled)
+        _analyse(load_task(task), k, dim, sigma, num_probes, tol, tolerance, seed, out, memory_budget, compiled)
 
 
 def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
@@ -154,6 +160,7 @@ def _analyse(
     sigma: str,
     num_probes: int,
     tol: float,
+    tolerance: float | None,
     seed: int,
     out: Path,
     memory_budget: float | None,
@@ -172,6 +179,7 @@ def _analyse(
         sigma=chosen,
         tol=tol,
         num_probes=num_probes,
+        tolerance=tolerance,
         seed=seed,
         out=out,
         compile=compiled,

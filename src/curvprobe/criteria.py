@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvprobe.estimators import Estimate, direct_monte_carlo, gaussian_moment, moment_parts, quadratic_increment
+from curvprobe.estimators import Estimate, gaussian_moment, moment_parts
 from curvprobe.increment import QuadraticIncrement, fresh_increments, prefix_increments
+from curvprobe.monte_carlo import direct_monte_carlo, quadratic_increment
 from curvprobe.probes import IsotropicProbe, PointProbe, SubspaceProbe, check_sigma
 from curvprobe.projection import ProjectedSample
 from curvprobe.risk import EmpiricalRisk

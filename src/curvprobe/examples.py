@@ -29,6 +29,8 @@ def _update(state: Any, item: Any, exact: bool, inside: tuple[int, ...] = ()) ->
         if not exact and not flat.is_complex():
             flat = flat.float() if flat.is_floating_point() else flat.long()
         state.update(f"{flat.dtype}{tuple(item.shape)}".encode())
+        if flat.stride(-1) != 1:  # a single number may claim to be contiguous all the same
+            flat = flat.clone(memory_format=torch.contiguous_format)
         state.update(flat.view(torch.uint8).numpy().tobytes())
     elif isinstance(item, Mapping):
         for key in sorted(item, key=str):

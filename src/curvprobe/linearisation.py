@@ -44,7 +44,7 @@ def _hessian(risk: EmpiricalRisk, batch: Batch, rows: int) -> Derivative:
 
 def gradient_derivative(leaves: dict[str, Tensor], gradients: list[Tensor]) -> Derivative:
     """Derivative of ``gradients``, a graph in ``leaves``, along tangents; by the symmetry of the Hessian, backwards."""
-    return lambda tangents, batched: _derivatives(gradients, list(leaves.values()), tangents, batched=batched)
+    return lambda tangents, batched: derivatives(gradients, list(leaves.values()), tangents, batched=batched)
 
 
 def _ggn(risk: EmpiricalRisk, batch: Batch, rows: int) -> Derivative:
@@ -53,7 +53,7 @@ def _ggn(risk: EmpiricalRisk, batch: Batch, rows: int) -> Derivative:
     if not reached:  # these examples pass the probed parameters by
         return lambda tangents, _: [torch.zeros_like(tangent) for tangent in tangents]
     bend = output_bends(leaves, reached, free, slopes)
-    return lambda tangents, batched: _derivatives(
+    return lambda tangents, batched: derivatives(
         reached, list(leaves.values()), bend(tangents, batched), batched=batched
     )
 
@@ -114,7 +114,7 @@ def output_slopes(
     at = [i for i, z in enumerate(outputs.tensors) if z.requires_grad]
     free = [outputs.tensors[i].detach().requires_grad_() for i in at]
     loss_sum, _ = split_loss(risk.loss(outputs.rebuild(dict(zip(at, free, strict=True))), batch), rows)
-    slopes = _derivatives([loss_sum.sum()], free, create_graph=True)
+    slopes = derivatives([loss_sum.sum()], free, create_graph=True)
     return [outputs.tensors[i] for i in at], free, slopes
 
 
@@ -124,16 +124,16 @@ def output_bends(
     """The loss's Hessian in the outputs, times the outputs' derivative along tangents."""
     # J^T u as a graph in the cotangents u: it is linear in them, and its own derivative along v is J v.
     cotangents = [torch.zeros_like(z).requires_grad_() for z in free]
-    pulled = _derivatives(reached, list(leaves.values()), cotangents, create_graph=True)
+    pulled = derivatives(reached, list(leaves.values()), cotangents, create_graph=True)
 
     def bend(tangents: list[Tensor], batched: bool) -> list[Tensor]:
-        pushed = _derivatives(pulled, cotangents, tangents, batched=batched)
-        return _derivatives(slopes, free, pushed, batched=batched)
+        pushed = derivatives(pulled, cotangents, tangents, batched=batched)
+        return derivatives(slopes, free, pushed, batched=batched)
 
     return bend
 
 
-def _derivatives(
+def derivatives(
     outputs: list[Tensor],
     inputs: list[Tensor],
     along: list[Tensor] | None = None,

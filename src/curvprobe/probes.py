@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -122,8 +122,10 @@ class LaplaceProbe:
     @property
     def scale(self) -> Tensor:
         """Standard deviation along every direction, float64 (D,)."""
-        if self.subspace.eigenvalues is None:
-            raise ValueError(f"a Laplace law needs eigenvalues; this subspace comes from {self.subspace.origin!r}")
+        if self.subspace.eigenvalues is None or self.subspace.origin == "deformation":
+            raise ValueError(
+                f"a Laplace law needs eigenvalues of a curvature; this subspace comes from {self.subspace.origin!r}"
+            )
         if self.k < 1:
             raise ValueError(f"k is {self.k}; expected at least one example")
         precision = self.k * (self.subspace.eigenvalues + self.damping)
@@ -143,6 +145,19 @@ class LaplaceProbe:
         return SubspaceProbe(self.subspace, self.scale).displacements(risk, num_probes, seed)
 
 
+@runtime_checkable
+class FullSpaceLaw(Protocol):
+    """A law that is Gaussian in all parameters, independently."""
+
+    def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
+        """Yield ``num_probes`` displacements (N,) from the solution."""
+        ...
+
+    def deviation(self, risk: EmpiricalRisk) -> float | Tensor:
+        """Standard deviation, of every parameter or one for each (N,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class IsotropicProbe:
     """``w* + d``, ``d ~ N(0, sigma^2 I_N)``: all parameters alike.
@@ -156,6 +171,10 @@ class IsotropicProbe:
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
+
+    def deviation(self, risk: EmpiricalRisk) -> float:  # noqa: ARG002 - a law may need it
+        """Standard deviation of every parameter."""
+        return float(self.sigma)
 
     def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
         """Yield ``num_probes`` displacements (N,) from the solution."""
@@ -171,25 +190,39 @@ class IsotropicProbe:
 
 @dataclass(frozen=True)
 class NormalizedProbe:
-    """Isotropic within each parameter tensor, scaled by the tensor's root mean square: ``sigma`` is relative.
+    """Isotropic within each block of parameters, scaled by the block's root mean square: ``sigma`` is relative.
 
-    Layers of different scale are moved in proportion; a tensor that is all zero stays where it is.
+    Layers of different scale are moved in proportion; a block that is all zero stays where it is.
 
     Args:
-        sigma: standard deviation relative to the root mean square of the parameter tensor.
+        sigma: standard deviation relative to the root mean square of the block.
+        by: what a block is: a whole parameter "tensor", or a "filter" of it, the weights of one output unit or channel
+            (Li et al. 2018, arXiv:1712.09913); a tensor of one dimension, such as a bias, is one block in either case.
     """
 
     sigma: float
+    by: Literal["tensor", "filter"] = "tensor"
     antithetic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
+        if self.by not in ("tensor", "filter"):
+            raise ValueError(f"by is {self.by!r}; expected 'tensor' or 'filter'")
+
+    def deviation(self, risk: EmpiricalRisk) -> Tensor:
+        """Standard deviation of each parameter (N,)."""
+        sizes = []
+        for p in risk.leaves().values():
+            square = p.detach().double().square()
+            filters = self.by == "filter" and p.dim() > 1
+            mean = square.flatten(1).mean(1).view(-1, *[1] * (p.dim() - 1)) if filters else square.mean()
+            sizes.append(mean.sqrt().to(p.dtype).expand_as(p))
+        return self.sigma * risk.flatten(sizes)
 
     def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
         """Yield ``num_probes`` displacements (N,) from the solution."""
-        sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in risk.leaves().values()]
-        scale = risk.flatten(sizes)
-        for displacement in IsotropicProbe(self.sigma).displacements(risk, num_probes, seed):
+        scale = self.deviation(risk)
+        for displacement in IsotropicProbe(1.0).displacements(risk, num_probes, seed):
             yield scale * displacement
 
 

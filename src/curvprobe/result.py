@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from curvprobe.criteria import DecayCurve
 from curvprobe.estimators import Estimate
+from curvprobe.expectation import PARTS, SOURCES, ExpectedCriterion
 from curvprobe.projection import ProjectedSample
+from curvprobe.ranking import Ranking
+from curvprobe.sample_size import RequiredSampleSize
+from curvprobe.stationarity import Stationarity
 from curvprobe.store import SCHEMA_VERSION
 from curvprobe.subspace import Subspace
+from curvprobe.theory import TheoryChecks
 from curvprobe.validity import QuadraticValidity
 
 
@@ -33,6 +38,14 @@ class Analysis:
         controlled: the same draws with the quadratic model as control variate: the best estimate of the truth where the
             model is valid; elsewhere take whichever of the two has the smaller standard error.
         isotropic: Delta_2 for the first candidate, by Monte Carlo on the true loss.
+        isotropic_closed_form: the same on the quadratic model, by stochastic traces.
+        expected: Delta_2^(D) averaged over the candidates as the next example, with its interval and table; None for a
+            single candidate.
+        doubling: the same when as many join as there are.
+        required: sample size for the tolerance; None where none was given.
+        stationarity: how far the solution is from a minimiser.
+        theory: the paper's statements, for the first candidate.
+        ranking: which candidates would move the landscape most.
         decay: criteria against k, averaged over the candidates.
         shares: criteria against sigma at the full sample, averaged over the candidates.
         notes: what a reader should know before trusting the numbers.
@@ -58,6 +71,13 @@ class Analysis:
     direct: Estimate
     controlled: Estimate
     isotropic: Estimate
+    isotropic_closed_form: Estimate
+    expected: ExpectedCriterion | None
+    doubling: ExpectedCriterion | None
+    required: RequiredSampleSize | None
+    stationarity: Stationarity
+    theory: TheoryChecks
+    ranking: Ranking
     decay: DecayCurve
     shares: DecayCurve
     notes: tuple[str, ...]
@@ -79,6 +99,7 @@ class Analysis:
             "delta2_subspace_direct_monte_carlo": self.direct,
             "delta2_subspace_controlled_monte_carlo": self.controlled,
             "delta2_isotropic_monte_carlo": self.isotropic,
+            "delta2_isotropic_closed_form": self.isotropic_closed_form,
         }
 
     def metrics(self) -> dict[str, float]:
@@ -114,7 +135,11 @@ class Analysis:
 
     def _rows(self) -> dict[str, dict[str, Any]]:
         """Every estimate as plain values, with what it is an estimate of."""
-        of_the_model = {"delta2_subspace_closed_form", "delta2_subspace_quadratic_monte_carlo"}
+        of_the_model = {
+            "delta2_subspace_closed_form",
+            "delta2_subspace_quadratic_monte_carlo",
+            "delta2_isotropic_closed_form",
+        }
         return {
             name: {
                 "target": "quadratic model" if name in of_the_model else "true loss",
@@ -166,6 +191,12 @@ class Analysis:
             },
             "sigma": {"value": self.sigma, "source": self.sigma_source, "verdict": self.verdict},
             "first_candidate": self._rows(),
+            "expected": _expectation_json(self.expected),
+            "doubling": _expectation_json(self.doubling),
+            "required_sample_size": None if self.required is None else asdict(self.required),
+            "stationarity": asdict(self.stationarity),
+            "theory": asdict(self.theory),
+            "ranking": {"columns": self.ranking.columns(), "rank_correlation": self.ranking.agreement()},
             "decay": _curve_json(self.decay),
             "shares": _curve_json(self.shares),
             "notes": self.notes,
@@ -176,6 +207,54 @@ class Analysis:
 def _curve_json(curve: DecayCurve) -> dict[str, Any]:
     names = ("ks", "sigmas", "dims", "delta1", "value", "stderr", "level", "slope", "curvature", "shape")
     return {name: getattr(curve, name) for name in names}
+
+
+def _expectation_json(expected: ExpectedCriterion | None) -> dict[str, Any] | None:
+    if expected is None:
+        return None
+    rows = zip(SOURCES, expected.table.tolist(), expected.table_stderr.tolist(), strict=True)
+    return {
+        "grow_by": expected.grow_by,
+        "value": expected.value,
+        "stderr": expected.stderr,
+        "interval": expected.interval,
+        "rms": expected.rms,
+        "rms_interval": expected.rms_interval,
+        "shape": expected.shape,
+        "table": {
+            source: {part: {"value": v, "stderr": e} for part, v, e in zip(PARTS, values, errors, strict=True)}
+            for source, values, errors in rows
+        },
+    }
+
+
+def _expectation_lines(a: Analysis) -> list[str]:
+    """What is expected of the next example, and of as many again."""
+    lines = []
+    if a.expected is not None and a.doubling is not None:
+        low, high = a.expected.rms_interval
+        lines += [
+            f"  95 % interval of the rms: [{low:.3e}, {high:.3e}]; {a.doubling.rms:.3e} when as many join as there are",
+            *(f"  {line}" for line in str(a.expected).split("\n")[1:]),
+        ]
+    if a.required is not None:
+        low, high = a.required.interval
+        size = f"{a.required.value} [{low:.0f}, {high:.0f}]" if a.required.value else "no answer"
+        lines += [f"Sample size for an rms of {a.required.tolerance:g} loss units: {size}; {a.required.verdict}"]
+    s, bound, shape = a.stationarity, a.theory.rate_bound, a.ranking.agreement()["shape"]
+    lines += [
+        "",
+        f"Stationarity: a Newton step in the subspace would take {s.newton_decrement:.2e} off the loss;",
+        f"  the sample's own gradient makes {100 * s.slope_share:.2g} % of the slope",
+        f"Theory, first candidate: rate bound {bound.bound:.2e}, {bound.slack:.2g} times the value; spectral form "
+        f"{a.theory.spectral_closed_form.value:.2e};",
+        f"  of {a.theory.extremality.num_sets} sets of directions, {100 * a.theory.extremality.share_below:.0f} % bend "
+        "no more than the leading ones",
+        "Ranking by shape agrees with "
+        + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in shape.items())
+        + " (rank correlation)",
+    ]
+    return lines
 
 
 def _table(a: Analysis) -> list[str]:
@@ -211,14 +290,16 @@ def _table(a: Analysis) -> list[str]:
         row(f"Delta_2^({a.subspace.dim}) direct Monte Carlo", a.direct, "true loss"),
         row(f"Delta_2^({a.subspace.dim}) controlled Monte Carlo", a.controlled, "true loss"),
         row("Delta_2 isotropic Monte Carlo", a.isotropic, "true loss"),
+        row("Delta_2 isotropic closed form", a.isotropic_closed_form, "quadratic model"),
         f"  (A probe is {a.sigma * a.subspace.dim**0.5:.2g} from the solution in the subspace, and "
         f"{a.sigma * a.num_params**0.5:.2g} when isotropic.)",
         "",
-        f"Averaged over the candidates: Delta_2^({a.subspace.dim}) = {expected:.5e}{spread}, rms "
-        f"{expected**0.5:.3e} loss units",
+        f"Averaged over the {a.num_candidates} candidates as the next example: Delta_2^({a.subspace.dim}) = "
+        f"{expected:.5e}{spread}, rms {expected**0.5:.3e} loss units",
         f"  of it level {100 * parts[0] / total:.2f} %, slope {100 * parts[1] / total:.2g} %, curvature "
         f"{100 * parts[2] / total:.2g} %; shape (all but the level) {parts[1] + parts[2]:.3e}",
     ]
+    lines += _expectation_lines(a)
     if a.notes:
         lines += ["", "Notes:", *(f"  - {note}" for note in a.notes)]
     return lines

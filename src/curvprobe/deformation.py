@@ -1,0 +1,87 @@
+"""The subspace in which the examples' gradients differ most."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from curvprobe.eigensolver import lanczos
+from curvprobe.linalg import inner
+from curvprobe.linearisation import derivatives
+from curvprobe.risk import EmpiricalRisk
+from curvprobe.subspace import Subspace
+
+
+def deformation_subspace(
+    risk: EmpiricalRisk, dim: int = 10, *, tol: float = 1e-3, max_matvecs: int | None = None, seed: int = 0
+) -> Subspace:
+    r"""Top-D eigenvectors of the covariance of the examples' gradients: the deformation-aligned subspace.
+
+    .. math:: C = \sum_i \frac{w_i}{W} (g_i - \bar g)(g_i - \bar g)^T
+
+    By Ky Fan's theorem no subspace of D dimensions holds more of the scatter of the slopes, so at small sigma it bounds
+    what any subspace can capture of the shape criterion. Its products cost one derivative along a vector and one
+    gradient, and never hold all gradients.
+
+    Args:
+        risk: on the examples whose gradients count: the next ones, to align with what they would change.
+        dim: number of directions D, below the number of examples.
+        tol, max_matvecs, seed: of the eigensolver, see :func:`lanczos`.
+
+    Returns:
+        The subspace with origin "deformation"; ``eigenvalues`` are those of C.
+
+    Raises:
+        ValueError: for a dim that the examples cannot span.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Linear(3, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.1, 0.0]])
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (x, 5 + torch.zeros(3, 1)))
+        >>> cp.deformation_subspace(risk, dim=1).basis.abs().round(decimals=1).flatten()
+        tensor([1., 0., 0.])
+    """
+    if not 1 <= dim < len(risk):
+        raise ValueError(f"dim is {dim}; the gradients of {len(risk)} examples span at most {len(risk) - 1} directions")
+    pairs = lanczos(
+        lambda block: torch.stack([_covariance_product(risk, column) for column in block.T], dim=1),
+        risk.num_params,
+        dim=dim,
+        tol=tol,
+        max_matvecs=max_matvecs,
+        seed=seed,
+        dtype=risk.dtype,
+        device=risk.device,
+    )
+    return Subspace(
+        basis=pairs.vectors,
+        origin="deformation",
+        eigenvalues=pairs.eigenvalues,
+        residuals=pairs.residuals,
+        converged=pairs.converged,
+        num_matvecs=pairs.num_matvecs,
+        num_search_matvecs=pairs.num_search_matvecs,
+        next_eigenvalue=pairs.next_eigenvalue,
+        risk_key=risk.key(),
+    )
+
+
+def _covariance_product(risk: EmpiricalRisk, vector: Tensor) -> Tensor:
+    """``C v`` for v (N,)."""
+    mean_slope = float(inner(vector[None], risk.gradient())[0])
+    total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
+    tangents = list(risk.split(vector.detach().contiguous()).values())
+    with risk.undisturbed():
+        for rows, batch in risk.batches():
+            leaves = risk.leaves()
+            loss_sum, weight = risk.batch_losses(leaves, batch, rows.stop - rows.start)
+            losses, parameters = loss_sum / weight, list(leaves.values())
+            # J^T u as a graph in u: it is linear in it, and its own derivative along v is J v.
+            cotangent = torch.zeros_like(losses).requires_grad_()
+            pulled = derivatives([losses], parameters, [cotangent], create_graph=True)
+            slopes = derivatives(pulled, [cotangent], tangents)[0]
+            share = risk.weights[rows].to(slopes) / risk.total_weight
+            pushed = (share * (slopes - mean_slope)).to(losses.dtype)
+            total += risk.flatten(derivatives([losses], parameters, [pushed]))
+    return total.to(risk.dtype)

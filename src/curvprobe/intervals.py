@@ -1,0 +1,167 @@
+"""Standard errors and confidence intervals of quantities that are, or nearly are, means over examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CONFIDENCE = 0.95
+
+RESAMPLES = 999
+
+_CHUNK = 1 << 15
+"""Numbers drawn at a time."""
+
+
+def pseudo_values(value: Tensor, left_out: Tensor) -> Tensor:
+    """Jackknife pseudo-values (n,) of a statistic, from its values with each example left out.
+
+    They stand for what each example contributes: their mean is the statistic without its first-order bias, and they
+    scatter as independent contributions would. For a plain mean they are the examples' own terms.
+
+    Source: Tukey (1958), "Bias and confidence in not-quite large samples".
+    """
+    return len(left_out) * value - (len(left_out) - 1) * left_out
+
+
+def standard_error(terms: Tensor) -> float:
+    """Of the mean of independent terms (n,); NaN for one."""
+    return float(terms.std() / math.sqrt(len(terms))) if len(terms) > 1 else math.nan
+
+
+def student_reach(stderr: float, freedom: int) -> float:
+    """Half the width of a 95 % interval about a mean."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * stderr
+
+
+def log_interval(value: float, stderr: float, freedom: int) -> tuple[float, float]:
+    """95 % interval of a positive quantity, symmetric on a logarithmic scale; (0, inf) where nothing is known."""
+    if not value > 0 or not math.isfinite(stderr) or freedom < 1:
+        return (0.0, math.inf)
+    factor = math.exp(min(700.0, student_reach(stderr / value, freedom)))
+    return (value / factor, value * factor)
+
+
+def resamples(n: int, seed: int = 0) -> Iterator[Tensor]:
+    """How often each of ``RESAMPLES`` draws of n out of n holds each of them, float64 (some, n) at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    left, rows = RESAMPLES, max(1, _CHUNK // n)
+    while left > 0:
+        count = min(left, rows)
+        drawn = torch.randint(n, (count, n), generator=generator)
+        one = torch.ones(1, dtype=torch.float64).expand_as(drawn)
+        yield torch.zeros(count, n, dtype=torch.float64).scatter_add_(1, drawn, one)
+        left -= count
+
+
+def bootstrap_t(value: Tensor, stderr: Tensor, truth: Tensor, values: Tensor, stderrs: Tensor) -> tuple[Tensor, Tensor]:
+    r"""95 % intervals of positive quantities by the bootstrap-t on a logarithmic scale.
+
+    .. math:: t^* = \frac{\log x^* - \log x_0}{s^* / x^*}, \qquad
+        x \, e^{- q_{0.975} \, s / x} \le \mu \le x \, e^{- q_{0.025} \, s / x}
+
+    with the quantiles q of t* over resamples. Squared increments are skewed: a normal interval covers too seldom,
+    because a sample that has missed the large ones has a small scatter too. The resamples know of that.
+
+    Args:
+        value, stderr: (m,), m estimates and their standard errors.
+        truth: (m,), what the resamples estimate: the quantities of the sample, taken for the population.
+        values, stderrs: (B, m), the estimates from the resamples.
+
+    Returns:
+        The ends (m,); 0 and infinity where nothing is known.
+
+    Source: Efron & Tibshirani (1993), "An Introduction to the Bootstrap", chapter 12.
+    """
+    t = ((values / truth).log() * values / stderrs).nan_to_num(nan=-torch.inf)  # not positive: far below
+    alpha = (1 - CONFIDENCE) / 2
+    below, above = (t.sort(dim=0).values[round(q * (len(t) + 1)) - 1] for q in (alpha, 1 - alpha))
+    low, high = (value * (-q * stderr / value).exp() for q in (above, below))
+    known = (value > 0) & (truth > 0) & low.isfinite()
+    low, high = torch.where(known, low, 0.0), torch.where(known & ~high.isnan(), high, torch.inf)
+    certain = (value > 0) & (stderr == 0)
+    return torch.where(certain, value, low), torch.where(certain, value, high)
+
+
+def mean_interval(terms: Tensor) -> tuple[float, float]:
+    """95 % interval of the positive mean of independent terms (n,).
+
+    Example:
+        >>> import torch
+        >>> low, high = mean_interval(torch.linspace(0, 2, 100, dtype=torch.float64))
+        >>> round(low, 2), round(high, 2)
+        (0.88, 1.12)
+    """
+    n, mean = len(terms), terms.mean()[None]
+    moments = torch.cat([counts @ torch.stack([terms, terms.square()], dim=1) / n for counts in resamples(n)])
+    first, second = moments[:, :1], moments[:, 1:]
+    stderrs = ((second - first.square()).clamp_min(0.0) / n).sqrt()
+    low, high = bootstrap_t(mean, terms.std(correction=0)[None] / math.sqrt(n), mean, first, stderrs)
+    return float(low), float(high)
+
+
+class ShiftAndSpread:
+    r"""95 % intervals of ``alpha |mean|^2 + beta spread`` of independent vectors, for any alpha and beta.
+
+    The squared mean is estimated without its bias, ``|m|^2 - V / n``, and the spread is the trace V of the covariance.
+    For the upper end the bias stays in: where the mean is within the noise, the linear error that the bootstrap goes by
+    does not see how much larger it may be. (Of 500 upper ends for 8 that join, from 100
+    candidates, 11 % lay below the truth without it, and 8 % with it.)
+
+    Args:
+        vectors: (n, P), at least 3.
+    """
+
+    def __init__(self, vectors: Tensor) -> None:
+        n, size = vectors.shape
+        self.n = n
+        # The inner product of any combination of the vectors with every vector, by the cheaper of two ways.
+        gram = vectors @ vectors.T if n <= size else None
+        lengths = vectors.square().sum(1)
+
+        def statistics(counts: Tensor) -> tuple[Tensor, ...]:
+            along = counts @ gram if gram is not None else (counts @ vectors) @ vectors.T
+            return self._statistics(counts, along / n, lengths)
+
+        self.sample = statistics(torch.ones(1, n, dtype=torch.float64))
+        parts = [statistics(counts) for counts in resamples(n)]
+        self.resampled = tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    @staticmethod
+    def _statistics(counts: Tensor, along: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        """Squared mean, spread (with n in the denominator), and the moments of their influences, (B, 1) each.
+
+        ``along`` (B, n) are the inner products of the means with every vector.
+        """
+        n = counts.shape[1]
+        square = (along * counts).sum(1, keepdim=True) / n
+        distance = lengths - 2 * along + square
+        spread = (counts * distance).sum(1, keepdim=True) / n
+        shifts, spreads = 2 * (along - square), distance - spread
+        moments = ((counts * a * b).sum(1, keepdim=True) / n for a, b in _pairs(shifts, spreads))
+        return square, spread, *moments
+
+    def intervals(self, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """Ends (m,) of the intervals for weights (m,) each."""
+
+        def estimate(statistics: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            square, plain, both_shifts, mixed, both_spreads = statistics
+            spread = plain * self.n / (self.n - 1)
+            variance = alpha**2 * both_shifts + 2 * alpha * beta * mixed + beta**2 * both_spreads
+            return alpha * (square - spread / self.n) + beta * spread, (variance.clamp_min(0.0) / self.n).sqrt()
+
+        value, stderr = (part[0] for part in estimate(self.sample))
+        truth = (alpha * self.sample[0] + beta * self.sample[1])[0]
+        values, stderrs = estimate(self.resampled)
+        low, _ = bootstrap_t(value, stderr, truth, values, stderrs)
+        with_noise = value + alpha * self.sample[1][0] / (self.n - 1)
+        return low, bootstrap_t(with_noise, stderr, truth, values, stderrs)[1]
+
+
+def _pairs(a: Tensor, b: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    return (a, a), (a, b), (b, b)
