@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/digits
 
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs figures bench clean
 help:
 	@echo "make demo    train a small classifier and analyse it (results in $(OUT))"
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types and the direction of imports"
+	@echo "make figures draw the figures of docs/numbers.md"
 	@echo "make docs    build the documentation into site/"
 	@echo "make bench   run the benchmarks (about an hour and a half), rewrite benchmarks/results/ and the tables"
 
@@ -38,11 +39,15 @@ lint: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+figures: .venv/dev
+	$(BIN)/curvprobe demo --tolerance 1e-4 --out runs/numbers
+	cp runs/numbers/*.png docs/figures/
+
 docs: .venv/dev
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/bench
-	for name in monte_carlo paper curve peers scaling limit solver; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in monte_carlo concentration coverage_of_intervals paper curve peers scaling limit solver; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
 clean:

@@ -1,6 +1,5 @@
 """Result files, and what they say about the machine that they were made on."""
 
-import json
 import os
 import platform
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 import curvprobe
+from curvprobe.store import to_json
 
 
 def describe() -> dict[str, object]:
@@ -34,5 +34,5 @@ def place(machine: dict[str, Any]) -> str:
 def write(out: Path, result: dict[str, Any]) -> None:
     """Write a result file, in a folder that is made if need be."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    out.write_bytes(to_json(result))
     print(f"written to {out}")

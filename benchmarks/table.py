@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import concentration
+import coverage_of_intervals
 import curve
 import gpu
 import limit
@@ -16,7 +18,7 @@ import solver
 ROOT = Path(__file__).parent.parent
 
 
-SCRIPTS = (curve, gpu, limit, monte_carlo, paper, peers, scaling, solver)
+SCRIPTS = (concentration, coverage_of_intervals, curve, gpu, limit, monte_carlo, paper, peers, scaling, solver)
 """Each writes a result file of its name, and its ``table`` makes a table of that."""
 
 
@@ -32,7 +34,7 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         path.write_text(fill(path.read_text()))
 
 

@@ -167,3 +167,31 @@ def test_both_ways_to_a_decay_curve_agree_where_their_subspace_is_the_same(on_pa
     theirs, products = curve.paper_point(task, 8, 8, 2)
     assert float(ours.value[-1, 0, 0]) == pytest.approx(theirs, rel=0.05)
     assert products >= 2 * 17
+
+
+def test_coverage_in_small(on_path, tmp_path):
+    import coverage_of_intervals as coverage
+
+    coverage.main(["--repetitions", "40", "--population", "3000", "--out", str(tmp_path / "coverage.json")])
+    result = json.loads((tmp_path / "coverage.json").read_text())
+    assert len(result["rows"]) == 11
+    for row in result["rows"]:
+        assert row["covered"] >= 0.8
+        assert row["covered"] == pytest.approx(1 - (row["below"] + row["above"]) / 40)
+    assert "required size, pool" in coverage.table(result)
+
+
+def test_concentration_in_small(on_path, tmp_path, monkeypatch):
+    import concentration
+
+    case = cases.make("mlp")
+    task = cp.Task(case.model, case.loss, case.data, case.candidates)
+    monkeypatch.setattr(concentration, "TASKS", {"digits": lambda **_: task})
+    out, figures = tmp_path / "concentration.json", tmp_path / "figures"
+    options = ["--tasks", "digits", "--dim", "3", "--sigma", "0.01", "--out", str(out), "--figures", str(figures)]
+    concentration.main(options)
+    result = json.loads(out.read_text())
+    shares = result["tasks"]["digits"]["subspaces"]
+    assert shares["best possible"]["shape"][0] >= shares["random"]["shape"][0]
+    assert "| best possible |" in concentration.table(result)
+    assert (figures / "concentration_digits.png").exists()

@@ -53,7 +53,7 @@ def test_every_figure_is_written_as_png_and_pdf_without_pyplot(analysis, tmp_pat
 
     paths = plots.save_figures(analysis, tmp_path)
     assert {path.suffix for path in paths} == {".png", ".pdf"}
-    assert len(paths) == 8
+    assert len(paths) == 2 * len(plots.FIGURES) == 10
     assert all(path.stat().st_size > 1000 for path in paths)
     assert "matplotlib.pyplot" not in sys.modules
 
@@ -64,3 +64,28 @@ def test_an_eigenpair_that_has_not_converged_is_hollow(analysis):
     space = replace(analysis.subspace, converged=torch.tensor([True, True, False]))
     figure = plots.plot_eigenvalues(replace(analysis, subspace=space))
     assert len(line(figure, "not converged").get_ydata()) == 1
+
+
+def test_a_concentration_curve_and_a_trajectory_are_drawn():
+    case = cases.make("mlp")
+    risk = case.risk()
+    curve = cp.concentration_curve(risk, risk.on(case.candidates), sigma=0.05, dim=2)
+    axes = plots.plot_concentration(curve).axes[0]
+    drawn = {container.get_label(): container.lines[0].get_ydata() for container in axes.containers}
+    assert set(drawn) == set(curve.names)
+    assert drawn["hessian"].tolist() == curve.shape[curve.names.index("hessian")].tolist()
+    path = cp.trajectory([risk[:3], risk[:4], risk], dim=2, sigma=0.05)
+    axes = plots.plot_trajectory(path).axes[0]
+    assert axes.containers[0].lines[0].get_ydata().tolist() == path.dispersion.tolist()
+
+
+def test_the_expected_table_is_drawn_and_a_single_candidate_has_none(analysis):
+    from dataclasses import replace
+
+    axes = plots.plot_expected(analysis).axes[0]
+    heights = sorted(patch.get_height() for patch in axes.patches)
+    positive = sorted(v for v in analysis.expected.table.flatten().tolist() if v > 0)
+    assert len(heights) == 6
+    assert heights[-len(positive) :] == positive
+    alone = plots.plot_expected(replace(analysis, expected=None)).axes[0]
+    assert not alone.patches

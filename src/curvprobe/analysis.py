@@ -18,7 +18,14 @@ from torch import Tensor
 from curvprobe import progress
 from curvprobe.convergence import Which
 from curvprobe.criteria import decay_curve, delta1
-from curvprobe.estimators import Estimate, control, gaussian_moment, quadratic_monte_carlo, summarise
+from curvprobe.estimators import (
+    Estimate,
+    control,
+    gaussian_moment,
+    model_error,
+    quadratic_monte_carlo,
+    summarise,
+)
 from curvprobe.examples import digest, overlap
 from curvprobe.expectation import expected_criterion
 from curvprobe.full_space import full_space_moment
@@ -233,6 +240,7 @@ def analyze(
         controlled=control(closed, model, draws.in_subspace, law.coordinates(num_probes, seed)),
         isotropic=summarise(draws.isotropic, antithetic=True),
         isotropic_closed_form=full_space,
+        surrogate_error=model_error(draws.in_subspace, model, law.coordinates(num_probes, seed)),
         expected=expected_criterion(sample, fresh, chosen) if len(new) > 1 else None,
         doubling=expected_criterion(sample, fresh, chosen, "double") if len(new) > 1 else None,
         required=None

@@ -19,6 +19,9 @@ from curvprobe.projection import mean_projection, project
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.subspace import Subspace, gradient_subspace, random_subspace, top_eigenspace
 
+LOOSE = 1e-2
+"""Tolerance of the Hessian's bottom, where the spectrum is so crowded that single directions mean little."""
+
 
 @dataclass(frozen=True, eq=False)
 class ConcentrationCurve:
@@ -59,7 +62,10 @@ class ConcentrationCurve:
         lines.append(f"  {'D':>14} " + "".join(f"{d:>18}" for d in self.dims.tolist()))
         for i, name in enumerate(self.names):
             cells = zip(self.shape[i].tolist(), self.shape_stderr[i].tolist(), strict=True)
-            lines.append(f"  {name:>14} " + "".join(f"{v:>9.2e} +-{e:.0e} " for v, e in cells))
+            lines.append(
+                f"  {name:>14} "
+                + "".join(" " * 17 + "-" if math.isnan(v) else f"{v:>9.2e} +-{e:.0e} " for v, e in cells)
+            )
         lines.append(f"  {'null D/N':>14} " + "".join(f"{v:>9.2e}         " for v in self.null.tolist()))
         return "\n".join(lines)
 
@@ -89,7 +95,9 @@ def default_subspaces(
         spaces["best possible"] = deformation_subspace(candidates, min(dim, len(candidates) - 1), tol=tol, seed=seed)
     spaces["gradients"] = gradient_subspace(risk[: min(dim, len(risk))])
     spaces["random"] = random_subspace(risk, dim, seed=seed)
-    spaces["bottom"] = top_eigenspace(risk, dim=dim, which="smallest", tol=tol, seed=seed)
+    spaces["bottom"] = top_eigenspace(
+        risk, dim=dim, which="smallest", tol=max(tol, LOOSE), max_matvecs=30 * dim + 10, seed=seed
+    )
     return spaces
 
 

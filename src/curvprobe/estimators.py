@@ -121,6 +121,12 @@ def control(moment: Estimate, model: QuadraticIncrement, true: Tensor, coordinat
     return corrected(moment, true, model.at(coordinates))
 
 
+def model_error(true: Tensor, model: QuadraticIncrement, coordinates: Tensor) -> float:
+    """Root mean square error of the model of the increment's change at coordinates (S, D), relative to the change."""
+    change = (true - model.level).square().mean().sqrt()
+    return float((true - model.at(coordinates)).square().mean().sqrt() / change)
+
+
 def corrected(moment: Estimate, true: Tensor, surrogate: Tensor) -> Estimate:
     """The moment of the quadratic model, corrected by what the true increments (S,) have beyond the model's."""
     # x^2 - y^2 as a product: the squares agree to many digits.

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from curvprobe.concentration import ConcentrationCurve
+    from curvprobe.trajectory import Trajectory
+
 _PARTS = (("level", "#4c72b0"), ("slope", "#dd8452"), ("curvature", "#55a868"))
 _SAVED = ("png", "pdf")
 
@@ -111,11 +114,76 @@ def plot_validity(analysis: Analysis) -> Figure:
     return figure
 
 
+def plot_expected(analysis: Analysis) -> Figure:
+    """The parts of the expected criterion, {mean shift, spread} x {level, slope, curvature}, with standard errors."""
+    figure, axes = _new_figure()
+    expected = analysis.expected
+    if expected is None:
+        axes.text(0.5, 0.5, "one candidate: no expectation", ha="center", va="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return figure
+    cells, errors = expected.table.numpy(), expected.table_stderr.nan_to_num().numpy()
+    smallest = numpy.abs(cells[cells > 0]).min() if (cells > 0).any() else 1.0
+    for i, hatch in enumerate((None, "//")):
+        for j, (_, color) in enumerate(_PARTS):
+            value = cells[i, j]
+            shown = max(value, smallest * 1e-1)
+            axes.bar(j + 0.4 * i, shown, width=0.38, color=color, hatch=hatch, edgecolor="white", alpha=0.9)
+            reach = [[min(errors[i, j], 0.9 * shown)], [errors[i, j]]]
+            axes.errorbar(j + 0.4 * i, shown, yerr=reach, color="0.3", capsize=3)
+            if value <= 0:
+                axes.annotate("within\nnoise", (j + 0.4 * i, shown), ha="center", va="bottom", fontsize="x-small")
+    axes.set_yscale("log")
+    axes.set_xticks([j + 0.4 * i for j in range(3) for i in range(2)])
+    axes.set_xticklabels(
+        [f"{part}\n{source}" for part, _ in _PARTS for source in ("shift", "spread")], fontsize="small"
+    )
+    low, high = expected.rms_interval
+    axes.set(ylabel="squared loss units")
+    axes.set_title(f"Next example: rms {expected.rms:.2e} [{low:.1e}, {high:.1e}]")
+    return figure
+
+
+def plot_concentration(curve: ConcentrationCurve) -> Figure:
+    """Share of the full-space shape signal in the first D directions of every subspace, beside D / N."""
+    figure, axes = _new_figure()
+    dims = curve.dims.numpy()
+    for name, share, error in zip(curve.names, curve.shape.numpy(), curve.shape_stderr.numpy(), strict=True):
+        reach = [numpy.minimum(error, 0.9 * share), error]
+        axes.errorbar(dims, share, yerr=reach, marker="o", markersize=3, capsize=2, label=name)
+    axes.plot(dims, curve.null.numpy(), "--", color="black", linewidth=0.8, label="D / N")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set(xlabel="directions D", ylabel="share of the shape signal")
+    axes.set_title(f"sigma = {curve.sigma:g}, N = {curve.num_params}")
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    return figure
+
+
+def plot_trajectory(path: Trajectory) -> Figure:
+    """Landscape dispersion against the sample size, with the fitted power law."""
+    figure, axes = _new_figure()
+    ks, value, error = path.ks.numpy(), path.dispersion.numpy(), path.dispersion_stderr.numpy()
+    axes.errorbar(ks, value, yerr=[numpy.minimum(error, 0.9 * value), error], fmt="o", color="black", label="V")
+    for part, (name, color) in enumerate(_PARTS):
+        axes.plot(ks, path.dispersion_parts[:, part].numpy(), ".-", color=color, label=name)
+    low, high = path.fit.interval
+    label = rf"$\propto k^{{{path.fit.exponent:.2f}}}$ [{low:.2f}, {high:.2f}]"
+    axes.plot(ks, path.fit.at_one * ks**path.fit.exponent, "--", color="0.4", linewidth=0.8, label=label)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set(xlabel="sample size k", ylabel="dispersion V (squared loss units)")
+    axes.set_title("Landscape dispersion at the weights of each sample size")
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
 FIGURES: tuple[tuple[str, Callable[[Analysis], Any]], ...] = (
     ("eigenvalues", plot_eigenvalues),
     ("decay", plot_decay),
     ("shares", plot_shares),
     ("validity", plot_validity),
+    ("expected", plot_expected),
 )
 """File name and function of every figure of an analysis."""
 

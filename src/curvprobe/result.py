@@ -39,6 +39,8 @@ class Analysis:
             model is valid; elsewhere take whichever of the two has the smaller standard error.
         isotropic: Delta_2 for the first candidate, by Monte Carlo on the true loss.
         isotropic_closed_form: the same on the quadratic model, by stochastic traces.
+        surrogate_error: relative error of the quadratic model of the first candidate's increment, in the draws of
+            ``direct``: root mean square over that of the increment's change.
         expected: Delta_2^(D) averaged over the candidates as the next example, with its interval and table; None for a
             single candidate.
         doubling: the same when as many join as there are.
@@ -72,6 +74,7 @@ class Analysis:
     controlled: Estimate
     isotropic: Estimate
     isotropic_closed_form: Estimate
+    surrogate_error: float
     expected: ExpectedCriterion | None
     doubling: ExpectedCriterion | None
     required: RequiredSampleSize | None
@@ -188,6 +191,8 @@ class Analysis:
                 "verdicts": self.validity.verdicts,
                 "num_probes": self.validity.num_probes,
                 "validated_sigma": self.validity.validated_sigma,
+                "precision_floor": self.validity.precision_floor,
+                "increment_error_of_monte_carlo": self.surrogate_error,
             },
             "sigma": {"value": self.sigma, "source": self.sigma_source, "verdict": self.verdict},
             "first_candidate": self._rows(),
@@ -281,7 +286,12 @@ def _table(a: Analysis) -> list[str]:
         f"  {int(converged.sum())} of {len(converged)} certified, largest residual {float(residuals.max()):.1e} of the "
         f"first eigenvalue, {a.subspace.num_matvecs} Hessian products",
         f"Probe: sigma = {a.sigma:.3g} ({a.sigma_source}); the quadratic model is {a.verdict} there, error "
-        f"{100 * a.validity.error_at(a.sigma):.2g} %",
+        f"{100 * a.validity.error_at(a.sigma):.2g} % ({100 * a.surrogate_error:.2g} % in the draws of Monte Carlo)",
+        *(
+            []
+            if a.validity.precision_floor is None
+            else [f"  Below sigma = {a.validity.precision_floor:.2g} rounding in {a.dtype} takes over."]
+        ),
         "",
         "If the first candidate is added (squared loss units; rms in loss units):",
         row("Delta_1 at the solution", a.delta1, "true loss, loss units"),

@@ -62,6 +62,15 @@ class QuadraticValidity:
             last += 1
         return float(self.sigmas[last])
 
+    @property
+    def precision_floor(self) -> float | None:
+        """The smallest sigma of the validated regime, where smaller ones of the grid fail by rounding; None else."""
+        best = int(self.error.nan_to_num(nan=torch.inf).argmin())
+        first = best
+        while first > 0 and self.verdicts[first - 1] == "valid":
+            first -= 1
+        return float(self.sigmas[first]) if first > 0 and self.verdicts[best] == "valid" else None
+
     def error_at(self, sigma: float) -> float:
         """The error that the verdict goes by at the grid's sigma nearest to this one."""
         return float(self.error[(self.sigmas - sigma).abs().argmin()])
