@@ -30,7 +30,7 @@ def test_the_dispersion_settles_where_the_solution_does():
         assert float(path.dispersion[i]) == pytest.approx(pool.value * k * (k + 1), rel=1e-4)
         assert float(path.dispersion_parts[i].sum()) == pytest.approx(float(path.dispersion[i]), rel=1e-10)
         assert path.expected[i].value == pytest.approx(pool.value, rel=1e-4)
-        assert float(path.loss[i]) == risk.value()
+        assert float(path.loss[i]) == pytest.approx(risk.value(), rel=1e-12)
     assert path.fit.interval[0] < 0.1  # no growth that the data would show: the squared noise has a fixed variance
     assert abs(path.fit.exponent) < 0.4
     assert bool((path.overlap > 0.2).all())
