@@ -27,25 +27,12 @@ def measure(
     candidates = risk.on(task.candidates)[:num_candidates]
     curve = cp.concentration_curve(risk, candidates, sigma=sigma, dim=dim, num_probes=num_probes)
     print(curve, flush=True)
-    expected = curve.full.expected
     result = {
         "k": len(risk),
         "num_params": risk.num_params,
         "num_candidates": len(candidates),
         "num_probes": num_probes,
-        "sigma": sigma,
-        "dims": curve.dims.tolist(),
-        "null": curve.null.tolist(),
-        "full_space": {"value": expected.value, "stderr": expected.stderr, "shape": expected.shape},
-        "subspaces": {
-            name: {
-                "shape": curve.shape[i].tolist(),
-                "shape_stderr": curve.shape_stderr[i].tolist(),
-                "criterion": curve.criterion[i].tolist(),
-                "criterion_stderr": curve.criterion_stderr[i].tolist(),
-            }
-            for i, name in enumerate(curve.names)
-        },
+        **curve.to_json(),
     }
     return result, curve
 

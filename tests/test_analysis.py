@@ -1,7 +1,7 @@
 import copy
 import json
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy
 import pytest
@@ -349,14 +349,16 @@ def test_what_is_expected_of_the_next_example(case, analysis):
     assert analysis.expected.value == pytest.approx(float(analysis.decay.value[-1, -1, 0]), rel=1e-10)
     assert float(analysis.expected.table.sum()) == pytest.approx(expected.value, rel=1e-10)
     assert analysis.doubling.grow_by == 30
-    assert analysis.stationarity == cp.stationarity(risk, analysis.subspace, sample, fresh)
+    stationarity = cp.stationarity(risk, analysis.subspace, sample, fresh)
+    assert asdict(analysis.stationarity) == pytest.approx(asdict(stationarity), rel=1e-9)
     assert analysis.theory == cp.theory_checks(sample, fresh[0], sigma)
     assert analysis.theory.rate_bound.holds
     norms = cp.gradient_norms(risk.on(case.candidates))
-    assert torch.equal(analysis.ranking.gradient_norm, norms)
+    assert torch.allclose(analysis.ranking.gradient_norm, norms, rtol=1e-10, atol=0)
     law = cp.IsotropicProbe(sigma)
     closed = cp.full_space_moment(risk, risk.on(case.candidates)[:1], sigma=sigma, num_probes=24, seed=1)
-    assert analysis.isotropic_closed_form == closed
+    assert analysis.isotropic_closed_form.value == pytest.approx(closed.value, rel=1e-9)
+    assert analysis.isotropic_closed_form.stderr == pytest.approx(closed.stderr, rel=1e-6)
     controlled = cp.controlled_monte_carlo(risk, risk.on(case.candidates)[:1], law)
     assert abs(closed.value - controlled.value) < 5 * (closed.stderr + controlled.stderr) + 0.1 * closed.value
 
@@ -378,3 +380,20 @@ def test_a_single_candidate_leaves_expectations_out(case):
     analysis = cp.analyze(case.risk(), dim=2)
     assert analysis.expected is None
     assert analysis.to_json()["expected"] is None
+
+
+def test_the_concentration_is_told_where_it_is_asked_for(case, tmp_path):
+    from curvprobe.plots import save_figures
+
+    analysis = cp.analyze(case.risk(), case.candidates, dim=2, concentration=True, out=tmp_path)
+    curve = cp.concentration_curve(case.risk(), case.risk().on(case.candidates), sigma=analysis.sigma, dim=2)
+    assert analysis.concentration.names == curve.names
+    assert torch.allclose(analysis.concentration.shape, curve.shape, rtol=1e-3, equal_nan=True)
+    again = cp.analyze(case.risk(), case.candidates, dim=2, concentration=True, out=tmp_path)
+    assert again.seconds["concentration"] == 0
+    assert torch.equal(again.concentration.shape, analysis.concentration.shape)
+    written = json.loads((tmp_path / "result.json").read_text())["concentration"]
+    assert written["subspaces"]["hessian"]["shape"] == analysis.concentration.shape[0].tolist()
+    assert "Share of the full-space shape signal" in str(again)
+    assert (tmp_path / "concentration.png") in save_figures(again, tmp_path)
+    assert cp.analyze(case.risk(), case.candidates, dim=2).concentration is None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from curvprobe import progress
+from curvprobe.concentration import ConcentrationCurve, concentration_curve, default_subspaces
 from curvprobe.convergence import Which
 from curvprobe.criteria import decay_curve, delta1
 from curvprobe.estimators import (
@@ -54,6 +55,9 @@ FULL_SPACE_PRODUCTS = 24
 VALIDITY_CANDIDATES = 32
 """Candidates whose increments the quadratic model is judged by."""
 
+CONCENTRATION_CANDIDATES = 100
+"""Candidates that the concentration curve is averaged over."""
+
 DECAY_POINTS = 60
 """Sample sizes of the decay curve when there are more."""
 
@@ -86,6 +90,7 @@ def analyze(
     max_matvecs: int | None = None,
     num_probes: int = 64,
     tolerance: float | None = None,
+    concentration: bool = False,
     seed: int = 0,
     out: str | Path | None = None,
     compile: bool = False,  # noqa: A002 - torch's word
@@ -105,6 +110,8 @@ def analyze(
         which, tol, max_matvecs: of the eigenspace, see :func:`top_eigenspace`.
         num_probes: Monte-Carlo draws.
         tolerance: RMS increment, in loss units, for which to tell the required sample size; None leaves it out.
+        concentration: also find how much of the full-space signal the top-D directions and others capture: four more
+            eigenspaces, on up to 100 candidates.
         seed: of everything random.
         out: folder for the finished stages and ``result.json``; a stage found there under the same model, data and
             settings is not computed again, and an eigenspace that was interrupted is continued.
@@ -152,7 +159,7 @@ def analyze(
     store, seconds = Store.at(out), dict[str, float]()
     engine = _engine(risk, dim, compile)
 
-    with progress.bar("analysis (stages)", 7) as advance:
+    with progress.bar("analysis (stages)", 7 + concentration) as advance:
 
         def stage(name: str, key: Any, kind: type[T], compute: Callable[[], T]) -> T:
             start = time.perf_counter()
@@ -205,6 +212,17 @@ def analyze(
             lambda: full_space_moment(risk, first, sigma=chosen, num_probes=FULL_SPACE_PRODUCTS, seed=seed),
         )
         norms = stage("gradient_norms", [new_key], GradientNorms, lambda: GradientNorms(gradient_norms(new))).norms
+        captured = None
+        if concentration:
+            few = new[:CONCENTRATION_CANDIDATES]
+            captured = stage(
+                "concentration",
+                [risk_key, new_key, chosen, dim, tol, seed],
+                ConcentrationCurve,
+                lambda: concentration_curve(
+                    risk, few, sigma=chosen, subspaces=default_subspaces(risk, few, dim, tol=tol, seed=seed), seed=seed
+                ),
+            )
 
     model = increment(sample, fresh[0])
     closed = gaussian_moment(model, sigma=chosen)
@@ -248,6 +266,7 @@ def analyze(
         else required_sample_size(sample, fresh if len(new) > 1 else None, chosen, tolerance, validity=validity),
         stationarity=stationarity(risk, subspace, sample, fresh),
         theory=theory_checks(sample, fresh[0], chosen),
+        concentration=captured,
         ranking=rank_candidates(sample, fresh, chosen, gradient_norms=norms),
         decay=decay_curve(sample, ks, chosen, dims, fresh=fresh),
         shares=decay_curve(sample, [len(risk)], grid, [dim], fresh=fresh),
@@ -257,6 +276,7 @@ def analyze(
             "sigma": sigma,
             "num_probes": num_probes,
             "tolerance": tolerance,
+            "concentration": concentration,
             "engine": engine,
             "param_names": risk.param_names,
             "risk_key": risk_key,

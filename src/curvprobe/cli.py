@@ -74,6 +74,14 @@ Tolerance = Annotated[
     float | None,
     typer.Option(help="RMS increment in loss units for which to tell the required sample size. Default: not told."),
 ]
+Concentration = Annotated[
+    bool,
+    typer.Option(
+        "--concentration",
+        help="Also tell how much of the full-space signal the top-D directions, and others, capture: four more "
+        "eigenspaces.",
+    ),
+]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the Hessian product: minutes at first, for jobs that take long.")
 ]
@@ -104,6 +112,7 @@ def demo(
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
     tolerance: Tolerance = None,
+    concentration: Concentration = False,
     seed: Seed = 0,
     memory_budget: Memory = None,
     compiled: Compile = False,
@@ -117,7 +126,20 @@ def demo(
         Store.at(folder)
         _say(f"Training the {task.value} task (kept in {folder / 'model.safetensors'}) ...")
         built = _build(task, k, seed, folder / "model.safetensors")
-        _analyse(built, None, dim, sigma, num_probes, tol, tolerance, seed, folder, memory_budget, compiled)
+        _analyse(
+            built,
+            None,
+            sigma,
+            folder,
+            memory_budget,
+            dim=dim,
+            num_probes=num_probes,
+            tol=tol,
+            tolerance=tolerance,
+            concentration=concentration,
+            seed=seed,
+            compile=compiled,
+        )
 
 
 @app.command()
@@ -130,6 +152,7 @@ def run(
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
     tolerance: Tolerance = None,
+    concentration: Concentration = False,
     seed: Seed = 0,
     memory_budget: Memory = None,
     compiled: Compile = False,
@@ -139,7 +162,20 @@ def run(
     Example: curvprobe run my_task.py:task --k 500 --dim 10 --out runs/mine
     """
     with _plain_errors():
-        _analyse(load_task(task), k, dim, sigma, num_probes, tol, tolerance, seed, out, memory_budget, compiled)
+        _analyse(
+            load_task(task),
+            k,
+            sigma,
+            out,
+            memory_budget,
+            dim=dim,
+            num_probes=num_probes,
+            tol=tol,
+            tolerance=tolerance,
+            concentration=concentration,
+            seed=seed,
+            compile=compiled,
+        )
 
 
 def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
@@ -153,19 +189,8 @@ def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
     return text(**size, seed=seed, cache=cache)
 
 
-def _analyse(
-    task: Task,
-    k: int | None,
-    dim: int,
-    sigma: str,
-    num_probes: int,
-    tol: float,
-    tolerance: float | None,
-    seed: int,
-    out: Path,
-    memory_budget: float | None,
-    compiled: bool,
-) -> None:
+def _analyse(task: Task, k: int | None, sigma: str, out: Path, memory_budget: float | None, **options: Any) -> None:
+    """Analyse and say what was found; ``options`` are those of :func:`curvprobe.analyze` by the same names."""
     if task.description:
         _say(task.description)
     risk = task.risk(memory_budget=None if memory_budget is None else _bytes(memory_budget))
@@ -175,14 +200,9 @@ def _analyse(
     analysis = analyze(
         risk if k is None else risk[:k],
         None if task.candidates is None else risk.on(task.candidates, task.collate_fn),
-        dim=dim,
         sigma=chosen,
-        tol=tol,
-        num_probes=num_probes,
-        tolerance=tolerance,
-        seed=seed,
         out=out,
-        compile=compiled,
+        **options,
     )
     typer.echo(str(analysis))
     typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_save_figures(analysis, out)])}")

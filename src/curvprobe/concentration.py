@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from curvprobe.deformation import deformation_subspace
 from curvprobe.estimators import moment_parts
-from curvprobe.full_space import FullSpaceParts, full_space_parts
+from curvprobe.full_space import full_space_parts
 from curvprobe.increment import fresh_increments
 from curvprobe.intervals import pseudo_values, standard_error
 from curvprobe.probes import check_sigma
@@ -37,7 +38,8 @@ class ConcentrationCurve:
         null: (P,), D' / N: what a random subspace captures of the slope on average.
         num_params: N.
         sigma: standard deviation of the probe.
-        full: the full-space signal that the shares are of.
+        full_criterion, full_criterion_stderr, full_shape: the mean full-space signal that the shares are of, squared
+            loss units.
     """
 
     names: tuple[str, ...]
@@ -48,12 +50,36 @@ class ConcentrationCurve:
     shape_stderr: Tensor
     num_params: int
     sigma: float
-    full: FullSpaceParts
+    full_criterion: float
+    full_criterion_stderr: float
+    full_shape: float
 
     @property
     def null(self) -> Tensor:
         """D' / N, float64 (P,)."""
         return self.dims.double() / self.num_params
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "dims": self.dims,
+            "null": self.null,
+            "sigma": self.sigma,
+            "full_space": {
+                "value": self.full_criterion,
+                "stderr": self.full_criterion_stderr,
+                "shape": self.full_shape,
+            },
+            "subspaces": {
+                name: {
+                    "shape": self.shape[i],
+                    "shape_stderr": self.shape_stderr[i],
+                    "criterion": self.criterion[i],
+                    "criterion_stderr": self.criterion_stderr[i],
+                }
+                for i, name in enumerate(self.names)
+            },
+        }
 
     def __str__(self) -> str:
         lines = [
@@ -170,7 +196,9 @@ def concentration_curve(
         shape_stderr,
         risk.num_params,
         single,
-        full,
+        full.expected.value,
+        full.expected.stderr,
+        float(full.shape.mean()),
     )
 
 

@@ -193,8 +193,10 @@ def save_figures(analysis: Analysis, directory: str | Path) -> list[Path]:
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, draw in FIGURES:
-        figure = draw(analysis)
+    figures = [(name, draw(analysis)) for name, draw in FIGURES]
+    if analysis.concentration is not None:
+        figures.append(("concentration", plot_concentration(analysis.concentration)))
+    for name, figure in figures:
         for ending in _SAVED:
             path = folder / f"{name}.{ending}"
             figure.savefig(path, dpi=150, metadata={"CreationDate": None} if ending == "pdf" else None)

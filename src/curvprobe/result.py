@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from curvprobe.concentration import ConcentrationCurve
 from curvprobe.criteria import DecayCurve
 from curvprobe.estimators import Estimate
 from curvprobe.expectation import PARTS, SOURCES, ExpectedCriterion
@@ -47,6 +48,7 @@ class Analysis:
         required: sample size for the tolerance; None where none was given.
         stationarity: how far the solution is from a minimiser.
         theory: the paper's statements, for the first candidate.
+        concentration: share of the full-space signal that subspaces capture; None unless asked for.
         ranking: which candidates would move the landscape most.
         decay: criteria against k, averaged over the candidates.
         shares: criteria against sigma at the full sample, averaged over the candidates.
@@ -80,6 +82,7 @@ class Analysis:
     required: RequiredSampleSize | None
     stationarity: Stationarity
     theory: TheoryChecks
+    concentration: ConcentrationCurve | None
     ranking: Ranking
     decay: DecayCurve
     shares: DecayCurve
@@ -201,6 +204,7 @@ class Analysis:
             "required_sample_size": None if self.required is None else asdict(self.required),
             "stationarity": asdict(self.stationarity),
             "theory": asdict(self.theory),
+            "concentration": None if self.concentration is None else self.concentration.to_json(),
             "ranking": {"columns": self.ranking.columns(), "rank_correlation": self.ranking.agreement()},
             "decay": _curve_json(self.decay),
             "shares": _curve_json(self.shares),
@@ -259,6 +263,8 @@ def _expectation_lines(a: Analysis) -> list[str]:
         + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in shape.items())
         + " (rank correlation)",
     ]
+    if a.concentration is not None:
+        lines += ["", *str(a.concentration).split("\n")]
     return lines
 
 
