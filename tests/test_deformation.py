@@ -52,3 +52,56 @@ def test_a_laplace_law_needs_curvature():
     space = cp.deformation_subspace(cases.make("mlp").risk(), 2)
     with pytest.raises(ValueError, match="comes from 'deformation'"):
         cp.LaplaceProbe(space, k=10)
+
+
+def test_an_opaque_backward_is_refused_rather_than_taken_for_a_constant():
+    class Squared(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(3, 2).double()
+
+        def forward(self, x):
+            return cases.SquareOnce.apply(self.inner(x))
+
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    risk = cp.EmpiricalRisk(Squared(), cp.losses.mse, (x, torch.zeros(6, 2)))
+    with pytest.raises(ValueError, match="second derivative"):
+        cp.deformation_subspace(risk, 2)
+
+
+@pytest.mark.parametrize("function", ["deformation", "full_space", "concentration"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_nothing_is_left_changed(function, interrupted, monkeypatch):
+    case = cases.make("batch_norm")
+    model = case.model
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    risk = case.risk()
+    new = risk.on(case.candidates)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    grads = [p.grad.clone() for p in model.parameters()]
+    modes, random = [m.training for m in model.modules()], torch.get_rng_state()
+    if interrupted:
+        calls, first_order = [], cp.EmpiricalRisk.batch_losses
+
+        def broken(self, *arguments):
+            calls.append(1)
+            if len(calls) == 9:
+                raise KeyboardInterrupt
+            return first_order(self, *arguments)
+
+        monkeypatch.setattr(cp.EmpiricalRisk, "batch_losses", broken)
+    job = {
+        "deformation": lambda: cp.deformation_subspace(risk, 2),
+        "full_space": lambda: cp.full_space_parts(risk, new, sigma=0.1),
+        "concentration": lambda: cp.concentration_curve(risk, new, sigma=0.1, dim=2),
+    }[function]
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            job()
+    else:
+        job()
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert all(torch.equal(grad, p.grad) for grad, p in zip(grads, model.parameters(), strict=True))
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)

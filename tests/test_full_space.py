@@ -146,3 +146,58 @@ def test_a_law_of_ones_own_with_any_power(p):
     estimate = cp.direct_monte_carlo(risk, risk.on(case.candidates), Uniform(), num_probes=16, p=p)
     assert estimate.value > 0
     assert estimate.p == p
+
+
+class InSubspace:
+    """Gaussian in a subspace, by no class of the package's."""
+
+    def __init__(self, subspace, sigma):
+        self.law = cp.SubspaceProbe(subspace, sigma)
+        self.subspace, self.scale = subspace, self.law.scale
+
+    def coordinates(self, num_probes, seed):
+        return self.law.coordinates(num_probes, seed)
+
+    def displacements(self, risk, num_probes, seed):
+        return self.law.displacements(risk, num_probes, seed)
+
+
+class InAllParameters:
+    """Gaussian in all parameters, by no class of the package's."""
+
+    def deviation(self, risk):
+        return torch.linspace(0, 0.02, risk.num_params, dtype=risk.dtype)
+
+    def displacements(self, risk, num_probes, seed):
+        for noise in cp.IsotropicProbe(1.0).displacements(risk, num_probes, seed):
+            yield self.deviation(risk) * noise
+
+
+def test_gaussian_laws_of_ones_own_have_a_closed_form_and_a_control():
+    case = cases.make("mlp")
+    risk = case.risk()
+    new = risk.on(case.candidates)[:1]
+    space = cp.top_eigenspace(risk, dim=2)
+    theirs, ours = InSubspace(space, 0.02), cp.SubspaceProbe(space, 0.02)
+    for function in (cp.closed_form, cp.controlled_monte_carlo):
+        assert function(risk, new, theirs) == function(risk, new, ours)
+    law = InAllParameters()
+    controlled, direct = (
+        function(risk, new, law, num_probes=64) for function in (cp.controlled_monte_carlo, cp.direct_monte_carlo)
+    )
+    assert controlled.stderr < direct.stderr / 10
+    assert controlled.value == pytest.approx(cp.closed_form(risk, new, law, num_probes=64).value, rel=0.02)
+
+
+@pytest.mark.parametrize("budget", [2**30, 20_000])
+def test_a_small_budget_holds_fewer_probes_and_changes_no_number(budget):
+    from curvprobe.full_space import _probes_held
+
+    case = cases.make("mlp")
+    risk = case.risk(memory_budget=budget, microbatch_size=2)
+    held = _probes_held(risk)
+    assert held == (8 if budget == 2**30 else 20_000 // 2 // (8 * 8 * risk.num_params))
+    assert 1 <= held <= 8
+    found = cp.full_space_parts(risk, risk.on(case.candidates), sigma=0.1, num_probes=8)
+    usual = cp.full_space_parts(case.risk(), case.risk().on(case.candidates), sigma=0.1, num_probes=8)
+    assert torch.allclose(found.value, usual.value, rtol=1e-10, atol=0)

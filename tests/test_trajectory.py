@@ -78,3 +78,8 @@ def test_what_makes_no_sense_is_refused():
         cp.trajectory(fitted, [100])
     with pytest.raises(ValueError, match="returned a risk on 60"):
         cp.trajectory(lambda _: fitted(60), [50, 60])
+
+
+def test_sizes_beside_risks_are_refused():
+    with pytest.raises(ValueError, match="ks came beside"):
+        cp.trajectory([fitted(50), fitted(60)], [50, 60])

@@ -9,7 +9,8 @@ from curvprobe.eigensolver import lanczos
 from curvprobe.linalg import inner
 from curvprobe.linearisation import derivatives
 from curvprobe.risk import EmpiricalRisk
-from curvprobe.subspace import Subspace
+from curvprobe.second_derivatives import check_second_derivatives, double_backward_errors
+from curvprobe.subspace import Subspace, plan_memory, spanned
 
 
 def deformation_subspace(
@@ -32,7 +33,7 @@ def deformation_subspace(
         The subspace with origin "deformation"; ``eigenvalues`` are those of C.
 
     Raises:
-        ValueError: for a dim that the examples cannot span.
+        ValueError: for a dim that the examples cannot span, or an operation without a second derivative.
 
     Example:
         >>> import torch, curvprobe as cp
@@ -44,35 +45,29 @@ def deformation_subspace(
     """
     if not 1 <= dim < len(risk):
         raise ValueError(f"dim is {dim}; the gradients of {len(risk)} examples span at most {len(risk) - 1} directions")
+    slim, basis_size, device = plan_memory(risk, dim)
+    check_second_derivatives(risk, "hessian")  # the derivative along a vector differentiates a backward pass
     pairs = lanczos(
-        lambda block: torch.stack([_covariance_product(risk, column) for column in block.T], dim=1),
+        lambda block: torch.stack([_covariance_product(slim, column) for column in block.T], dim=1),
         risk.num_params,
         dim=dim,
         tol=tol,
         max_matvecs=max_matvecs,
         seed=seed,
         dtype=risk.dtype,
-        device=risk.device,
+        device=device,
+        basis_size=basis_size,
     )
-    return Subspace(
-        basis=pairs.vectors,
-        origin="deformation",
-        eigenvalues=pairs.eigenvalues,
-        residuals=pairs.residuals,
-        converged=pairs.converged,
-        num_matvecs=pairs.num_matvecs,
-        num_search_matvecs=pairs.num_search_matvecs,
-        next_eigenvalue=pairs.next_eigenvalue,
-        risk_key=risk.key(),
-    )
+    return spanned(pairs, "deformation", risk)
 
 
 def _covariance_product(risk: EmpiricalRisk, vector: Tensor) -> Tensor:
     """``C v`` for v (N,)."""
+    vector = vector.detach().to(risk.device)
     mean_slope = float(inner(vector[None], risk.gradient())[0])
     total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
-    tangents = list(risk.split(vector.detach().contiguous()).values())
-    with risk.undisturbed():
+    tangents = list(risk.split(vector.contiguous()).values())
+    with risk.undisturbed(), double_backward_errors():
         for rows, batch in risk.batches():
             leaves = risk.leaves()
             loss_sum, weight = risk.batch_losses(leaves, batch, rows.stop - rows.start)

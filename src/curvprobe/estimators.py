@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from curvprobe.increment import QuadraticIncrement
+from curvprobe.intervals import standard_error
 from curvprobe.probes import check_sigma, in_pairs, mirrored_normal
 
 
@@ -131,7 +132,7 @@ def corrected(moment: Estimate, true: Tensor, surrogate: Tensor) -> Estimate:
     """The moment of the quadratic model, corrected by what the true increments (S,) have beyond the model's."""
     # x^2 - y^2 as a product: the squares agree to many digits.
     excess = (true - surrogate) * (true + surrogate)
-    stderr = math.hypot(stderr_of(independent(excess)), moment.stderr)
+    stderr = math.hypot(standard_error(independent(excess)), moment.stderr)
     return Estimate(moment.value + float(excess.mean()), stderr, num_probes=len(excess))
 
 
@@ -144,7 +145,7 @@ def summarise(increments: Tensor, p: float = 2.0, *, antithetic: bool = False) -
     noise = float(values.var()) / len(values)
     return Estimate(
         value=float(powers.mean()),
-        stderr=stderr_of(powers),
+        stderr=standard_error(powers),
         p=p,
         num_probes=len(increments),
         shape=float((increments - increments.mean()).square().mean()) + noise,
@@ -154,11 +155,6 @@ def summarise(increments: Tensor, p: float = 2.0, *, antithetic: bool = False) -
 def independent(values: Tensor) -> Tensor:
     """What is independent among values at antithetic draws: means (S / 2,) over pairs, or the values themselves."""
     return values.view(-1, 2).mean(1) if in_pairs(len(values)) else values
-
-
-def stderr_of(terms: Tensor) -> float:
-    """Standard error of the mean of independent terms (n,)."""
-    return float(terms.std() / math.sqrt(len(terms)))
 
 
 def check_draws(num_probes: int, p: float = 2.0) -> None:

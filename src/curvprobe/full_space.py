@@ -11,14 +11,18 @@ from torch import Tensor
 
 from curvprobe import progress
 from curvprobe.curvature import hessian
-from curvprobe.estimators import Estimate, stderr_of
+from curvprobe.estimators import Estimate
+from curvprobe.intervals import standard_error
 from curvprobe.linalg import inner, norm
 from curvprobe.probes import check_sigma
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.traces import TraceMoments, trace_moments
 
 _PROBES_HELD = 8
-"""Probes whose products with the sample's Hessian are held while the next examples take their turn."""
+"""Probes, at most, whose products with the sample's Hessian are held while the next examples take their turn."""
+
+_VECTORS_PER_PROBE = 8
+"""Vectors of the model's size that a probe held takes: signs, products and differences, and sums in float64."""
 
 
 def full_space_moment(
@@ -101,7 +105,7 @@ def _estimate(level: float, slope: float, moments: TraceMoments) -> Estimate:
     curvature = moments.frobenius_squared / 2
     return Estimate(
         value=float(raised) + slope + curvature,
-        stderr=stderr_of(terms + moments.frobenius_terms / 2),
+        stderr=standard_error(terms + moments.frobenius_terms / 2),
         num_probes=moments.num_products,
         level=float(raised),
         slope=slope,
@@ -134,12 +138,12 @@ def quadratic_model_at(risk: EmpiricalRisk, new: EmpiricalRisk, displacements: I
     level, slope = new.value() - risk.value(), new.gradient() - risk.gradient()
     H, H_new = hessian(risk), hessian(new)
     values = []
-    mirrored: Tensor | None = None
+    before: Tensor | None = None
     with progress.bar("quadratic model (draws)", count) as advance:
         for displacement in displacements:
-            if mirrored is None or not torch.equal(displacement, -mirrored):
+            if before is None or not torch.equal(displacement, -before):  # a mirror image bends alike
                 bent = float(inner(displacement[None], H_new @ displacement - H @ displacement)[0])
-            mirrored = displacement
+            before = displacement
             values.append(factor * (level + float(inner(displacement[None], slope)[0]) + bent / 2))
             advance(1)
     return torch.tensor(values, dtype=torch.float64)
@@ -176,10 +180,10 @@ class FullSpaceParts:
     def expected(self) -> Estimate:
         """The mean over the examples, with the error of both the examples and the probes."""
         level, slope, curvature = (float(part.mean()) for part in (self.level, self.slope, self.curvature))
-        over_examples = stderr_of(self.value) if len(self.value) > 1 else 0.0
+        over_examples = standard_error(self.value) if len(self.value) > 1 else 0.0
         return Estimate(
             value=level + slope + curvature,
-            stderr=math.hypot(over_examples, stderr_of(self.value_terms)),
+            stderr=math.hypot(over_examples, standard_error(self.value_terms)),
             num_probes=len(self.value_terms),
             level=level,
             slope=slope,
@@ -250,10 +254,16 @@ def full_space_parts(
     )
 
 
+def _probes_held(risk: EmpiricalRisk) -> int:
+    """How many probes fit into half of the memory budget, whose other half is for microbatches."""
+    each = _VECTORS_PER_PROBE * risk.num_params * risk.dtype.itemsize
+    return max(1, min(_PROBES_HELD, risk.memory_budget // 2 // each))
+
+
 def _sign_blocks(risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[tuple[int, Tensor]]:
     """Random signs in blocks (N, b), with the number of those before."""
-    generator = torch.Generator().manual_seed(seed)
-    for first in range(0, num_probes, _PROBES_HELD):
-        count = min(_PROBES_HELD, num_probes - first)
+    generator, held = torch.Generator().manual_seed(seed), _probes_held(risk)
+    for first in range(0, num_probes, held):
+        count = min(held, num_probes - first)
         signs = torch.randint(0, 2, (count, risk.num_params), generator=generator)
         yield first, (signs.to(device=risk.device, dtype=risk.dtype) * 2 - 1).T

@@ -110,8 +110,7 @@ class ShiftAndSpread:
 
     The squared mean is estimated without its bias, ``|m|^2 - V / n``, and the spread is the trace V of the covariance.
     For the upper end the bias stays in: where the mean is within the noise, the linear error that the bootstrap goes by
-    does not see how much larger it may be. (Of 500 upper ends for 8 that join, from 100
-    candidates, 11 % lay below the truth without it, and 8 % with it.)
+    does not see how much larger it may be.
 
     Args:
         vectors: (n, P), at least 3.
@@ -143,7 +142,8 @@ class ShiftAndSpread:
         distance = lengths - 2 * along + square
         spread = (counts * distance).sum(1, keepdim=True) / n
         shifts, spreads = 2 * (along - square), distance - spread
-        moments = ((counts * a * b).sum(1, keepdim=True) / n for a, b in _pairs(shifts, spreads))
+        pairs = ((shifts, shifts), (shifts, spreads), (spreads, spreads))
+        moments = ((counts * a * b).sum(1, keepdim=True) / n for a, b in pairs)
         return square, spread, *moments
 
     def intervals(self, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,3 @@ class ShiftAndSpread:
         low, _ = bootstrap_t(value, stderr, truth, values, stderrs)
         with_noise = value + alpha * self.sample[1][0] / (self.n - 1)
         return low, bootstrap_t(with_noise, stderr, truth, values, stderrs)[1]
-
-
-def _pairs(a: Tensor, b: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    return (a, a), (a, b), (b, b)

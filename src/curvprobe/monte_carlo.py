@@ -10,7 +10,7 @@ from curvprobe.displaced import displaced_losses, in_blocks
 from curvprobe.estimators import Estimate, check_draws, control, corrected, gaussian_moment, summarise
 from curvprobe.full_space import full_space_moment, quadratic_model_at
 from curvprobe.increment import QuadraticIncrement, increment
-from curvprobe.probes import FullSpaceLaw, LaplaceProbe, PointProbe, Probe, SubspaceProbe
+from curvprobe.probes import FullSpaceLaw, PointProbe, Probe, SubspaceLaw
 from curvprobe.projection import mean_projection
 from curvprobe.risk import EmpiricalRisk
 
@@ -57,7 +57,7 @@ def direct_monte_carlo(
 def controlled_monte_carlo(
     risk: EmpiricalRisk,
     new: EmpiricalRisk,
-    law: SubspaceProbe | LaplaceProbe | FullSpaceLaw,
+    law: SubspaceLaw | FullSpaceLaw,
     *,
     num_probes: int = 64,
     seed: int = 0,
@@ -75,7 +75,8 @@ def controlled_monte_carlo(
         new: on the examples that join.
         law: Gaussian: in a subspace (:class:`SubspaceProbe`, :class:`LaplaceProbe`), where the closed form is exact for
             the model; or in all parameters (:class:`IsotropicProbe`, :class:`NormalizedProbe`), where it is that of
-            :func:`full_space_moment`, from as many products more, and its standard error is in the result's.
+            :func:`full_space_moment`, from as many products more, and its standard error is in the result's. A law of
+            your own counts if it has ``subspace``, ``scale`` and ``coordinates``, or ``deviation``.
         num_probes: draws S, at least 2; an even number from 4 on comes in pairs of mirror images.
         seed: of the draws, the same as direct Monte Carlo's.
 
@@ -100,7 +101,7 @@ def controlled_monte_carlo(
         moment = full_space_moment(risk, new, sigma=law.deviation(risk), num_probes=num_probes, seed=seed + 1)
         surrogate = quadratic_model_at(risk, new, law.displacements(risk, num_probes, seed), num_probes)
         return corrected(moment, probe_increments(risk, new, law, num_probes, seed), surrogate)
-    if not isinstance(law, SubspaceProbe | LaplaceProbe):
+    if not isinstance(law, SubspaceLaw):
         raise TypeError(f"the law is a {type(law).__name__}, which is not Gaussian; use direct_monte_carlo")
     model = quadratic_increment(risk, new, law)
     moment = gaussian_moment(model, sigma=law.scale)
@@ -138,14 +139,12 @@ def closed_form(
         return direct_monte_carlo(risk, new, law)
     if isinstance(law, FullSpaceLaw):
         return full_space_moment(risk, new, sigma=law.deviation(risk), num_probes=num_probes, seed=seed)
-    if isinstance(law, SubspaceProbe | LaplaceProbe):
+    if isinstance(law, SubspaceLaw):
         return gaussian_moment(quadratic_increment(risk, new, law), sigma=law.scale)
     raise TypeError(f"the law is a {type(law).__name__}, which has no closed form; use direct_monte_carlo")
 
 
-def quadratic_increment(
-    risk: EmpiricalRisk, new: EmpiricalRisk, law: SubspaceProbe | LaplaceProbe
-) -> QuadraticIncrement:
+def quadratic_increment(risk: EmpiricalRisk, new: EmpiricalRisk, law: SubspaceLaw) -> QuadraticIncrement:
     """The quadratic model of the increment in the law's subspace: D Hessian-vector products on ``new`` alone, plus
     as many on ``risk`` where its projected Hessian is not known from the eigenvalues."""
     return increment(mean_projection(risk, law.subspace), mean_projection(new, law.subspace))

@@ -146,12 +146,27 @@ class LaplaceProbe:
 
 
 @runtime_checkable
-class FullSpaceLaw(Protocol):
-    """A law that is Gaussian in all parameters, independently."""
+class SubspaceLaw(Probe, Protocol):
+    """A law that is Gaussian in a subspace, independently along its basis."""
 
-    def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
-        """Yield ``num_probes`` displacements (N,) from the solution."""
+    @property
+    def subspace(self) -> Subspace:
+        """U, D directions."""
         ...
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation along every direction, float64 (D,)."""
+        ...
+
+    def coordinates(self, num_probes: int, seed: int) -> Tensor:
+        """The draws (S, D) of z, float64, whose displacements are ``U z``."""
+        ...
+
+
+@runtime_checkable
+class FullSpaceLaw(Probe, Protocol):
+    """A law that is Gaussian in all parameters, independently."""
 
     def deviation(self, risk: EmpiricalRisk) -> float | Tensor:
         """Standard deviation, of every parameter or one for each (N,)."""

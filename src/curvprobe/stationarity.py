@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from curvprobe.linalg import norm
 from curvprobe.projection import ProjectedSample
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.subspace import Subspace
@@ -69,7 +70,7 @@ def stationarity(
         decrement = float((mean.square() / (subspace.eigenvalues + damping)).sum() / 2)
     scatter = float((others.gradient - mean).square().sum(1).mean())
     return Stationarity(
-        gradient_norm=float(risk.gradient().double().norm()),
+        gradient_norm=norm(risk.gradient()),
         projected_gradient_norm=float(mean.norm()),
         newton_decrement=decrement,
         moving_ratio=moving_ratio(sample),

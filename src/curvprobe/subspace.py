@@ -14,7 +14,7 @@ from torch import Tensor
 from curvprobe.checkpoint import Checkpoint
 from curvprobe.convergence import Which
 from curvprobe.curvature import CurvatureMatrix
-from curvprobe.eigensolver import lanczos
+from curvprobe.eigensolver import Eigenpairs, lanczos
 from curvprobe.examples import digest
 from curvprobe.linalg import inner, norm, orthogonalise
 from curvprobe.linearisation import Kind
@@ -27,7 +27,7 @@ class Subspace:
 
     Attributes:
         basis: (N, D), orthonormal columns, in the dtype of the risk.
-        origin: how it was made: "hessian", "ggn", "random", "gradients" or "given".
+        origin: how it was made: "hessian", "ggn", "deformation", "random", "gradients" or "given".
         eigenvalues: float64 (D,), signed, the leading one first; None unless it is an eigenspace.
         residuals: float64 (D,), certified bounds on ``|H u - lambda u| / |lambda_1|``, see :class:`Eigenpairs`; None
             unless an eigenspace.
@@ -173,9 +173,14 @@ def top_eigenspace(
         if checkpoint is None
         else Checkpoint(Path(checkpoint), digest([risk.key(), curvature, dim, which, seed])),
     )
+    return spanned(pairs, curvature, risk)
+
+
+def spanned(pairs: Eigenpairs, origin: str, risk: EmpiricalRisk) -> Subspace:
+    """The eigenspace that the solver found of a matrix of the risk's."""
     return Subspace(
         basis=pairs.vectors,
-        origin=curvature,
+        origin=origin,
         eigenvalues=pairs.eigenvalues,
         residuals=pairs.residuals,
         converged=pairs.converged,

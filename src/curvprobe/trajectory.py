@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from curvprobe import progress
-from curvprobe.expectation import ExpectedCriterion, expected_criterion
+from curvprobe.expectation import ExpectedCriterion, expected_criterion, pool_dispersion
 from curvprobe.intervals import standard_error, student_reach
-from curvprobe.linalg import inner
+from curvprobe.linalg import inner, norm
 from curvprobe.projection import project
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.subspace import Subspace, top_eigenspace
@@ -107,7 +107,7 @@ def trajectory(
         seed: of the eigenspaces.
 
     Raises:
-        ValueError: for fewer than 2 sizes, or candidates that a sample holds.
+        ValueError: for fewer than 2 sizes, sizes beside risks, or candidates that a sample holds.
 
     Example:
         >>> import torch, curvprobe as cp
@@ -125,6 +125,8 @@ def trajectory(
             raise ValueError("ks is None; expected the sample sizes for which to call solutions(k)")
         sizes = [int(k) for k in ks]
     else:
+        if ks is not None:
+            raise ValueError("ks came beside the risks themselves, whose sizes are their own; expected one of the two")
         sizes = [len(risk) for risk in solutions]
     if len(sizes) < 2 or min(sizes) < 2:
         raise ValueError(f"the sample sizes are {sizes}; expected at least 2 of them, each at least 2")
@@ -137,17 +139,16 @@ def trajectory(
                 raise ValueError(f"solutions({k}) returned a risk on {len(risk)} examples; expected {k}")
             space = top_eigenspace(risk, dim=dim, tol=tol, seed=seed, start=before)
             sample = project(risk, space)
-            pool = expected_criterion(sample, None, sigma, k=1)
             fresh = None if candidates is None else project(risk.on(candidates), space)
-            expected.append(pool if fresh is None and k == 1 else expected_criterion(sample, fresh, sigma))
-            # E GM(2) = V / (1 * 2): the dispersion is twice the pool's expectation at one example.
+            expected.append(expected_criterion(sample, fresh, sigma))
+            terms = pool_dispersion(sample, sigma)
             rows.append(
                 [
                     risk.value(),
-                    float(risk.gradient().double().norm()),
-                    2 * pool.value,
-                    2 * standard_error(pool.contributions),
-                    *(2 * pool.table.sum(0)).tolist(),
+                    norm(risk.gradient()),
+                    float(terms.sum(1).mean()),
+                    standard_error(terms.sum(1)),
+                    *terms.mean(0).tolist(),
                 ]
             )
             if before is not None:
