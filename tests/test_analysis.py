@@ -397,3 +397,38 @@ def test_the_concentration_is_told_where_it_is_asked_for(case, tmp_path):
     assert "Share of the full-space shape signal" in str(again)
     assert (tmp_path / "concentration.png") in save_figures(again, tmp_path)
     assert cp.analyze(case.risk(), case.candidates, dim=2).concentration is None
+
+
+def test_the_model_is_judged_in_the_draws_of_monte_carlo_too(case, analysis):
+    risk = case.risk()
+    law = cp.SubspaceProbe(analysis.subspace, analysis.sigma)
+    new, z = risk.on(case.candidates)[:1], law.coordinates(64, 1)
+    model = cp.increment(analysis.sample, analysis.fresh[0])
+    factor, wrong, change = 1 / 31, 0.0, 0.0
+    for row in z:
+        displacement = analysis.subspace.basis @ row
+        true = factor * (new.value(displacement) - risk.value(displacement))
+        level = factor * (new.value() - risk.value())
+        wrong += (true - float(model.at(row[None]))) ** 2
+        change += (true - level) ** 2
+    assert analysis.surrogate_error == pytest.approx((wrong / change) ** 0.5, rel=1e-6)
+    plain, closed = analysis.isotropic, analysis.isotropic_closed_form
+    distance = (closed.value - plain.value) / (closed.stderr**2 + plain.stderr**2) ** 0.5
+    assert analysis.isotropic_distance == pytest.approx(distance, rel=1e-12)
+    assert f"{abs(distance):.1f} standard errors from the true loss" in str(analysis)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("inf")])
+def test_a_tolerance_that_makes_no_sense_is_refused_before_any_work(case, monkeypatch, tolerance):
+    monkeypatch.setattr("curvprobe.analysis.top_eigenspace", lambda *_, **__: pytest.fail("worked"))
+    with pytest.raises(ValueError, match="tolerance is"):
+        cp.analyze(case.risk(), case.candidates, dim=2, tolerance=tolerance)
+    x, y = case.candidates
+    with pytest.raises(ValueError, match="3 examples came to judge by"):
+        cp.analyze(case.risk(), (x[:3], y[:3]), dim=2, tolerance=1e-3)
+
+
+def test_a_decrement_that_does_not_exist_is_said_so(case):
+    analysis = cp.analyze(case.risk(), case.candidates, dim=2, which="smallest")
+    assert float(analysis.subspace.eigenvalues[0]) < 0
+    assert "is not defined" in str(analysis)

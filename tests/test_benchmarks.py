@@ -172,9 +172,9 @@ def test_both_ways_to_a_decay_curve_agree_where_their_subspace_is_the_same(on_pa
 def test_coverage_in_small(on_path, tmp_path):
     import coverage_of_intervals as coverage
 
-    coverage.main(["--repetitions", "40", "--population", "3000", "--out", str(tmp_path / "coverage.json")])
+    coverage.main(["--repetitions", "40", "--populations", "3000", "--out", str(tmp_path / "coverage.json")])
     result = json.loads((tmp_path / "coverage.json").read_text())
-    assert len(result["rows"]) == 11
+    assert len(result["rows"]) == 15
     for row in result["rows"]:
         assert row["covered"] >= 0.8
         assert row["covered"] == pytest.approx(1 - (row["below"] + row["above"]) / 40)

@@ -146,3 +146,25 @@ def test_compile_is_passed_on(task_file, tmp_path, monkeypatch):
     for options in ([], ["--compile"]):
         invoke("run", f"{task_file}:task", *options, "--out", tmp_path / "out")
     assert asked == [False, True]
+
+
+def test_the_demo_passes_its_options_on(task_file, tmp_path, monkeypatch):
+    from curvprobe import cli
+    from curvprobe.tasks import load_task
+
+    given = {}
+
+    def analyze(*arguments, **options):
+        given.update(options)
+        return analyze.real(*arguments, **options)
+
+    analyze.real = cli.analyze
+    monkeypatch.setattr(cli, "analyze", analyze)
+    monkeypatch.setattr(cli, "_build", lambda *_: load_task(f"{task_file}:task"))
+    options = ["--dim", "2", "--tolerance", "0.5", "--concentration", "--seed", "3", "--num-probes", "8"]
+    result = CliRunner().invoke(app, ["demo", *options, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    expected = {"dim": 2, "tolerance": 0.5, "concentration": True, "seed": 3, "num_probes": 8, "compile": False}
+    assert {name: given[name] for name in expected} == expected
+    assert "Sample size for an rms of 0.5" in result.output
+    assert "concentration.png" in result.output

@@ -75,3 +75,20 @@ def test_the_interval_covers_the_true_size(pool):
         size = cp.required_sample_size(draws if pool else sample, None if pool else draws, SIGMA, 1e-3, widest=1e9)
         hits += size.interval[0] <= truth <= size.interval[1]
     assert 552 <= hits <= 588
+
+
+@pytest.mark.parametrize("sigma", [SIGMA, 1, torch.tensor(SIGMA)])
+def test_no_answer_where_the_quadratic_model_does_not_hold(sigma):
+    zero = torch.zeros(2, dtype=torch.float64)
+    grid = torch.tensor([1e-3, 10.0], dtype=torch.float64)
+    validity = cp.QuadraticValidity(grid, zero, None, 0.05, ("valid", "invalid"), 2)
+    found = cp.required_sample_size(sample_of(500), None, sigma, 1e-2, validity=validity)
+    assert found.value is None
+    assert "the quadratic model is invalid" in found.verdict
+
+
+def test_candidates_that_are_all_alike_determine_nothing():
+    same = sample_of(1)[[0] * 8]
+    size = cp.required_sample_size(same[:4], same, SIGMA, 1e-3)
+    assert (size.value, size.interval) == (None, (1.0, math.inf))
+    assert "do not determine it" in size.verdict

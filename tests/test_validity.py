@@ -207,3 +207,15 @@ def test_seeded_and_the_model_left_as_it_was():
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, case.model.state_dict()[name]) for name, value in state.items())
     assert all(p.grad is None for p in case.model.parameters())
+
+
+def test_the_precision_floor_is_where_rounding_takes_over():
+    def judged(*verdicts: str) -> cp.QuadraticValidity:
+        errors = torch.tensor([{"valid": 0.01, "marginal": 0.1, "invalid": 0.9}[v] for v in verdicts])
+        sigmas = torch.tensor([1e-4, 1e-3, 1e-2, 1e-1], dtype=torch.float64)
+        return cp.QuadraticValidity(sigmas, errors.double(), None, 0.05, verdicts, 2)
+
+    assert judged("invalid", "marginal", "valid", "invalid").precision_floor == pytest.approx(1e-2)
+    assert judged("invalid", "valid", "valid", "invalid").precision_floor == pytest.approx(1e-3)
+    assert judged("valid", "valid", "valid", "invalid").precision_floor is None
+    assert judged("invalid", "invalid", "marginal", "invalid").precision_floor is None

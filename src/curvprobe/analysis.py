@@ -38,7 +38,7 @@ from curvprobe.projection import ProjectedSample, project
 from curvprobe.ranking import gradient_norms, rank_candidates
 from curvprobe.result import Analysis
 from curvprobe.risk import EmpiricalRisk
-from curvprobe.sample_size import required_sample_size
+from curvprobe.sample_size import check_request, required_sample_size
 from curvprobe.stationarity import stationarity
 from curvprobe.store import Store, to_json, write_atomically
 from curvprobe.subspace import Subspace, plan_memory, top_eigenspace
@@ -154,6 +154,8 @@ def analyze(
                 f"{len(shared)} of {len(new)} candidates are in the sample too (the first is candidate {shared[0]}); "
                 "expected examples that the model was not trained on: leave them out"
             )
+    if tolerance is not None:
+        check_request(tolerance, len(new) if len(new) > 1 else len(risk))
     if risk.upcast_from:
         notes.append(f"Parameters in {', '.join(risk.upcast_from)} were raised to float32.")
     store, seconds = Store.at(out), dict[str, float]()
@@ -217,10 +219,14 @@ def analyze(
             few = new[:CONCENTRATION_CANDIDATES]
             captured = stage(
                 "concentration",
-                [risk_key, new_key, chosen, dim, tol, seed],
+                [risk_key, new_key, basis, chosen, tol, seed],
                 ConcentrationCurve,
                 lambda: concentration_curve(
-                    risk, few, sigma=chosen, subspaces=default_subspaces(risk, few, dim, tol=tol, seed=seed), seed=seed
+                    risk,
+                    few,
+                    sigma=chosen,
+                    subspaces=default_subspaces(risk, few, dim, tol=tol, seed=seed, hessian=subspace),
+                    seed=seed,
                 ),
             )
 

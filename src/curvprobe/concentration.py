@@ -97,7 +97,13 @@ class ConcentrationCurve:
 
 
 def default_subspaces(
-    risk: EmpiricalRisk, candidates: EmpiricalRisk, dim: int, *, tol: float = 1e-3, seed: int = 0
+    risk: EmpiricalRisk,
+    candidates: EmpiricalRisk,
+    dim: int,
+    *,
+    tol: float = 1e-3,
+    seed: int = 0,
+    hessian: Subspace | None = None,
 ) -> dict[str, Subspace]:
     """The subspaces that a concentration curve compares.
 
@@ -110,9 +116,10 @@ def default_subspaces(
         candidates: the next examples.
         dim: directions of each; fewer where the examples cannot span so many.
         tol, seed: of the eigensolver and the random directions.
+        hessian: the top of the Hessian, where it is known already.
     """
     spaces = {
-        "hessian": top_eigenspace(risk, dim=dim, tol=tol, seed=seed),
+        "hessian": top_eigenspace(risk, dim=dim, tol=tol, seed=seed) if hessian is None else hessian,
         "ggn": top_eigenspace(risk, dim=dim, curvature="ggn", tol=tol, seed=seed),
     }
     if len(risk) > 1:

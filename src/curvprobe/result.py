@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,6 +96,12 @@ class Analysis:
     def verdict(self) -> str:
         """Of the quadratic model at the chosen sigma: valid, marginal or invalid."""
         return self.validity.verdict(self.sigma)
+
+    @property
+    def isotropic_distance(self) -> float:
+        """Isotropic closed form less Monte Carlo on the true loss, in standard errors: how that model is judged."""
+        stderr = math.hypot(self.isotropic.stderr, self.isotropic_closed_form.stderr)
+        return (self.isotropic_closed_form.value - self.isotropic.value) / stderr if stderr > 0 else 0.0
 
     def estimates(self) -> dict[str, Estimate]:
         """Every estimate for the first candidate, by name."""
@@ -197,6 +204,7 @@ class Analysis:
                 "precision_floor": self.validity.precision_floor,
                 "increment_error_of_monte_carlo": self.surrogate_error,
             },
+            "isotropic_closed_form_in_standard_errors": self.isotropic_distance,
             "sigma": {"value": self.sigma, "source": self.sigma_source, "verdict": self.verdict},
             "first_candidate": self._rows(),
             "expected": _expectation_json(self.expected),
@@ -251,9 +259,12 @@ def _expectation_lines(a: Analysis) -> list[str]:
         size = f"{a.required.value} [{low:.0f}, {high:.0f}]" if a.required.value else "no answer"
         lines += [f"Sample size for an rms of {a.required.tolerance:g} loss units: {size}; {a.required.verdict}"]
     s, bound, shape = a.stationarity, a.theory.rate_bound, a.ranking.agreement()["shape"]
+    promised = "is not defined (not all eigenvalues are positive)"
+    if not math.isnan(s.newton_decrement):
+        promised = f"would take {s.newton_decrement:.2e} off the loss"
     lines += [
         "",
-        f"Stationarity: a Newton step in the subspace would take {s.newton_decrement:.2e} off the loss;",
+        f"Stationarity: a Newton step in the subspace {promised};",
         f"  the sample's own gradient makes {100 * s.slope_share:.2g} % of the slope",
         f"Theory, first candidate: rate bound {bound.bound:.2e}, {bound.slack:.2g} times the value; spectral form "
         f"{a.theory.spectral_closed_form.value:.2e};",
@@ -306,7 +317,11 @@ def _table(a: Analysis) -> list[str]:
         row(f"Delta_2^({a.subspace.dim}) direct Monte Carlo", a.direct, "true loss"),
         row(f"Delta_2^({a.subspace.dim}) controlled Monte Carlo", a.controlled, "true loss"),
         row("Delta_2 isotropic Monte Carlo", a.isotropic, "true loss"),
-        row("Delta_2 isotropic closed form", a.isotropic_closed_form, "quadratic model"),
+        row(
+            "Delta_2 isotropic closed form",
+            a.isotropic_closed_form,
+            f"quadratic model, {abs(a.isotropic_distance):.1f} standard errors from the true loss",
+        ),
         f"  (A probe is {a.sigma * a.subspace.dim**0.5:.2g} from the solution in the subspace, and "
         f"{a.sigma * a.num_params**0.5:.2g} when isotropic.)",
         "",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curvprobe.expectation import FEWEST, check_fresh, features, pool_dispersion, squared_mean
 from curvprobe.intervals import ShiftAndSpread, mean_interval
+from curvprobe.probes import check_sigma
 from curvprobe.projection import ProjectedSample
 from curvprobe.stationarity import moving_ratio
 from curvprobe.validity import QuadraticValidity
@@ -102,16 +103,13 @@ def required_sample_size(
         >>> size.value, size.verdict
         (300, 'supported')
     """
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance is {tolerance!r}; expected a positive number in loss units")
+    check_request(tolerance, len(sample if fresh is None else fresh))
     if fresh is None:
         dispersion = pool_dispersion(sample, sigma).sum(1)
-        _check_number(len(dispersion))
         size, *ends = (_size_of(v, tolerance) for v in (float(dispersion.mean()), *mean_interval(dispersion)))
         interval = (ends[0], ends[1])
     else:
         check_fresh(sample, fresh, allow_overlap=allow_overlap)
-        _check_number(len(fresh))
         size, interval = _size_with(sample, fresh, sigma, tolerance)
     reason = _refusal(sample, sigma, interval, validity, widest)
     return RequiredSampleSize(
@@ -119,7 +117,10 @@ def required_sample_size(
     )
 
 
-def _check_number(examples: int) -> None:
+def check_request(tolerance: float, examples: int) -> None:
+    """Refuse a tolerance that makes no sense, and too few examples to judge by."""
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance is {tolerance!r}; expected a positive number in loss units")
     if examples < FEWEST:
         raise ValueError(f"{examples} examples came to judge by; a required size needs at least {FEWEST}")
 
@@ -180,8 +181,9 @@ def _refusal(
     widest: float,
 ) -> str | None:
     """Why the data do not support an answer, or None."""
-    if validity is not None and isinstance(sigma, float) and validity.verdict(sigma) != "valid":
-        return f"the quadratic model is {validity.verdict(sigma)} at sigma = {sigma:g}"
+    scale = check_sigma(sigma, sample.dim)
+    if validity is not None and not scale.dim() and validity.verdict(float(scale)) != "valid":
+        return f"the quadratic model is {validity.verdict(float(scale))} at sigma = {float(scale):g}"
     moving = moving_ratio(sample)
     if moving > MOVING:
         return (
