@@ -37,6 +37,13 @@ def measure(
     return result, curve
 
 
+def _label(space: str, shares: dict[str, Any], dims: list[int]) -> str:
+    """The name, with how many of the directions are certified where not all are."""
+    shown = max(d for d, share in zip(dims, shares["shape"], strict=True) if share is not None)
+    certified = shares["certified"]
+    return space if certified >= shown else f"{space} ({certified} of {shown} certified)"
+
+
 def table(result: dict[str, Any]) -> str:
     lines: list[str] = []
     for name, task in result["tasks"].items():
@@ -52,7 +59,7 @@ def table(result: dict[str, Any]) -> str:
             cells = zip(shares["shape"], shares["shape_stderr"], strict=True)
             last = "" if shares["criterion"][-1] is None else f"{shares['criterion'][-1]:.4g}"
             lines.append(
-                f"| {space} | "
+                f"| {_label(space, shares, dims)} | "
                 + " | ".join("" if v is None else f"{v:.2g} ± {e:.1g}" for v, e in cells)
                 + f" | {last} |"
             )

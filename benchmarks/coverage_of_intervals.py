@@ -15,6 +15,7 @@ from machine import describe, place, write
 
 import curvprobe as cp
 from curvprobe.expectation import features, squared_mean
+from curvprobe.intervals import student_reach
 
 RESULT = Path(__file__).parent / "results" / "coverage_of_intervals.json"
 SIGMA, TOLERANCE = 0.3, 1e-3
@@ -53,20 +54,59 @@ def true_expectation(sample: cp.ProjectedSample, whole: cp.ProjectedSample, b: i
     return float(squared_mean(moves).sum() + moves.var(0).sum() / b)
 
 
+def true_size(sample: cp.ProjectedSample, whole: cp.ProjectedSample) -> float:
+    """By bisection on the formula of docs/theory.md, written out anew."""
+    distance, k = features(whole, SIGMA) - features(sample, SIGMA).mean(0), len(sample)
+    shift, spread = float(squared_mean(distance).sum()), float(distance.var(0).sum())
+
+    def mean_square(size: float) -> float:
+        pulled = min(1.0, k / size) ** 2 * shift
+        return (pulled + spread * (1 + max(0.0, size - k) / size**2)) / (size + 1) ** 2
+
+    low, high = 1.0, 1e9
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if mean_square(middle) <= TOLERANCE**2 else (middle, high)
+    return high
+
+
+def plain(expected: cp.ExpectedCriterion) -> tuple[float, float]:
+    """Student's interval about the value, for comparison."""
+    reach = student_reach(expected.stderr, expected.num_candidates - 1)
+    return expected.value - reach, expected.value + reach
+
+
 def measure(repetitions: int, count: int) -> list[dict[str, Any]]:
     sample, whole = population(count)
     rows: list[dict[str, Any]] = []
 
-    def add(what: str, m: int, b: int, truth: float, intervals: list[tuple[float, float]]) -> None:
+    def add(
+        what: str,
+        m: int,
+        b: int,
+        truth: float,
+        intervals: list[tuple[float, float]],
+        plain: list[tuple[float, float]] | None = None,
+    ) -> None:
         below, above = (sum(end) for end in zip(*((high < truth, low > truth) for low, high in intervals), strict=True))
         covered = 1 - (below + above) / repetitions
         rows.append({"what": what, "m": m, "b": b, "covered": covered, "below": below, "above": above})
+        rows[-1]["population"] = count
+        if plain is not None:
+            rows[-1]["plain_covered"] = sum(low <= truth <= high for low, high in plain) / repetitions
         print(f"{what}, m {m}, b {b}: {100 * covered:.1f} %", flush=True)
 
     for m, b in ((40, 1), (100, 1), (200, 1), (500, 1), (100, 8), (200, 8), (500, 8)):
         draws = (drawn(whole, m, seed) for seed in range(repetitions))
-        intervals = [cp.expected_criterion(sample, fresh, SIGMA, b).interval for fresh in draws]
-        add("expected criterion", m, b, true_expectation(sample, whole, b), intervals)
+        found = [cp.expected_criterion(sample, fresh, SIGMA, b) for fresh in draws]
+        truth = true_expectation(sample, whole, b)
+        add("expected criterion", m, b, truth, [one.interval for one in found], [plain(one) for one in found])
+        if b == 1:
+            sizes = [
+                cp.required_sample_size(sample, drawn(whole, m, seed), SIGMA, TOLERANCE, widest=math.inf).interval
+                for seed in range(repetitions)
+            ]
+            add("required size", m, b, true_size(sample, whole), sizes)
     for m in (100, 200):
         pools = [drawn(whole, m, seed) for seed in range(repetitions)]
         dispersion = 2 * cp.expected_criterion(whole, None, SIGMA, k=1).value
@@ -77,13 +117,18 @@ def measure(repetitions: int, count: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
 def table(result: dict[str, Any]) -> str:
     lines = [
         "| interval of | candidates m | join at once b | covers | too low | too high |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['what']} | {row['m']} | {row['b']} | {100 * row['covered']:.1f} % | {row['below']} | {row['above']} |"
+        f"| {row['population']} | {row['what']} | {row['m']} | {row['b']} | {100 * row['covered']:.1f} % "
+        f"| {row['below']} | {row['above']} | {_percent(row.get('plain_covered'))} |"
         for row in result["rows"]
     ]
     return "\n".join([*lines, "", f"(Of {result['repetitions']} repetitions each. {place(result['machine'])}.)"])
@@ -92,10 +137,12 @@ def table(result: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=600)
-    parser.add_argument("--population", type=int, default=20_000)
+    parser.add_argument(
+        "--populations", type=int, nargs="+", default=[20_000, 40_000], help="their sizes; each is a draw"
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
-    rows = measure(options.repetitions, options.population)
+    rows = [row for count in options.populations for row in measure(options.repetitions, count)]
     write(options.out, {"machine": describe(), "repetitions": options.repetitions, "rows": rows})
 
 

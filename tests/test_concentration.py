@@ -91,4 +91,17 @@ def test_a_shorter_subspace_ends_earlier():
     spaces = {"one": cp.random_subspace(risk, 1), "three": cp.random_subspace(risk, 3)}
     curve = cp.concentration_curve(risk, candidates, sigma=0.1, subspaces=spaces)
     assert curve.dims.tolist() == [1, 2, 3]
+    assert curve.certified.tolist() == [1, 3]
+    assert "certified" not in str(curve)
     assert [math.isnan(v) for v in curve.shape[0].tolist()] == [False, True, True]
+
+
+def test_directions_that_are_not_certified_are_said_so():
+    risk, candidates = quadratic(9.0, k=100, m=10)
+    with pytest.warns(cp.ConvergenceWarning):
+        half_done = cp.top_eigenspace(risk, dim=6, max_matvecs=8, tol=1e-6)
+    curve = cp.concentration_curve(risk, candidates, sigma=0.01, subspaces={"top": half_done}, num_probes=4)
+    certified = int(half_done.converged.sum())
+    assert curve.certified.tolist() == [certified]
+    assert certified < 6
+    assert f"({certified} directions certified)" in str(curve)

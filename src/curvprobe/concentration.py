@@ -30,6 +30,8 @@ class ConcentrationCurve:
 
     Attributes:
         names: (M,), of the subspaces.
+        certified: int (M,), how many of the leading directions are certified as what they are called; those of a
+            subspace that is not an eigenspace need no certificate.
         dims: int (P,), dimensions D'; a subspace with fewer directions has NaN beyond.
         criterion: float64 (M, P), share of the paper's criterion, level included.
         criterion_stderr: (M, P), over the examples, with the error of the traces.
@@ -43,6 +45,7 @@ class ConcentrationCurve:
     """
 
     names: tuple[str, ...]
+    certified: Tensor
     dims: Tensor
     criterion: Tensor
     criterion_stderr: Tensor
@@ -72,6 +75,7 @@ class ConcentrationCurve:
             },
             "subspaces": {
                 name: {
+                    "certified": self.certified[i],
                     "shape": self.shape[i],
                     "shape_stderr": self.shape_stderr[i],
                     "criterion": self.criterion[i],
@@ -92,6 +96,8 @@ class ConcentrationCurve:
                 f"  {name:>14} "
                 + "".join(" " * 17 + "-" if math.isnan(v) else f"{v:>9.2e} +-{e:.0e} " for v, e in cells)
             )
+            if int(self.certified[i]) < int((~self.shape[i].isnan()).double().mul(self.dims).max()):
+                lines[-1] += f" ({int(self.certified[i])} directions certified)"
         lines.append(f"  {'null D/N':>14} " + "".join(f"{v:>9.2e}         " for v in self.null.tolist()))
         return "\n".join(lines)
 
@@ -196,6 +202,9 @@ def concentration_curve(
     criterion, criterion_stderr, shape, shape_stderr = shares.unbind(0)
     return ConcentrationCurve(
         tuple(spaces),
+        torch.tensor(
+            [space.dim if space.converged is None else int(space.converged.sum()) for space in spaces.values()]
+        ),
         torch.as_tensor(chosen),
         criterion,
         criterion_stderr,
