@@ -57,7 +57,8 @@ def table(result: dict[str, Any]) -> str:
         ]
         for space, shares in task["subspaces"].items():
             cells = zip(shares["shape"], shares["shape_stderr"], strict=True)
-            last = "" if shares["criterion"][-1] is None else f"{shares['criterion'][-1]:.4g}"
+            end, error = shares["criterion"][-1], shares["criterion_stderr"][-1]
+            last = "" if end is None else f"{end:.4g} ± {error:.1g}"
             lines.append(
                 f"| {_label(space, shares, dims)} | "
                 + " | ".join("" if v is None else f"{v:.2g} ± {e:.1g}" for v, e in cells)
