@@ -8,9 +8,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from machine import describe, place, write
+from machine import place, write
 
 import curvprobe as cp
+from curvprobe.experiments.machine import describe
 from curvprobe.tasks.digits import digits
 from curvprobe.tasks.text import text
 

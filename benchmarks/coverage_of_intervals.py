@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, place, write
+from machine import place, write
 
 import curvprobe as cp
 from curvprobe.expectation import features, squared_mean
+from curvprobe.experiments.machine import describe
 from curvprobe.intervals import student_reach
 
 RESULT = Path(__file__).parent / "results" / "coverage_of_intervals.json"

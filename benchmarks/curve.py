@@ -14,12 +14,12 @@ from statistics import median
 from typing import Any
 
 import numpy
-import paper_procedure as procedure
-from clock import timed
-from machine import describe, place, write
+from machine import place, write
 from models import CACHE, mlp
 
 import curvprobe as cp
+from curvprobe.experiments import paper_procedure as procedure
+from curvprobe.experiments.machine import describe, timed
 from curvprobe.tasks.text import text
 
 RESULT = Path(__file__).parent / "results" / "curve.json"

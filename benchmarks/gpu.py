@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, place, write
-from paper import STAGES, compare, stage_rows
+from machine import place, write
+from paper import STAGES, stage_rows
 from torch import Tensor, nn
 
 import curvprobe as cp
+from curvprobe.experiments.machine import describe
+from curvprobe.experiments.timing import compare
 from curvprobe.tasks.text import help_topics, nanochat
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import timed
-from machine import describe, place, write
+from machine import place, write
 from models import mlp, nanochat
 from plain import Plain, plain
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import curvprobe as cp
+from curvprobe.experiments.machine import describe, timed
 from curvprobe.tasks import Task
 
 RESULT = Path(__file__).parent / "results" / "limit.json"

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import describe, place, write
+from machine import place, write
 from torch import Tensor
 
 import curvprobe as cp
 from curvprobe.estimators import control, summarise
+from curvprobe.experiments.machine import describe
 from curvprobe.monte_carlo import probe_increments
 from curvprobe.probes import standard_normal
 from curvprobe.tasks.digits import digits

@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import timed
 from isolated import UnfinishedError, peak_memory, run_isolated
-from machine import describe, place, write
+from machine import place, write
 from models import mlp, nanochat
 from plain import plain
 from torch import Tensor, nn
 
 import curvprobe as cp
+from curvprobe.experiments.machine import describe, timed
 from curvprobe.tasks import Task
 from curvprobe.tasks.digits import LABEL_SMOOTHING
 

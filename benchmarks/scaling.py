@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import timed
 from isolated import peak_memory, run_isolated
-from machine import describe, place, write
+from machine import place, write
 from models import mlp, nanochat
 from torch import Tensor, nn
 
 import curvprobe as cp
+from curvprobe.experiments.machine import describe, timed
 from curvprobe.tasks import Task
 
 RESULT = Path(__file__).parent / "results" / "scaling.json"

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import timed
-from machine import describe, place, write
+from machine import place, write
 from models import mlp, nanochat
 from torch import Tensor
 
 import curvprobe as cp
 from curvprobe.eigensolver import CERTIFYING_PRODUCTS
+from curvprobe.experiments.machine import describe, timed
 
 RESULT = Path(__file__).parent / "results" / "solver.json"
 CPU = torch.device("cpu")

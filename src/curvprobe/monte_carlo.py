@@ -158,16 +158,31 @@ def increment_at(risk: EmpiricalRisk, new: EmpiricalRisk, displacement: Tensor |
 
 
 def probe_increments(risk: EmpiricalRisk, new: EmpiricalRisk, law: Probe, num_probes: int, seed: int) -> Tensor:
-    """True increments at the law's draws, float64 (S,)."""
+    """True increments at the law's draws when all examples of ``new`` join at once, float64 (S,)."""
+    factor, share = new.total_weight / (risk.total_weight + new.total_weight), new.weights / new.total_weight
+    values, losses = _at_draws(risk, new, law, num_probes, seed)
+    return factor * (losses @ share - values)
+
+
+def candidate_increments(
+    risk: EmpiricalRisk, candidates: EmpiricalRisk, law: Probe, num_probes: int, seed: int
+) -> Tensor:
+    """True increments at the law's draws when each of m candidates joins alone, float64 (S, m)."""
+    factor = candidates.weights / (risk.total_weight + candidates.weights)
+    values, losses = _at_draws(risk, candidates, law, num_probes, seed)
+    return factor * (losses - values[:, None])
+
+
+def _at_draws(risk: EmpiricalRisk, new: EmpiricalRisk, law: Probe, num_probes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The risk (S,), and the losses (S, m) of the m examples of ``new``, at the law's draws."""
     if not isinstance(law, Probe):
         raise TypeError(f"the law is a {type(law).__name__}; expected a probing law such as SubspaceProbe(U, sigma)")
     risk.check_same_model(new)
-    factor = new.total_weight / (risk.total_weight + new.total_weight)
-    old_share, new_share = (r.weights / r.total_weight for r in (risk, new))
-    increments = []
+    share = risk.weights / risk.total_weight
+    values, losses = [], []
     with progress.bar("Monte Carlo (draws)", num_probes) as advance:
         for block in in_blocks(risk, law.displacements(risk, num_probes, seed)):
-            old, added = (displaced_losses(r, block) for r in (risk, new))
-            increments.append(factor * (added @ new_share - old @ old_share))
+            values.append(displaced_losses(risk, block) @ share)
+            losses.append(displaced_losses(new, block))
             advance(len(block))
-    return torch.cat(increments)
+    return torch.cat(values), torch.cat(losses)

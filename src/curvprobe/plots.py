@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,20 @@ _PARTS = (("level", "#4c72b0"), ("slope", "#dd8452"), ("curvature", "#55a868"))
 _SAVED = ("png", "pdf")
 
 
-def _new_figure() -> tuple[Figure, Axes]:
+def panels(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (5.2, 3.6)) -> tuple[Figure, Any]:
+    """A figure of so many panels, each of so many inches, and its axes as an array (rows, columns)."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'curvprobe[plots]'") from error
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")  # no pyplot: no window, no global state
-    return figure, figure.add_subplot()
+    # No pyplot: no window, no global state.
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _new_figure() -> tuple[Figure, Axes]:
+    figure, axes = panels()
+    return figure, axes[0, 0]
 
 
 def plot_eigenvalues(analysis: Analysis) -> Figure:
@@ -178,6 +185,20 @@ def plot_trajectory(path: Trajectory) -> Figure:
     return figure
 
 
+def map_panel(
+    figure: Figure, axes: Axes, x: Sequence[float], y: Sequence[float], values: numpy.ndarray[Any, Any], title: str
+) -> None:
+    """Positive values (len(y), len(x)) as colours on a logarithmic scale, x logarithmic and y by rank."""
+    from matplotlib.colors import LogNorm
+
+    rows = numpy.arange(len(y))
+    mesh = axes.pcolormesh(x, rows, values, norm=LogNorm(), shading="nearest")
+    axes.set_xscale("log")
+    axes.set_yticks(rows, [str(value) for value in y])
+    axes.set_title(title, fontsize="medium")
+    figure.colorbar(mesh, ax=axes)
+
+
 FIGURES: tuple[tuple[str, Callable[[Analysis], Any]], ...] = (
     ("eigenvalues", plot_eigenvalues),
     ("decay", plot_decay),
@@ -190,13 +211,18 @@ FIGURES: tuple[tuple[str, Callable[[Analysis], Any]], ...] = (
 
 def save_figures(analysis: Analysis, directory: str | Path) -> list[Path]:
     """Write every figure of an analysis as PNG and PDF; returns the paths."""
+    figures = {name: draw(analysis) for name, draw in FIGURES}
+    if analysis.concentration is not None:
+        figures["concentration"] = plot_concentration(analysis.concentration)
+    return save(figures, directory)
+
+
+def save(figures: Mapping[str, Figure], directory: str | Path) -> list[Path]:
+    """Write figures by name as PNG and PDF; returns the paths."""
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    figures = [(name, draw(analysis)) for name, draw in FIGURES]
-    if analysis.concentration is not None:
-        figures.append(("concentration", plot_concentration(analysis.concentration)))
-    for name, figure in figures:
+    for name, figure in figures.items():
         for ending in _SAVED:
             path = folder / f"{name}.{ending}"
             figure.savefig(path, dpi=150, metadata={"CreationDate": None} if ending == "pdf" else None)

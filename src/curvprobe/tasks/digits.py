@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +17,19 @@ LABEL_SMOOTHING = 0.1
 """Gives the cross-entropy a minimiser at finite weights, so that there is a landscape to settle."""
 
 
-def digits(k: int = 1000, *, rounds: int = 40, seed: int = 0, cache: Path | None = None) -> Task:
-    """Digits: the first ``k`` images (shuffled by ``seed``) train a 64-128-64-10 tanh MLP; the rest are candidates.
+def digits(
+    k: int = 1000,
+    *,
+    hidden: tuple[int, ...] = (128, 64),
+    rounds: int = 40,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> Task:
+    """Digits: the first ``k`` images (shuffled by ``seed``) train a tanh MLP; the rest are candidates.
 
     Args:
         k: training images, up to 1796.
+        hidden: sizes of the hidden layers between the 64 pixels and the 10 classes.
         rounds: of 50 L-BFGS iterations, at the most.
         seed: of the shuffle and the initial weights.
         cache: file that keeps the trained weights.
@@ -35,9 +44,12 @@ def digits(k: int = 1000, *, rounds: int = 40, seed: int = 0, cache: Path | None
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     x = torch.as_tensor(images, dtype=torch.float32)[order] / 16 - 0.5
     y = torch.as_tensor(labels)[order]
-    model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 10))
+    sizes = (64, *hidden, 10)
+    with torch.random.fork_rng():
+        layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.Tanh())]
+    model = nn.Sequential(*layers[:-1])  # no activation after the last
     loss = partial(losses.cross_entropy, label_smoothing=LABEL_SMOOTHING)
-    key = f"digits k={k} rounds={rounds} seed={seed}"
+    key = f"digits k={k} hidden={hidden} rounds={rounds} seed={seed}"
     load_or_train(model, lambda: _train(model, x[:k], y[:k], rounds, seed), cache, key)
     return Task(
         model=model.eval(),

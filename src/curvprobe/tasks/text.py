@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,18 @@ def text(
 
 
 def help_topics(vocabulary: int = VOCABULARY, context: int = CONTEXT) -> Tensor:
-    """The help topics as token sequences (n, context)."""
+    """The help topics of Python as token sequences (n, context)."""
+    from pydoc_data.topics import topics
+
+    return token_sequences([topics[name] for name in sorted(topics)], vocabulary, context)
+
+
+def token_sequences(documents: Sequence[str], vocabulary: int, context: int) -> Tensor:
+    """Documents as token sequences (n, context), of a byte-pair encoding trained on them."""
     try:
         from tokenizers import ByteLevelBPETokenizer
     except ImportError as error:
-        raise ImportError("the text task needs transformers and tokenizers: pip install 'curvprobe[text]'") from error
-    from pydoc_data.topics import topics
-
-    documents = [topics[name] for name in sorted(topics)]
+        raise ImportError("text needs transformers and tokenizers: pip install 'curvprobe[text]'") from error
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(documents, vocab_size=vocabulary, show_progress=False)
     tokens = torch.tensor(tokenizer.encode("\n\n".join(documents)).ids)

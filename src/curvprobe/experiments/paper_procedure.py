@@ -6,13 +6,16 @@ Written from the paper's description, not from its code, and without curvprobe's
 * stage II, level, slope and curvature of the increment as differences of two separately computed means;
 * stage III, the second moment by direct Monte Carlo, Monte Carlo on the quadratic model, and the closed form.
 
-Every mean is over all its examples in one batch, every Hessian-vector product builds its graph anew, and everything
-is in the model's own precision. Where the description leaves a choice, the better one is taken: eigenvalues are signed
-Rayleigh quotients, and the sample's own gradient is kept.
+Every Hessian-vector product is over all its examples in one batch and builds its graph anew, and everything is in the
+model's own precision. Where the description leaves a choice, the better one is taken unless asked otherwise:
+eigenvalues are signed Rayleigh quotients (the released scripts take the norm of the product, which has no sign), and
+the sample's own gradient is kept.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,20 +35,32 @@ def take(batch: Batch, rows: slice | Tensor) -> Batch:
 
 def join(first: Batch, second: Batch) -> Batch:
     """The rows of both batches."""
-    if isinstance(first, Tensor):
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
         return torch.cat([first, second])
     return tuple(torch.cat(parts) for parts in zip(first, second, strict=True))
 
 
+ROWS = 128
+"""Rows of one pass of a mean loss."""
+
+
+def passes(batch: Batch) -> list[Batch]:
+    """The batch in parts of at most ``ROWS`` rows."""
+    return [take(batch, slice(i, i + ROWS)) for i in range(0, num_rows(batch), ROWS)]
+
+
 def move(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device."""
     return batch.to(device) if isinstance(batch, Tensor) else tuple(part.to(device) for part in batch)
 
 
 def num_rows(batch: Batch) -> int:
+    """Its length."""
     return len(batch if isinstance(batch, Tensor) else batch[0])
 
 
 def flat(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of any shapes as one vector."""
     return torch.cat([part.reshape(-1) for part in parts])
 
 
@@ -61,16 +76,27 @@ class MeanLoss:
         """In the model's own order, which is curvprobe's too."""
         return list(self.module.parameters())
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """The mean loss, under the math attention kernel: fused attention has no second derivative."""
+    def sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum of the loss and of the weights, under the math attention kernel: fused attention has no second
+        derivative."""
         with sdpa_kernel(SDPBackend.MATH):
             result: Any = self.loss(self.module(batch if isinstance(batch, Tensor) else batch[0]), batch)
         loss_sum, weight = result if isinstance(result, tuple) else (result, torch.ones_like(result))
-        return loss_sum.sum() / weight.sum()
+        return loss_sum.sum(), weight.sum()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The mean loss, in passes over so many rows at once."""
+        parts = [self.sums(part) for part in passes(batch)]
+        return torch.stack([part[0] for part in parts]).sum() / torch.stack([part[1] for part in parts]).sum()
 
     def gradient(self, batch: Batch) -> Tensor:
         """Gradient of the mean loss."""
-        return flat(torch.autograd.grad(self(batch), self.params))
+        total, weights = torch.zeros((), dtype=self.params[0].dtype, device=self.params[0].device), []
+        for part in passes(batch):
+            loss_sum, weight = self.sums(part)
+            total = total + flat(torch.autograd.grad(loss_sum, self.params))
+            weights.append(weight)
+        return total / torch.stack(weights).sum()
 
     def hessian_product(self, batch: Batch, vector: Tensor) -> Tensor:
         """Hessian of the mean loss times a vector, by double backward."""
@@ -81,7 +107,7 @@ class MeanLoss:
 
 
 def _pieces(params: Sequence[Tensor], vector: Tensor) -> Sequence[Tensor]:
-    return vector.split([p.numel() for p in params])
+    return torch.split(vector, [p.numel() for p in params])
 
 
 # ---- stage I
@@ -97,11 +123,20 @@ class Eigenpairs:
 
 
 def power_iteration(
-    mean: MeanLoss, batch: Batch, dim: int, *, iterations: int = 20, tolerance: float = 1e-4, seed: int = 0
+    mean: MeanLoss,
+    batch: Batch,
+    dim: int,
+    *,
+    iterations: int = 20,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+    signed: bool = True,
 ) -> Eigenpairs:
     """Leading eigenpairs one after another, each on the Hessian from which those before have been subtracted.
 
-    A vector is done when its eigenvalue changes by less than ``tolerance`` of itself, or after ``iterations``.
+    A vector is done when its eigenvalue changes by less than ``tolerance`` of itself, or after ``iterations``. With
+    ``signed=False`` an eigenvalue is the norm of the product, as in the released scripts: a negative one then is
+    taken for positive, and subtracting it makes it larger.
     """
     like = mean.params[0]
     num_params = sum(p.numel() for p in mean.params)
@@ -117,7 +152,7 @@ def power_iteration(
             product = mean.hessian_product(batch, v)
             num_matvecs += 1
             product -= (eigenvalues[:i] * (vectors[:i] @ v)) @ vectors[:i]
-            previous, value = value, float(v @ product)
+            previous, value = value, float(v @ product if signed else product.norm())
             v = product / product.norm()
             if abs(value - previous) < tolerance * abs(value):
                 break
@@ -135,6 +170,10 @@ class Coefficients:
     level: Tensor
     slope: Tensor
     curvature: Tensor
+
+    def truncate(self, dim: int) -> Coefficients:
+        """On the first ``dim`` directions."""
+        return Coefficients(self.level, self.slope[:dim], self.curvature[:dim, :dim])
 
 
 def projected_hessian(mean: MeanLoss, batch: Batch, basis: Tensor) -> Tensor:
@@ -173,15 +212,15 @@ def _with_level_and_slope(
 # ---- stage III
 
 
-def direct_increments(mean: MeanLoss, basis: Tensor, before: Batch, after: Batch, coordinates: Tensor) -> Tensor:
-    """True increments (S,) at ``w* + U z`` for every row z of ``coordinates`` (S, D); 2k + 1 examples a draw."""
+def direct_increments(mean: MeanLoss, before: Batch, after: Batch, displacements: Iterable[Tensor]) -> Tensor:
+    """True increments (S,) at ``w* + d`` for every displacement d (N,); 2k + 1 examples a draw."""
     params = mean.params
     solution = [p.detach().clone() for p in params]
     increments = []
     with torch.no_grad():
         try:
-            for z in coordinates:
-                for p, w, step in zip(params, solution, _pieces(params, basis @ z), strict=True):
+            for displacement in displacements:
+                for p, w, step in zip(params, solution, _pieces(params, displacement), strict=True):
                     p.copy_(w + step.view_as(w))
                 increments.append(mean(after) - mean(before))
         finally:

@@ -1,0 +1,162 @@
+"""Decay of the criteria as the sample grows and the weights follow it: the paper's figure 2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from curvprobe.experiments import growth
+from curvprobe.experiments.growth import PRESETS as PRESETS
+from curvprobe.experiments.growth import Settings
+from curvprobe.experiments.growth import cost as cost
+from curvprobe.experiments.options import Options
+from curvprobe.experiments.summary import exponent, over_seeds, said
+from curvprobe.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ABOUT = """Delta_1, Delta_2 and Delta_2^(D) against the sample size k while the weights follow the sample.
+
+The paper (Fig. 2) sees all of them fall, Delta_1 as about k^-1 and the squared criteria as about k^-2, on curves that
+are noisy because one next example is used. Here each is also averaged over candidates that the model has not seen, and
+the landscape dispersion V is shown: at fixed weights the criteria fall as V / (k (k + 1)), which is arithmetic; what
+training changes is V."""
+
+
+def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any]:
+    """Curves of every criterion, over the candidates ("expected") and for the first of them ("single")."""
+    run = growth.measure(settings, options, store)
+    ks = torch.tensor(run.ks, dtype=torch.float64)
+    level, parts, increments = run["level"], run["top"].sum(2), run["increments"]
+    curves = {
+        "expected": {
+            "delta1": level.abs().mean(2),
+            "delta2": increments.square().mean((3, 4)),
+            "delta2_subspace": parts.mean(2),
+        },
+        "single": {
+            "delta1": level.abs()[:, :, 0],
+            "delta2": increments.square().mean(3)[..., 0],
+            "delta2_subspace": parts[:, :, 0],
+        },
+    }
+    if options.literal:
+        curves["literal"] = {
+            "delta1": run["literal_delta1"],
+            "delta2": run["literal_isotropic"],
+            "delta2_subspace": run["literal_subspace"],
+        }
+    dispersion = run["dispersion"]
+    return {
+        "ks": run.ks,
+        "sigmas": settings.sigmas,
+        "dims": settings.dims,
+        "num_params": int(run["num_params"][0, 0]),
+        "candidates": settings.candidates,
+        "loss": over_seeds(run["loss"]),
+        "gradient_norm": over_seeds(run["gradient_norm"]),
+        "eigenvalues": over_seeds(run["eigenvalues"]),
+        "largest_residual": float(run["residual"].max()),
+        "curves": {
+            which: {name: over_seeds(values) for name, values in named.items()} for which, named in curves.items()
+        },
+        "exponents": {
+            which: {
+                "delta1": exponent(ks, named["delta1"]),
+                "delta2": [exponent(ks, named["delta2"][..., s]) for s in range(len(settings.sigmas))],
+                "delta2_subspace": [
+                    [exponent(ks, named["delta2_subspace"][..., m, s]) for s in range(len(settings.sigmas))]
+                    for m in range(len(settings.dims))
+                ],
+            }
+            for which, named in curves.items()
+        },
+        "dispersion": {
+            "total": over_seeds(dispersion.sum(2)),
+            "parts": over_seeds(dispersion),
+            "exponents": [exponent(ks, dispersion.sum(2)[..., s]) for s in range(len(settings.sigmas))],
+            "shape_exponents": [exponent(ks, dispersion[:, :, 1:].sum(2)[..., s]) for s in range(len(settings.sigmas))],
+        },
+    }
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    """What it shows, in sentences."""
+    lines = [
+        f"{result['num_params']} parameters, k from {result['ks'][0]} to {result['ks'][-1]}; the loss falls from "
+        f"{result['loss']['mean'][0]:.2f} to {result['loss']['mean'][-1]:.2f}; largest residual "
+        f"{result['largest_residual']:.0e} of the first eigenvalue"
+    ]
+    for which, title in (
+        ("expected", f"Averaged over {result['candidates']} candidates"),
+        ("single", "One next example"),
+        ("literal", "The paper's released procedure"),
+    ):
+        if which not in result["exponents"]:
+            continue
+        found = result["exponents"][which]
+        lines.append(f"{title}: Delta_1 goes as k to the {said(found['delta1'])}")
+        for s, sigma in enumerate(result["sigmas"]):
+            subspace = ", ".join(
+                f"D = {dim} {said(found['delta2_subspace'][m][s])}" for m, dim in enumerate(result["dims"])
+            )
+            lines.append(f"  sigma {sigma:g}: Delta_2 {said(found['delta2'][s])}; Delta_2^(D) {subspace}")
+    for s, sigma in enumerate(result["sigmas"]):
+        whole, shape = result["dispersion"]["exponents"][s], result["dispersion"]["shape_exponents"][s]
+        lines.append(f"Dispersion V at sigma {sigma:g}: k to the {said(whole)}; of its shape {said(shape)}")
+    return lines
+
+
+def figures(result: dict[str, Any]) -> dict[str, Figure]:
+    """One panel a sigma in the paper's layout, and the dispersion."""
+    from curvprobe.plots import panels
+
+    ks = torch.tensor(result["ks"], dtype=torch.float64)
+    figure, axes = panels(1, len(result["sigmas"]), size=(4.2, 3.8))
+    for s, sigma in enumerate(result["sigmas"]):
+        panel = axes[0, s]
+        styles = [("expected", "-", 1.0), ("single", "-", 0.3), ("literal", ":", 0.8)]
+        for which, style, alpha in styles:
+            if which not in result["curves"]:
+                continue
+            curves = result["curves"][which]
+            rows = [("delta1", r"$\Delta_1$", "0.4", (...,)), ("delta2", r"$\Delta_2$", "black", (..., s))]
+            rows += [
+                ("delta2_subspace", rf"$\Delta_2^{{({dim})}}$", f"C{m}", (..., m, s))
+                for m, dim in enumerate(result["dims"])
+            ]
+            for name, label, color, at in rows:
+                mean = torch.as_tensor(curves[name]["mean"], dtype=torch.float64)[at]
+                error = torch.as_tensor(curves[name]["stderr"], dtype=torch.float64)[at]
+                named = label if which == "expected" else None
+                panel.loglog(ks, mean, style, color=color, alpha=alpha, label=named)
+                if which == "expected":
+                    low = torch.maximum(mean - error, mean * 0.1)
+                    panel.fill_between(ks, low, mean + error, color=color, alpha=0.15, linewidth=0)
+        first = float(torch.as_tensor(result["curves"]["expected"]["delta2"]["mean"])[0, s])
+        panel.loglog(ks, first * (ks[0] / ks) ** 2, "--", color="0.6", linewidth=0.8, label=r"$\propto k^{-2}$")
+        panel.set(title=rf"$\sigma$ = {sigma:g}", xlabel="sample size k")
+    axes[0, 0].set_ylabel("criterion (loss units; squared)")
+    axes[0, 0].legend(frameon=False, fontsize="x-small")
+    return {"decay": figure, "dispersion": _dispersion(result, ks)}
+
+
+def _dispersion(result: dict[str, Any], ks: torch.Tensor) -> Figure:
+    from curvprobe.plots import panels
+
+    figure, axes = panels(1, len(result["sigmas"]), size=(4.2, 3.2))
+    parts = torch.as_tensor(result["dispersion"]["parts"]["mean"], dtype=torch.float64)
+    errors = torch.as_tensor(result["dispersion"]["parts"]["stderr"], dtype=torch.float64)
+    for s, sigma in enumerate(result["sigmas"]):
+        for i, name in enumerate(("level", "slope", "curvature")):
+            value, error = parts[:, i, s], errors[:, i, s].nan_to_num()
+            reach = [torch.minimum(error, 0.9 * value), error]
+            axes[0, s].errorbar(ks, value, yerr=reach, marker=".", capsize=2, label=name)
+        axes[0, s].set_xscale("log")
+        axes[0, s].set_yscale("log")
+        axes[0, s].set(title=rf"$\sigma$ = {sigma:g}", xlabel="sample size k")
+    axes[0, 0].set_ylabel("dispersion V (squared loss units)")
+    axes[0, 0].legend(frameon=False, fontsize="small")
+    return figure

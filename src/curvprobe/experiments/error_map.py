@@ -1,0 +1,195 @@
+"""Error of the closed form over dimension and sigma: the paper's figure 6."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from curvprobe.estimators import control, gaussian_moment, summarise
+from curvprobe.experiments import paper_procedure as procedure
+from curvprobe.experiments.cost import Cost, eigenspace_cost
+from curvprobe.experiments.models import each_model
+from curvprobe.experiments.options import Options
+from curvprobe.experiments.solutions import PAPER, SMALL, Language, Solution
+from curvprobe.increment import increment
+from curvprobe.monte_carlo import probe_increments
+from curvprobe.probes import SubspaceProbe
+from curvprobe.projection import mean_projection, project
+from curvprobe.store import Store
+from curvprobe.subspace import top_eigenspace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ABOUT = """|direct - closed form| / direct over the dimension D and sigma.
+
+The paper (Fig. 6) sees small errors in the local regime and large ones at the largest sigma. What direct Monte Carlo
+shows there is mostly its own noise; beside it stands what controlled Monte Carlo, on the same draws, shows of the
+quadratic model's error, and how that compares with the shape alone."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the error map.
+
+    Attributes:
+        language: the model. ``trained``: sequences it has streamed through.
+        k: of the sample.
+        dims, sigmas: of the map.
+        num_probes: draws a cell.
+        seeds: models.
+    """
+
+    language: Language
+    trained: int
+    dims: tuple[int, ...]
+    k: int = 8
+    sigmas: tuple[float, ...] = tuple(10 ** (-7 + 2 * i / 3) for i in range(10))
+    num_probes: int = 24
+    seeds: int = 4
+
+
+PRESETS = {
+    "cpu": Settings(SMALL, trained=1024, dims=(1, 2, 4, 6, 9, 13, 18, 24, 31, 40)),
+    "paper": Settings(PAPER, trained=10_000, dims=(1, 12, 23, 34, 45, 56, 67, 78, 89, 100)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """Of one model, float64 (M, S): dimensions by sigmas; squared loss units.
+
+    Attributes:
+        closed, shape: closed form, and its shape.
+        direct: Monte Carlo on the true loss. ``direct_stderr``: its error.
+        controlled, controlled_stderr: the same draws with the quadratic model as control variate.
+        literal_closed, literal_direct: of the paper's procedure; NaN where it was not asked for.
+    """
+
+    closed: Tensor
+    shape: Tensor
+    direct: Tensor
+    direct_stderr: Tensor
+    controlled: Tensor
+    controlled_stderr: Tensor
+    literal_closed: Tensor
+    literal_direct: Tensor
+
+
+def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any]:
+    """Relative errors by dimension and sigma, means over the models."""
+    found = each_model(
+        "error-map",
+        settings,
+        options,
+        store,
+        Map,
+        lambda solution, seed: one_map(solution, settings, seed, literal=options.literal),
+    )
+    value = {name: torch.stack([getattr(m, name) for m in found]) for name in Map.__dataclass_fields__}
+    off = value["controlled"] - value["closed"]
+    result: dict[str, Any] = {
+        "dims": settings.dims,
+        "sigmas": settings.sigmas,
+        "k": settings.k,
+        "num_probes": settings.num_probes,
+        "direct_error": ((value["direct"] - value["closed"]).abs() / value["direct"]).mean(0),
+        "direct_noise": (value["direct_stderr"] / value["direct"]).mean(0),
+        "model_error": (off.abs() / value["closed"]).mean(0),
+        "model_error_noise": (value["controlled_stderr"] / value["closed"]).mean(0),
+        "model_error_of_shape": (off.abs() / value["shape"]).mean(0),
+        "largest_distance": ((value["direct"] - value["closed"]) / value["direct_stderr"]).abs().amax(0),
+    }
+    if options.literal:
+        miss = (value["literal_direct"] - value["literal_closed"]).abs() / value["literal_direct"]
+        result["literal_error"] = miss.mean(0)
+    return result
+
+
+def one_map(solution: Solution, settings: Settings, seed: int, *, literal: bool) -> Map:
+    """Every dimension and sigma from one eigenspace."""
+    risk, new, shape = solution.risk, solution.new[:1], (len(settings.dims), len(settings.sigmas))
+    space = top_eigenspace(risk, dim=max(settings.dims), tol=1e-4, seed=seed)
+    whole = increment(mean_projection(risk, space), project(new, space))
+    cells = torch.full((8, *shape), torch.nan, dtype=torch.float64)
+    pairs, model = _literal_model(solution, settings, seed) if literal else (None, None)
+    for m, dim in enumerate(settings.dims):
+        for s, sigma in enumerate(settings.sigmas):
+            law, inc = SubspaceProbe(space.truncate(dim), sigma), whole.truncate(dim)
+            z = law.coordinates(settings.num_probes, seed)
+            true = probe_increments(risk, new, law, settings.num_probes, seed)
+            closed, direct = gaussian_moment(inc, sigma=sigma), summarise(true, antithetic=True)
+            controlled = control(closed, inc, true, z)
+            values = [closed.value, closed.shape, direct.value, direct.stderr, controlled.value, controlled.stderr]
+            cells[:6, m, s] = torch.tensor(values, dtype=torch.float64)
+            if pairs is not None and model is not None:
+                before = procedure.take(solution.data, slice(0, len(risk) - 1))
+                basis = pairs.basis[:, :dim]
+                steps = (basis @ row for row in z.to(basis))
+                direct_says = procedure.direct_increments(solution.mean, before, solution.data, steps).double()
+                cells[6, m, s] = procedure.closed_form(model.truncate(dim), sigma)
+                cells[7, m, s] = float(direct_says.square().mean())
+    return Map(*cells)
+
+
+def _literal_model(
+    solution: Solution, settings: Settings, seed: int
+) -> tuple[procedure.Eigenpairs, procedure.Coefficients]:
+    """Basis and quadratic model of the released procedure; the sample's last example joins."""
+    mean, after = solution.mean, solution.data
+    before = procedure.take(after, slice(0, len(solution.risk) - 1))
+    rows = procedure.take(before, slice(0, 4))
+    pairs = procedure.power_iteration(mean, rows, max(settings.dims), seed=seed, signed=False)
+    return pairs, procedure.coefficients_on_subsets(mean, pairs.basis, before, after, seed=seed)
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    """What it shows, in sentences."""
+    lines = [f"k = {result['k']}, {result['num_probes']} draws a cell; range over D of 1 to {result['dims'][-1]}"]
+    table = {
+        name: torch.as_tensor(result[name], dtype=torch.float64)
+        for name in ("direct_error", "direct_noise", "model_error", "model_error_of_shape", "literal_error")
+        if name in result
+    }
+    for s, sigma in enumerate(result["sigmas"]):
+        ends = {name: (float(rows[:, s].min()), float(rows[:, s].max())) for name, rows in table.items()}
+        said = {name: f"{low:.1e} to {high:.1e}" for name, (low, high) in ends.items()}
+        literal = f"; released procedure {said['literal_error']}" if "literal_error" in said else ""
+        lines.append(
+            f"sigma {sigma:.1e}: direct against closed form {said['direct_error']} (noise of direct "
+            f"{said['direct_noise']}); the model's own error {said['model_error']}, of the shape "
+            f"{said['model_error_of_shape']}{literal}"
+        )
+    return lines
+
+
+def figures(result: dict[str, Any]) -> dict[str, Figure]:
+    """Maps of the direct error, of the model's own, and of that relative to the shape."""
+    from curvprobe.plots import map_panel, panels
+
+    shown = [
+        ("direct_error", "|direct - closed| / direct"),
+        ("model_error", "|controlled - closed| / closed"),
+        ("model_error_of_shape", "|controlled - closed| / shape"),
+    ]
+    if "literal_error" in result:
+        shown.append(("literal_error", "released procedure"))
+    figure, axes = panels(1, len(shown), size=(4.2, 3.6))
+    for panel, (name, title) in zip(axes[0], shown, strict=True):
+        map_panel(figure, panel, result["sigmas"], result["dims"], torch.as_tensor(result[name]).numpy(), title)
+        panel.set(xlabel=r"$\sigma$")
+    axes[0, 0].set_ylabel("dimension D")
+    return {"error-map": figure}
+
+
+def cost(settings: Settings, options: Options) -> Cost:
+    """Of all models."""
+    k, dim = settings.k, max(settings.dims)
+    cells = len(settings.dims) * len(settings.sigmas) * settings.num_probes
+    total = eigenspace_cost(k, dim) + Cost(settings.trained, cells * (k + 1), dim, 0)
+    if options.literal:
+        total = total + Cost(0, cells * (2 * k - 1), (20 + 2) * dim * 4, 0)
+    return total * settings.seeds

@@ -1,0 +1,279 @@
+"""One run behind two figures: the criteria at every k while the sample grows and the weights follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from curvprobe import progress
+from curvprobe.estimators import moment_parts
+from curvprobe.examples import digest
+from curvprobe.expectation import pool_dispersion
+from curvprobe.experiments import paper_procedure as procedure
+from curvprobe.experiments.cost import Cost, eigenspace_cost
+from curvprobe.experiments.options import Options
+from curvprobe.experiments.solutions import PAPER, SMALL, Language, Solution, converged, stream
+from curvprobe.full_space import full_space_parts
+from curvprobe.increment import fresh_increments
+from curvprobe.linalg import norm
+from curvprobe.monte_carlo import candidate_increments
+from curvprobe.probes import IsotropicProbe
+from curvprobe.projection import ProjectedSample, mean_projection, project
+from curvprobe.store import Store
+from curvprobe.subspace import random_subspace, top_eigenspace
+from curvprobe.version import __version__
+
+LITERAL_ROWS = 4
+"""Sequences behind each Hessian of the paper's procedure."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a growing sample.
+
+    Attributes:
+        language: the model that streams through text.
+        ks: sample sizes with sequential weights, multiples of the batch.
+        converged_ks: sample sizes of digits with converged weights.
+        seeds: runs, each with an order of the data and initial weights of its own.
+        candidates: next examples that every criterion is averaged over.
+        sigmas, dims: standard deviations, and dimensions of the eigenspace.
+        num_probes: isotropic draws.
+        trace_candidates, trace_products: of the full-space shape in closed form.
+        hessian_examples: the eigenspace is that of the Hessian on so many of the k examples, at most; None takes all.
+            Every other number is on all k in either case.
+    """
+
+    language: Language
+    ks: tuple[int, ...]
+    converged_ks: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
+    seeds: int = 4
+    candidates: int = 32
+    sigmas: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
+    dims: tuple[int, ...] = (1, 4, 16)
+    num_probes: int = 32
+    trace_candidates: int = 8
+    trace_products: int = 8
+    hessian_examples: int | None = None
+
+    def sizes(self, options: Options) -> tuple[int, ...]:
+        """The sample sizes with these weights."""
+        return self.ks if options.weights == "sequential" else self.converged_ks
+
+
+PRESETS = {
+    "cpu": Settings(SMALL, ks=(8, 16, 24, 40, 64, 104, 168, 272, 440, 712, 1152)),
+    "paper": Settings(
+        PAPER,
+        ks=(16, 32, 48, 64, 96, 128, 192, 272, 368, 512, 704, 976, 1360, 1888, 2608, 3616, 4992, 6912, 8480, 10000),
+        seeds=8,
+        hessian_examples=64,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """What was measured at one solution. S sigmas, M dimensions, m candidates; squared loss units.
+
+    Attributes:
+        k: examples in the sample. ``num_params``: N.
+        loss, gradient_norm: of the risk.
+        eigenvalues: float64 (D,). ``residual``: the largest, relative to the first. ``num_matvecs``: products.
+        increments: true increments at isotropic draws, float64 (S, draws, m).
+        level: increments at the solution itself, (m,).
+        top, random: level, slope and curvature parts in the top eigenspace and in a random subspace, (3, m, M, S).
+        full_slope, full_curvature: parts of the full-space shape at sigma = 1 for the first candidates, (c,); they go
+            with sigma^2 and sigma^4.
+        dispersion: level, slope and curvature parts of the landscape dispersion V over the candidates, (3, S).
+        literal_delta1: the paper's procedure's, (). NaN where it was not asked for, as are the next two.
+        literal_isotropic: (S,).
+        literal_subspace: (M, S).
+    """
+
+    k: int
+    num_params: int
+    loss: float
+    gradient_norm: float
+    eigenvalues: Tensor
+    residual: float
+    num_matvecs: int
+    increments: Tensor
+    level: Tensor
+    top: Tensor
+    random: Tensor
+    full_slope: Tensor
+    full_curvature: Tensor
+    dispersion: Tensor
+    literal_delta1: Tensor
+    literal_isotropic: Tensor
+    literal_subspace: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """The points of all seeds: every value of :class:`Point` as a float64 tensor with (seeds, K) in front."""
+
+    settings: Settings
+    ks: tuple[int, ...]
+    values: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One field of all points, (seeds, K, ...)."""
+        return self.values[name]
+
+
+def measure(settings: Settings, options: Options, store: Store) -> Growth:
+    """The points of every seed and k; those that the store holds are not computed again."""
+    ks, text = settings.sizes(options), options.weights == "sequential"
+    sequences = settings.language.sequences(options.text) if text else None
+    looked_at = replace(settings, ks=(), converged_ks=(), seeds=0)  # a point does not depend on the others
+    source = "digits" if sequences is None else digest(sequences)
+    runs: list[list[Point]] = []
+    with progress.bar("growing samples (seeds x sizes)", settings.seeds * len(ks)) as advance:
+        for seed in range(options.seed, options.seed + settings.seeds):
+            solutions: Iterator[Solution] = iter(())
+            reached, points = len(ks), []
+            for i, k in enumerate(ks):
+
+                def compute(i: int = i, seed: int = seed) -> Point:
+                    nonlocal solutions, reached
+                    if reached > i:  # nothing was trained yet: to train up to where a run stopped takes seconds
+                        solutions, reached = _solutions(settings, sequences, ks[i:], seed, options, store), i
+                    while reached < i:  # found on disk since then
+                        next(solutions)
+                        reached += 1
+                    reached += 1
+                    return at_solution(next(solutions), settings, seed, literal=options.literal)
+
+                key = [__version__, str(looked_at), source, k, seed, options.literal, options.device]
+                points.append(store.stage(f"{options.weights}-seed{seed}-k{k}", key, Point, compute)[0])
+                advance(1)
+            runs.append(points)
+    values = {
+        field.name: torch.stack(
+            [
+                torch.stack([torch.as_tensor(getattr(p, field.name), dtype=torch.float64) for p in points])
+                for points in runs
+            ]
+        )
+        for field in fields(Point)
+    }
+    return Growth(settings, ks, values)
+
+
+def _solutions(
+    settings: Settings, sequences: Tensor | None, ks: tuple[int, ...], seed: int, options: Options, store: Store
+) -> Iterator[Solution]:
+    if sequences is None:
+        return converged(ks, settings.candidates, seed=seed, cache=store.directory)
+    return stream(settings.language, sequences, ks, settings.candidates, seed=seed, device=options.device)
+
+
+def at_solution(solution: Solution, settings: Settings, seed: int, *, literal: bool) -> Point:
+    """Every criterion at one solution."""
+    risk, new, dim = solution.risk, solution.new, max(settings.dims)
+    bent = risk if settings.hessian_examples is None else risk[: settings.hessian_examples]
+    space = top_eigenspace(bent, dim=dim, seed=seed)
+    null = random_subspace(risk, dim, seed=seed)
+    fresh = project(new, space)
+    few = new[: settings.trace_candidates]
+    full = full_space_parts(risk, few, sigma=1.0, num_probes=settings.trace_products, seed=seed)
+    increments = [
+        candidate_increments(risk, new, IsotropicProbe(sigma), settings.num_probes, seed) for sigma in settings.sigmas
+    ]
+    assert space.eigenvalues is not None
+    assert space.residuals is not None
+    shares = new.weights / (risk.total_weight + new.weights)
+    procedure_says = literal_criteria(solution, settings, seed) if literal else _nothing(settings)
+    return Point(
+        k=len(risk),
+        num_params=risk.num_params,
+        loss=risk.value(),
+        gradient_norm=norm(risk.gradient()),
+        eigenvalues=space.eigenvalues,
+        residual=float(space.residuals.max()),
+        num_matvecs=space.num_matvecs,
+        increments=torch.stack(increments),
+        level=shares * (new.losses() - risk.value()),
+        top=_parts(mean_projection(risk, space), fresh, settings),
+        random=_parts(mean_projection(risk, null), project(new, null), settings),
+        full_slope=full.slope,
+        full_curvature=full.curvature,
+        dispersion=torch.stack([pool_dispersion(fresh, sigma).mean(0) for sigma in settings.sigmas], dim=1),
+        literal_delta1=procedure_says[0],
+        literal_isotropic=procedure_says[1],
+        literal_subspace=procedure_says[2],
+    )
+
+
+def _parts(mean: ProjectedSample, fresh: ProjectedSample, settings: Settings) -> Tensor:
+    """Level, slope and curvature parts for every candidate, (3, m, M, S)."""
+    increments = next(fresh_increments(mean, fresh, [1]))  # the mean is one example that weighs as all of them
+    cells = [
+        torch.stack(
+            [
+                torch.stack(moment_parts(increments.truncate(dim), torch.tensor(sigma, dtype=torch.float64)))
+                for sigma in settings.sigmas
+            ],
+            dim=-1,
+        )
+        for dim in settings.dims
+    ]
+    return torch.stack(cells, dim=-2)
+
+
+def literal_criteria(solution: Solution, settings: Settings, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Delta_1 (), Delta_2 (S,) and Delta_2^(D) (M, S) as the paper's released procedure computes them.
+
+    Deflated power iteration without signs on four rows, each projected Hessian on four rows of its own, two means in
+    the model's precision, and one next example, on which the model was trained: the sample's own last one.
+    """
+    mean, k = solution.mean, len(solution.risk)
+    before, after = procedure.take(solution.data, slice(0, k - 1)), solution.data
+    rows = torch.randperm(k - 1, generator=torch.Generator().manual_seed(seed))[:LITERAL_ROWS]
+    pairs = procedure.power_iteration(
+        mean, procedure.take(before, rows.to(solution.risk.device)), max(settings.dims), seed=seed, signed=False
+    )
+    model = procedure.coefficients_on_subsets(mean, pairs.basis, before, after, rows=LITERAL_ROWS, seed=seed)
+    subspace = [
+        [procedure.closed_form(model.truncate(dim), sigma) for sigma in settings.sigmas] for dim in settings.dims
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    isotropic = []
+    for sigma in settings.sigmas:
+        noise = (
+            sigma * torch.randn(solution.risk.num_params, generator=generator).to(pairs.basis)
+            for _ in range(settings.num_probes)
+        )
+        isotropic.append(float(procedure.direct_increments(mean, before, after, noise).square().mean()))
+    delta1, *rest = (
+        torch.as_tensor(value, dtype=torch.float64) for value in (float(model.level.abs()), isotropic, subspace)
+    )
+    return delta1, rest[0], rest[1]
+
+
+def _nothing(settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    num_sigmas, num_dims = len(settings.sigmas), len(settings.dims)
+    shapes: tuple[tuple[int, ...], ...] = ((), (num_sigmas,), (num_dims, num_sigmas))
+    first, second, third = (torch.full(shape, torch.nan, dtype=torch.float64) for shape in shapes)
+    return first, second, third
+
+
+def cost(settings: Settings, options: Options) -> Cost:
+    """Of all seeds and sizes."""
+    total, dim, m = Cost(0, 0, 0, 0), max(settings.dims), settings.candidates
+    for k in settings.sizes(options):
+        bent = min(k, settings.hessian_examples or k)
+        products = 2 * dim * m + dim * k + settings.trace_products * (k + settings.trace_candidates)
+        products += 0 if bent == k else dim * k
+        forwards = len(settings.sigmas) * settings.num_probes * (k + m)
+        if options.literal:
+            products += 20 * dim * LITERAL_ROWS + 2 * dim * LITERAL_ROWS
+            forwards += len(settings.sigmas) * settings.num_probes * 2 * k
+        total = total + eigenspace_cost(bent, dim) + Cost(0, forwards, products, 0)
+    trained = settings.ks[-1] if options.weights == "sequential" else 2000 * sum(settings.converged_ks)
+    return (total + Cost(trained, 0, 0, 0)) * settings.seeds

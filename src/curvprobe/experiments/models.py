@@ -1,0 +1,65 @@
+"""The same measurement on several models: one a seed, each kept when it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from curvprobe import progress
+from curvprobe.examples import digest
+from curvprobe.experiments.options import Options
+from curvprobe.experiments.solutions import Language, Solution, streamed
+from curvprobe.store import Store
+from curvprobe.version import __version__
+
+T = TypeVar("T")
+
+
+class OfLanguage(Protocol):
+    """Settings of an experiment that looks at one solution of each of several language models."""
+
+    @property
+    def language(self) -> Language:
+        """The model."""
+        ...
+
+    @property
+    def trained(self) -> int:
+        """Sequences it has streamed through."""
+        ...
+
+    @property
+    def k(self) -> int:
+        """Sequences of the sample."""
+        ...
+
+    @property
+    def seeds(self) -> int:
+        """Models."""
+        ...
+
+
+def each_model(
+    name: str,
+    settings: OfLanguage,
+    options: Options,
+    store: Store,
+    kind: type[T],
+    at: Callable[[Solution, int], T],
+) -> list[T]:
+    """``at(solution, seed)`` for every seed; those that the store holds are not computed again."""
+    sequences = settings.language.sequences(options.text)
+    found = []
+    with progress.bar(f"{name} (models)", settings.seeds) as advance:
+        for seed in range(options.seed, options.seed + settings.seeds):
+
+            def compute(seed: int = seed) -> T:
+                solution = streamed(
+                    settings.language, sequences, settings.trained, settings.k, 1, seed=seed, device=options.device
+                )
+                return at(solution, seed)
+
+            key = [__version__, str(settings), digest(sequences), seed, options.literal, options.device]
+            found.append(store.stage(f"{name}-seed{seed}", key, kind, compute)[0])
+            advance(1)
+    return found

@@ -1,0 +1,112 @@
+"""How much of the full-space signal the top eigenspace holds as the sample grows: the paper's figure 3."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from curvprobe.experiments import growth
+from curvprobe.experiments.growth import PRESETS as PRESETS
+from curvprobe.experiments.growth import Growth, Settings
+from curvprobe.experiments.growth import cost as cost
+from curvprobe.experiments.options import Options
+from curvprobe.experiments.summary import spread
+from curvprobe.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ABOUT = """Delta_2^(D) over Delta_2 against the sample size, and the same ratio of the shape criterion.
+
+The paper (Fig. 3) sees a ratio of about 1 at sigma 1e-4 and 1e-3, and of 1e-2 to 1e3 at 1e-2. A random subspace of the
+same dimension is the null: what it gives too is not the eigenspace's doing. The shape criterion leaves out the level,
+which every subspace holds; its null is D / N."""
+
+
+def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any]:
+    """Ratios over seeds and sizes: of the criterion (true loss below, by Monte Carlo) and of its shape."""
+    run = growth.measure(settings, options, store)
+    num_params = int(run["num_params"][0, 0])
+    result: dict[str, Any] = {
+        "ks": run.ks,
+        "sigmas": settings.sigmas,
+        "dims": settings.dims,
+        "num_params": num_params,
+        "seeds": settings.seeds,
+        "criterion": {name: spread(_criterion(run, name)) for name in ("top", "random")},
+        "shape": {name: spread(_shape(run, name)) for name in ("top", "random")},
+        "all_criterion": {name: _extremes(_criterion(run, name)) for name in ("top", "random")},
+        "all_shape": {name: _extremes(_shape(run, name)) for name in ("top", "random")},
+        "null": [dim / num_params for dim in settings.dims],
+    }
+    if options.literal:
+        literal = run["literal_subspace"] / run["literal_isotropic"][:, :, None]
+        result["criterion"] |= {"literal": spread(literal)}
+        result["all_criterion"] |= {"literal": _extremes(literal)}
+    return result
+
+
+def _criterion(run: Growth, name: str) -> Tensor:
+    """Ratio of the criteria, averaged over the candidates, (seeds, K, M, S)."""
+    return run[name].sum(2).mean(2) / run["increments"].square().mean((3, 4))[:, :, None]
+
+
+def _shape(run: Growth, name: str) -> Tensor:
+    """Ratio of the shape criteria on the same candidates, (seeds, K, M, S)."""
+    count = run["full_slope"].shape[2]
+    inside = run[name][:, :, 1:, :count].sum((2, 3))
+    sigmas = torch.tensor(run.settings.sigmas, dtype=torch.float64)
+    slope, curvature = (run[part].sum(2)[..., None] for part in ("full_slope", "full_curvature"))
+    return inside / (slope * sigmas**2 + curvature * sigmas**4)[:, :, None]
+
+
+def _extremes(ratios: Tensor) -> dict[str, Any]:
+    """Over seeds and sizes."""
+    return spread(ratios.flatten(0, 1))
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    """What it shows, in sentences."""
+    lines = [f"{result['num_params']} parameters; median [smallest, largest] over {result['seeds']} seeds and all k"]
+    for title, block in (("Delta_2^(D) / Delta_2", "all_criterion"), ("shape ratio", "all_shape")):
+        for s, sigma in enumerate(result["sigmas"]):
+            for m, dim in enumerate(result["dims"]):
+                cells = []
+                for name, label in (("top", "top"), ("random", "random"), ("literal", "released procedure")):
+                    if name in result[block]:
+                        low, median, high = (float(result[block][name][end][m][s]) for end in ("low", "median", "high"))
+                        cells.append(f"{label} {median:.3g} [{low:.3g}, {high:.3g}]")
+                lines.append(f"{title}, sigma {sigma:g}, D = {dim}: {'; '.join(cells)}")
+    lines.append("null of the shape ratio, D / N: " + ", ".join(f"{value:.1e}" for value in result["null"]))
+    return lines
+
+
+def figures(result: dict[str, Any]) -> dict[str, Figure]:
+    """The paper's ratio above, the shape ratio below; one column a sigma."""
+    from curvprobe.plots import panels
+
+    ks = torch.tensor(result["ks"], dtype=torch.float64)
+    figure, axes = panels(2, len(result["sigmas"]), size=(4.2, 3.2))
+    for row, block in enumerate(("criterion", "shape")):
+        for s, sigma in enumerate(result["sigmas"]):
+            panel = axes[row, s]
+            for name, style in (("top", "-"), ("random", "--"), ("literal", ":")):
+                if name not in result[block]:
+                    continue
+                for m, dim in enumerate(result["dims"]):
+                    low, median, high = (
+                        torch.as_tensor(result[block][name][end], dtype=torch.float64)[:, m, s]
+                        for end in ("low", "median", "high")
+                    )
+                    panel.loglog(ks, median, style, color=f"C{m}", label=f"{name}, D = {dim}")
+                    panel.fill_between(ks, low, high, color=f"C{m}", alpha=0.12, linewidth=0)
+            if block == "shape":
+                for m, null in enumerate(result["null"]):
+                    panel.axhline(null, color=f"C{m}", linewidth=0.6, linestyle=":")
+            panel.set(title=rf"$\sigma$ = {sigma:g}", xlabel="sample size k")
+    axes[0, 0].set_ylabel(r"$\Delta_2^{(D)} / \Delta_2$")
+    axes[1, 0].set_ylabel("shape ratio (dotted: D / N)")
+    axes[1, -1].legend(frameon=False, fontsize="x-small")
+    return {"ratio": figure}
