@@ -171,9 +171,10 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
         (axes[0, 0], "relative_to_loss", "error relative to the loss"),
         (axes[0, 1], "relative_to_change", "error relative to its change"),
     ):
-        mean, error = (
-            torch.as_tensor(result[name][part], dtype=torch.float64).nan_to_num() for part in ("mean", "stderr")
-        )
+        block = result[name]
+        # Where the loss does not change at all, the error relative to the change is infinite: it is not drawn.
+        mean, error = (torch.as_tensor(block[part], dtype=torch.float64) for part in ("mean", "stderr"))
+        mean, error = mean.where(mean.isfinite(), torch.nan), error.where(error.isfinite(), 0.0)
         for p, precision in enumerate(result["precisions"]):
             panel.loglog(sigmas, mean[p], ".-", color=f"C{p}", label=precision)
             low = torch.maximum(mean[p] - error[p], 0.1 * mean[p])
