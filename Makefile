@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/digits
 
-.PHONY: help demo test lint docs figures bench clean
+.PHONY: help demo test lint docs figures paper bench clean
 help:
 	@echo "make demo    train a small classifier and analyse it (results in $(OUT))"
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types and the direction of imports"
 	@echo "make figures draw the figures of docs/numbers.md"
+	@echo "make paper   repeat the paper's experiments for docs/paper.md (about 40 minutes)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make bench   run the benchmarks (about an hour and a half), rewrite benchmarks/results/ and the tables"
 
@@ -42,6 +43,20 @@ lint: .venv/dev
 figures: .venv/dev
 	$(BIN)/curvprobe demo --tolerance 1e-4 --out runs/numbers
 	cp runs/numbers/*.png docs/figures/
+
+# The paper's experiments for docs/paper.md, with the released procedure beside; about half an hour.
+EXPERIMENTS := validity convergence error-map timing decay ratio fc
+paper: .venv/dev
+	for name in $(EXPERIMENTS); do \
+	  case $$name in decay|ratio|convergence|error-map) literal=--literal;; *) literal=;; esac; \
+	  $(BIN)/curvprobe experiment $$name $$literal --out runs/paper/$$name --stages runs/paper/stages || exit 1; \
+	  cp runs/paper/$$name/result.json benchmarks/results/experiment_$$name.json; \
+	  cp runs/paper/$$name/*.png docs/figures/paper/; \
+	done
+	$(BIN)/curvprobe experiment decay --weights converged --out runs/paper/converged --stages runs/paper/stages
+	cp runs/paper/converged/result.json benchmarks/results/experiment_converged.json
+	cp runs/paper/converged/decay.png docs/figures/paper/converged.png
+	$(BIN)/python benchmarks/table.py
 
 docs: .venv/dev
 	$(BIN)/mkdocs build --strict --quiet

@@ -18,6 +18,7 @@ from rich.console import Console
 
 import curvprobe
 from curvprobe.analysis import analyze
+from curvprobe.memory import keep_freed
 from curvprobe.result import Analysis
 from curvprobe.store import Store
 from curvprobe.tasks import Task, load_task
@@ -365,4 +366,5 @@ def _plain_errors() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the ``curvprobe`` command."""
+    keep_freed()
     sys.exit(app())
