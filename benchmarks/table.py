@@ -1,8 +1,9 @@
-"""Write the tables in README.md and docs/benchmarks.md from the committed result files."""
+"""Write the tables in README.md and the docs from the committed result files."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import concentration
 import coverage_of_intervals
@@ -14,6 +15,7 @@ import paper
 import peers
 import scaling
 import solver
+from machine import place
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,13 +26,30 @@ SCRIPTS = (concentration, coverage_of_intervals, curve, gpu, limit, monte_carlo,
 
 def fill(text: str) -> str:
     """The text with every ``<!-- table NAME -->`` block written anew, where there is a result of that name."""
-    for script in SCRIPTS:
-        if not script.RESULT.exists():
-            continue
-        table = script.table(json.loads(script.RESULT.read_text()))
-        pattern = rf"(<!-- table {script.__name__} -->\n).*?(<!-- end -->)"
+    tables = {
+        script.__name__: script.table(json.loads(script.RESULT.read_text()))
+        for script in SCRIPTS
+        if script.RESULT.exists()
+    }
+    tables |= {
+        path.stem: experiment(json.loads(path.read_text()))
+        for path in (ROOT / "benchmarks" / "results").glob("experiment_*.json")
+    }
+    for name, table in tables.items():
+        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)
     return text
+
+
+def experiment(record: dict[str, Any]) -> str:
+    """What an experiment of the paper found, as its command prints it."""
+    literal = ", --literal" if record["options"]["literal"] else ""
+    foot = (
+        f"({record['experiment']}, preset {record['preset']}{literal}, {record['settings']['seeds']} seeds, "
+        f"{record['seconds'] / 60:.1f} minutes, estimated {record['estimate_seconds'] / 60:.1f}. "
+        f"{place(record['machine'])}.)"
+    )
+    return "\n".join(["```text", *record["findings"], "```", "", foot])
 
 
 def main() -> None:

@@ -42,6 +42,7 @@ GROWTH = growth.Settings(
     num_probes=16,
     trace_candidates=4,
     trace_products=8,
+    compared_at=32,
 )
 
 
@@ -187,6 +188,17 @@ def test_the_shape_tells_the_eigenspace_from_a_random_subspace(shares):
     assert bool((top < 1).all())
     exact = torch.tensor(shares["null"], dtype=torch.float64)[:, None]
     assert bool(((null > exact / 4) & (null < 4 * exact)).all())
+
+
+def test_the_top_eigenspace_bends_more_than_random_and_bottom_ones(shares):
+    found = shares["subspaces"]
+    assert found["names"] == ("top", "random", "bottom", "gradients")
+    for block in ("bent_of_top", "tilted_of_top"):
+        median = found[block]["median"].tolist()
+        assert median[0] == 1
+        assert median[1] < 0.2
+        assert median[3] > median[1]
+    assert found["bent_of_top"]["median"][2] < 1
 
 
 def test_converged_weights_have_a_small_gradient(tmp_path):

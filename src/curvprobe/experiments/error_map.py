@@ -110,8 +110,9 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
 
 
 def one_map(solution: Solution, settings: Settings, seed: int, *, literal: bool) -> Map:
-    """Every dimension and sigma from one eigenspace."""
-    risk, new, shape = solution.risk, solution.new[:1], (len(settings.dims), len(settings.sigmas))
+    """Every dimension and sigma from one eigenspace; in float64, for float32's rounding hides the model's error."""
+    risk, new = solution.risk.in_double(), solution.new[:1].in_double()
+    shape = (len(settings.dims), len(settings.sigmas))
     space = top_eigenspace(risk, dim=max(settings.dims), tol=1e-4, seed=seed)
     whole = increment(mean_projection(risk, space), project(new, space))
     cells = torch.full((8, *shape), torch.nan, dtype=torch.float64)

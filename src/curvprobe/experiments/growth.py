@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from curvprobe.experiments import paper_procedure as procedure
 from curvprobe.experiments.cost import Cost, eigenspace_cost
 from curvprobe.experiments.options import Options
 from curvprobe.experiments.solutions import PAPER, SMALL, Language, Solution, converged, stream
+from curvprobe.experiments.subspaces import Functionals, functionals
 from curvprobe.full_space import full_space_parts
 from curvprobe.increment import fresh_increments
 from curvprobe.linalg import norm
@@ -25,6 +27,8 @@ from curvprobe.projection import ProjectedSample, mean_projection, project
 from curvprobe.store import Store
 from curvprobe.subspace import random_subspace, top_eigenspace
 from curvprobe.version import __version__
+
+T = TypeVar("T")
 
 LITERAL_ROWS = 4
 """Sequences behind each Hessian of the paper's procedure."""
@@ -43,6 +47,7 @@ class Settings:
         sigmas, dims: standard deviations, and dimensions of the eigenspace.
         num_probes: isotropic draws.
         trace_candidates, trace_products: of the full-space shape in closed form.
+        compared_at: sample size, one of the others, at which several kinds of subspaces are compared.
         hessian_examples: the eigenspace is that of the Hessian on so many of the k examples, at most; None takes all.
             Every other number is on all k in either case.
     """
@@ -57,6 +62,7 @@ class Settings:
     num_probes: int = 32
     trace_candidates: int = 8
     trace_products: int = 8
+    compared_at: int = 64
     hessian_examples: int | None = None
 
     def sizes(self, options: Options) -> tuple[int, ...]:
@@ -128,31 +134,15 @@ class Growth:
 
 def measure(settings: Settings, options: Options, store: Store) -> Growth:
     """The points of every seed and k; those that the store holds are not computed again."""
-    ks, text = settings.sizes(options), options.weights == "sequential"
-    sequences = settings.language.sequences(options.text) if text else None
-    looked_at = replace(settings, ks=(), converged_ks=(), seeds=0)  # a point does not depend on the others
-    source = "digits" if sequences is None else digest(sequences)
-    runs: list[list[Point]] = []
-    with progress.bar("growing samples (seeds x sizes)", settings.seeds * len(ks)) as advance:
-        for seed in range(options.seed, options.seed + settings.seeds):
-            solutions: Iterator[Solution] = iter(())
-            reached, points = len(ks), []
-            for i, k in enumerate(ks):
-
-                def compute(i: int = i, seed: int = seed) -> Point:
-                    nonlocal solutions, reached
-                    if reached > i:  # nothing was trained yet: to train up to where a run stopped takes seconds
-                        solutions, reached = _solutions(settings, sequences, ks[i:], seed, options, store), i
-                    while reached < i:  # found on disk since then
-                        next(solutions)
-                        reached += 1
-                    reached += 1
-                    return at_solution(next(solutions), settings, seed, literal=options.literal)
-
-                key = [__version__, str(looked_at), source, k, seed, options.literal, options.device]
-                points.append(store.stage(f"{options.weights}-seed{seed}-k{k}", key, Point, compute)[0])
-                advance(1)
-            runs.append(points)
+    runs = at_sizes(
+        settings.sizes(options),
+        "",
+        Point,
+        lambda solution, seed: at_solution(solution, settings, seed, literal=options.literal),
+        settings,
+        options,
+        store,
+    )
     values = {
         field.name: torch.stack(
             [
@@ -162,7 +152,58 @@ def measure(settings: Settings, options: Options, store: Store) -> Growth:
         )
         for field in fields(Point)
     }
-    return Growth(settings, ks, values)
+    return Growth(settings, settings.sizes(options), values)
+
+
+def compare_subspaces(settings: Settings, options: Options, store: Store) -> list[Functionals]:
+    """Several kinds of subspaces at one size, for every seed."""
+    runs = at_sizes(
+        (settings.compared_at,),
+        "-subspaces",
+        Functionals,
+        lambda solution, seed: functionals(solution, max(settings.dims), seed),
+        settings,
+        options,
+        store,
+    )
+    return [points[0] for points in runs]
+
+
+def at_sizes(
+    ks: tuple[int, ...],
+    name: str,
+    kind: type[T],
+    look: Callable[[Solution, int], T],
+    settings: Settings,
+    options: Options,
+    store: Store,
+) -> list[list[T]]:
+    """``look(solution, seed)`` at every size of every seed."""
+    sequences = settings.language.sequences(options.text) if options.weights == "sequential" else None
+    looked_at = replace(settings, ks=(), converged_ks=(), seeds=0, compared_at=0)  # a point depends on no other
+    source = "digits" if sequences is None else digest(sequences)
+    runs: list[list[T]] = []
+    with progress.bar("growing samples (seeds x sizes)", settings.seeds * len(ks)) as advance:
+        for seed in range(options.seed, options.seed + settings.seeds):
+            solutions: Iterator[Solution] = iter(())
+            reached, points = len(ks), []
+            for i, k in enumerate(ks):
+
+                def compute(i: int = i, seed: int = seed) -> T:
+                    nonlocal solutions, reached
+                    if reached > i:  # nothing was trained yet: to train up to where a run stopped takes seconds
+                        solutions, reached = _solutions(settings, sequences, ks[i:], seed, options, store), i
+                    while reached < i:  # found on disk since then
+                        next(solutions)
+                        reached += 1
+                    reached += 1
+                    return look(next(solutions), seed)
+
+                key = [__version__, str(looked_at), source, k, seed, options.literal, options.device]
+                points.append(store.stage(f"{options.weights}{name}-seed{seed}-k{k}", key, kind, compute)[0])
+                advance(1)
+            runs.append(points)
+    return runs
 
 
 def _solutions(
@@ -275,5 +316,6 @@ def cost(settings: Settings, options: Options) -> Cost:
             products += 20 * dim * LITERAL_ROWS + 2 * dim * LITERAL_ROWS
             forwards += len(settings.sigmas) * settings.num_probes * 2 * k
         total = total + eigenspace_cost(bent, dim) + Cost(0, forwards, products, 0)
+    total = total + Cost(0, 0, settings.compared_at * (30 + 4 * dim + 30 * dim + 2 * dim), 0)
     trained = settings.ks[-1] if options.weights == "sequential" else 2000 * sum(settings.converged_ks)
     return (total + Cost(trained, 0, 0, 0)) * settings.seeds

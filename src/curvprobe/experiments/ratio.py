@@ -12,6 +12,7 @@ from curvprobe.experiments.growth import PRESETS as PRESETS
 from curvprobe.experiments.growth import Growth, Settings
 from curvprobe.experiments.growth import cost as cost
 from curvprobe.experiments.options import Options
+from curvprobe.experiments.subspaces import NAMES
 from curvprobe.experiments.summary import spread
 from curvprobe.store import Store
 
@@ -22,12 +23,15 @@ ABOUT = """Delta_2^(D) over Delta_2 against the sample size, and the same ratio 
 
 The paper (Fig. 3) sees a ratio of about 1 at sigma 1e-4 and 1e-3, and of 1e-2 to 1e3 at 1e-2. A random subspace of the
 same dimension is the null: what it gives too is not the eigenspace's doing. The shape criterion leaves out the level,
-which every subspace holds; its null is D / N."""
+which every subspace holds; its null is D / N. At one size the top eigenspace is compared with random, bottom and
+gradient subspaces."""
 
 
 def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any]:
     """Ratios over seeds and sizes: of the criterion (true loss below, by Monte Carlo) and of its shape."""
     run = growth.measure(settings, options, store)
+    compared = growth.compare_subspaces(settings, options, store)
+    bent, tilted = (torch.stack([getattr(found, part) for found in compared]) for part in ("bent", "tilted"))
     num_params = int(run["num_params"][0, 0])
     result: dict[str, Any] = {
         "ks": run.ks,
@@ -39,6 +43,13 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
         "shape": {name: spread(_shape(run, name)) for name in ("top", "random")},
         "all_criterion": {name: _extremes(_criterion(run, name)) for name in ("top", "random")},
         "all_shape": {name: _extremes(_shape(run, name)) for name in ("top", "random")},
+        "subspaces": {
+            "names": NAMES,
+            "k": settings.compared_at,
+            "dim": max(settings.dims),
+            "bent_of_top": spread(bent / bent[:, :1]),
+            "tilted_of_top": spread(tilted / tilted[:, :1]),
+        },
         "null": [dim / num_params for dim in settings.dims],
     }
     if options.literal:
@@ -79,6 +90,15 @@ def findings(result: dict[str, Any]) -> list[str]:
                         low, median, high = (float(result[block][name][end][m][s]) for end in ("low", "median", "high"))
                         cells.append(f"{label} {median:.3g} [{low:.3g}, {high:.3g}]")
                 lines.append(f"{title}, sigma {sigma:g}, D = {dim}: {'; '.join(cells)}")
+    compared = result["subspaces"]
+    for title, block in (("2 |B|^2 + (tr B)^2", "bent_of_top"), ("|c|^2", "tilted_of_top")):
+        cells = [
+            f"{name} {float(compared[block]['median'][i]):.2g} [{float(compared[block]['low'][i]):.2g}, "
+            f"{float(compared[block]['high'][i]):.2g}]"
+            for i, name in enumerate(compared["names"])
+            if name != "top"
+        ]
+        lines.append(f"{title} at k = {compared['k']}, D = {compared['dim']}, over that of the top: {'; '.join(cells)}")
     lines.append("null of the shape ratio, D / N: " + ", ".join(f"{value:.1e}" for value in result["null"]))
     return lines
 
@@ -109,4 +129,20 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
     axes[0, 0].set_ylabel(r"$\Delta_2^{(D)} / \Delta_2$")
     axes[1, 0].set_ylabel("shape ratio (dotted: D / N)")
     axes[1, -1].legend(frameon=False, fontsize="x-small")
-    return {"ratio": figure}
+    return {"ratio": figure, "subspaces": _subspaces(result["subspaces"])}
+
+
+def _subspaces(compared: dict[str, Any]) -> Figure:
+    from curvprobe.plots import panels
+
+    figure, axes = panels(1, 2, size=(4.2, 3.2))
+    titles = (("bent_of_top", r"$2 |B|_F^2 + (\mathrm{tr} B)^2$"), ("tilted_of_top", r"$|c|^2$"))
+    for panel, (block, title) in zip(axes[0], titles, strict=True):
+        low, median, high = (torch.as_tensor(compared[block][end]) for end in ("low", "median", "high"))
+        at = torch.arange(len(median))
+        panel.errorbar(at, median, yerr=torch.stack([median - low, high - median]), fmt="o", capsize=3, color="black")
+        panel.set_xticks(at.tolist(), compared["names"])
+        panel.set_yscale("log")
+        panel.set(title=f"{title}, over that of the top-{compared['dim']} eigenspace")
+        panel.title.set_fontsize("small")
+    return figure

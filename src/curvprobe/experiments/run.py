@@ -35,7 +35,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
 _GROWING = ("decay", "ratio")
 _LITERAL = (*_GROWING, "convergence", "error-map")
 _PACED_BY = 32
-"""Examples by which the pace of a machine is judged."""
+"""Examples by which the pace of a machine is judged, at most."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,9 @@ def _has_language(name: str, options: Options) -> bool:
     return name != "fc" and options.weights == "sequential"
 
 
-def _pacemaker(name: str, settings: Any, options: Options, examples: int = _PACED_BY) -> EmpiricalRisk:
-    """The experiment's model, untrained, on a few of its examples."""
+def _pacemaker(name: str, settings: Any, options: Options, examples: int | None = None) -> EmpiricalRisk:
+    """The experiment's model, untrained, on a few of its examples: by default its sample, where that is small."""
+    examples = examples or min(_PACED_BY, getattr(settings, "k", _PACED_BY))
     if not _has_language(name, options):
         return digits(512, rounds=0).risk()[: 16 * examples]  # an image is much less than a sequence
     language: Language = settings.language
