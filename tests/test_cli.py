@@ -168,3 +168,52 @@ def test_the_demo_passes_its_options_on(task_file, tmp_path, monkeypatch):
     assert {name: given[name] for name in expected} == expected
     assert "Sample size for an rms of 0.5" in result.output
     assert "concentration.png" in result.output
+
+
+TRAINING = """
+import torch
+import curvprobe as cp
+
+def train(k):
+    x = torch.linspace(-1, 1, 40, dtype=torch.float64)[torch.randperm(40, generator=torch.manual_seed(0)), None]
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    model.weight.data = torch.linalg.lstsq(x[:k], x[:k] ** 3).solution
+    return cp.Task(model, cp.losses.mse, (x[:k], x[:k] ** 3), (x[k:], x[k:] ** 3), description=f"cubic through {k}")
+"""
+
+
+def test_a_trajectory_is_followed_and_goes_on(tmp_path):
+    path = tmp_path / "training.py"
+    path.write_text(TRAINING)
+    arguments = (
+        "trajectory",
+        f"{path}:train",
+        "--ks",
+        "8,16,32",
+        "--sigma",
+        0.01,
+        "--dim",
+        1,
+        "--out",
+        tmp_path / "out",
+    )
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["trajectory"]["ks"] == [8, 16, 32]
+    assert record["trajectory"]["overlap"] == pytest.approx([1.0, 1.0])
+    assert len(record["trajectory"]["expected"]) == 3
+    assert (tmp_path / "out" / "trajectory.pdf").exists()
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.safetensors")}
+    assert len(stamps) == 9
+    assert invoke(*arguments).exit_code == 0
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+
+@pytest.mark.parametrize(("ks", "message"), [("8,x", "whole numbers such as"), ("16,8", "ascending sample sizes")])
+def test_sample_sizes_that_make_no_sense_are_refused(ks, message, tmp_path):
+    path = tmp_path / "training.py"
+    path.write_text(TRAINING)
+    result = invoke("trajectory", f"{path}:train", "--ks", ks, "--sigma", 0.01, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert message in result.output

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from typer.testing import CliRunner
 
@@ -26,13 +27,14 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys
     assert (tmp_path / "runs" / "mine" / "result.json").exists()
 
 
-def test_the_example_task_runs_as_its_docstring_says(tmp_path):
-    text = (ROOT / "examples" / "my_task.py").read_text()
-    command = re.search(r"Run: curvprobe (.*)", text)[1].replace("runs/mine", str(tmp_path)).split()
-    command[1] = str(ROOT / command[1])
+@pytest.mark.parametrize(("name", "shown"), [("my_task", "5 of 5 certified"), ("my_training", "V grows as")])
+def test_the_examples_run_as_their_docstrings_say(name, shown, tmp_path):
+    text = (ROOT / "examples" / f"{name}.py").read_text()
+    command = re.search(r"Run: curvprobe (.*)", text)[1].split()
+    command[1], command[-1] = str(ROOT / command[1]), str(tmp_path)
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert "5 of 5 certified" in result.output
+    assert shown in result.output
 
 
 def test_make_targets_that_the_readme_names_exist():

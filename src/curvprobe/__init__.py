@@ -12,6 +12,7 @@ from curvprobe.estimators import Estimate, gaussian_moment, quadratic_monte_carl
 from curvprobe.expectation import ExpectedCriterion, expected_criterion
 from curvprobe.full_space import FullSpaceParts, full_space_moment, full_space_parts
 from curvprobe.increment import QuadraticIncrement, increment, prefix_increments
+from curvprobe.laws import LawTable, compare_laws, default_laws
 from curvprobe.monte_carlo import closed_form, controlled_monte_carlo, direct_monte_carlo
 from curvprobe.probes import IsotropicProbe, LaplaceProbe, NormalizedProbe, PointProbe, Probe, SubspaceProbe
 from curvprobe.projection import ProjectedSample, mean_projection, project
@@ -52,6 +53,7 @@ __all__ = [
     "FullSpaceParts",
     "IsotropicProbe",
     "LaplaceProbe",
+    "LawTable",
     "NormalizedProbe",
     "PointProbe",
     "PowerLaw",
@@ -73,9 +75,11 @@ __all__ = [
     "__version__",
     "analyze",
     "closed_form",
+    "compare_laws",
     "concentration_curve",
     "controlled_monte_carlo",
     "decay_curve",
+    "default_laws",
     "default_subspaces",
     "deformation_subspace",
     "delta1",

@@ -31,6 +31,7 @@ from curvprobe.examples import digest, overlap
 from curvprobe.expectation import expected_criterion
 from curvprobe.full_space import full_space_moment
 from curvprobe.increment import increment
+from curvprobe.laws import LawTable, compare_laws, default_laws
 from curvprobe.linearisation import tangents_at_once
 from curvprobe.monte_carlo import probe_increments
 from curvprobe.probes import IsotropicProbe, SubspaceProbe, check_sigma
@@ -90,6 +91,7 @@ def analyze(
     max_matvecs: int | None = None,
     num_probes: int = 64,
     tolerance: float | None = None,
+    laws: bool = False,
     concentration: bool = False,
     seed: int = 0,
     out: str | Path | None = None,
@@ -110,6 +112,7 @@ def analyze(
         which, tol, max_matvecs: of the eigenspace, see :func:`top_eigenspace`.
         num_probes: Monte-Carlo draws.
         tolerance: RMS increment, in loss units, for which to tell the required sample size; None leaves it out.
+        laws: also find the first candidate's criterion under other probing laws: two more eigenspaces.
         concentration: also find how much of the full-space signal the top-D directions and others capture: four more
             eigenspaces, on up to 100 candidates.
         seed: of everything random.
@@ -161,7 +164,7 @@ def analyze(
     store, seconds = Store.at(out), dict[str, float]()
     engine = _engine(risk, dim, compile)
 
-    with progress.bar("analysis (stages)", 7 + concentration) as advance:
+    with progress.bar("analysis (stages)", 7 + laws + concentration) as advance:
 
         def stage(name: str, key: Any, kind: type[T], compute: Callable[[], T]) -> T:
             start = time.perf_counter()
@@ -214,6 +217,20 @@ def analyze(
             lambda: full_space_moment(risk, first, sigma=chosen, num_probes=FULL_SPACE_PRODUCTS, seed=seed),
         )
         norms = stage("gradient_norms", [new_key], GradientNorms, lambda: GradientNorms(gradient_norms(new))).norms
+        under = None
+        if laws:
+            under = stage(
+                "laws",
+                [risk_key, new_key, basis, chosen, num_probes, tol, seed],
+                LawTable,
+                lambda: compare_laws(
+                    risk,
+                    first,
+                    default_laws(risk, subspace, chosen, tol=tol, seed=seed),
+                    num_probes=num_probes,
+                    seed=seed,
+                ),
+            )
         captured = None
         if concentration:
             few = new[:CONCENTRATION_CANDIDATES]
@@ -272,6 +289,7 @@ def analyze(
         else required_sample_size(sample, fresh if len(new) > 1 else None, chosen, tolerance, validity=validity),
         stationarity=stationarity(risk, subspace, sample, fresh),
         theory=theory_checks(sample, fresh[0], chosen),
+        laws=under,
         concentration=captured,
         ranking=rank_candidates(sample, fresh, chosen, gradient_norms=norms),
         decay=decay_curve(sample, ks, chosen, dims, fresh=fresh),
@@ -282,6 +300,7 @@ def analyze(
             "sigma": sigma,
             "num_probes": num_probes,
             "tolerance": tolerance,
+            "laws": laws,
             "concentration": concentration,
             "engine": engine,
             "param_names": risk.param_names,

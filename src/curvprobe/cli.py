@@ -20,7 +20,8 @@ import curvprobe
 from curvprobe.analysis import analyze
 from curvprobe.memory import keep_freed
 from curvprobe.result import Analysis
-from curvprobe.store import Store
+from curvprobe.risk import EmpiricalRisk
+from curvprobe.store import SCHEMA_VERSION, Store, to_json, write_atomically
 from curvprobe.tasks import Task, load_task
 
 app = typer.Typer(
@@ -77,6 +78,10 @@ Tolerance = Annotated[
     float | None,
     typer.Option(help="RMS increment in loss units for which to tell the required sample size. Default: not told."),
 ]
+Laws = Annotated[
+    bool,
+    typer.Option("--laws", help="Also tell the criterion under other probing laws: two more eigenspaces."),
+]
 Concentration = Annotated[
     bool,
     typer.Option(
@@ -115,6 +120,7 @@ def demo(
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
     tolerance: Tolerance = None,
+    laws: Laws = False,
     concentration: Concentration = False,
     seed: Seed = 0,
     memory_budget: Memory = None,
@@ -139,6 +145,7 @@ def demo(
             num_probes=num_probes,
             tol=tol,
             tolerance=tolerance,
+            laws=laws,
             concentration=concentration,
             seed=seed,
             compile=compiled,
@@ -155,6 +162,7 @@ def run(
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
     tolerance: Tolerance = None,
+    laws: Laws = False,
     concentration: Concentration = False,
     seed: Seed = 0,
     memory_budget: Memory = None,
@@ -175,10 +183,78 @@ def run(
             num_probes=num_probes,
             tol=tol,
             tolerance=tolerance,
+            laws=laws,
             concentration=concentration,
             seed=seed,
             compile=compiled,
         )
+
+
+@app.command()
+def trajectory(
+    train: Annotated[
+        str,
+        typer.Argument(
+            help="file.py:function or module:function that takes k and returns a curvprobe.Task trained on the first k "
+            "examples. The largest one's candidates serve every size."
+        ),
+    ],
+    ks: Annotated[str, typer.Option(help="Sample sizes, as 50,100,200.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    sigma: Annotated[float, typer.Option(help="Standard deviation of the probe in parameter units.")],
+    dim: Dim = 10,
+    tol: Tol = 1e-3,
+    seed: Seed = 0,
+    memory_budget: Memory = None,
+) -> None:
+    """Follow the criteria along k, with weights that are trained anew for every sample size.
+
+    Example: curvprobe trajectory examples/my_training.py:train --ks 25,50,100,200 --sigma 0.01 --out runs/path
+    """
+    with _plain_errors():
+        from curvprobe.trajectory import trajectory as follow
+
+        sizes = _sizes(ks)
+        budget = None if memory_budget is None else _bytes(memory_budget)
+        largest = load_task(train, sizes[-1])  # first: its candidates are outside every smaller sample too
+        if largest.description:
+            _say(largest.description)
+
+        def trained(k: int) -> EmpiricalRisk:
+            return (largest if k == sizes[-1] else load_task(train, k)).risk(memory_budget=budget)
+
+        path = follow(
+            trained,
+            sizes,
+            candidates=largest.candidates,
+            dim=dim,
+            sigma=sigma,
+            tol=tol,
+            seed=seed,
+            out=out,
+        )
+        typer.echo(str(path))
+        config = {"train": train, "ks": sizes, "dim": dim, "sigma": sigma, "tol": tol, "seed": seed}
+        record = {"schema_version": SCHEMA_VERSION, "version": curvprobe.__version__, "config": config}
+        write_atomically(out / "result.json", to_json(record | {"trajectory": path.to_json()}))
+        names = ["result.json"]
+        try:
+            from curvprobe.plots import plot_trajectory, save
+
+            names += [path.name for path in save({"trajectory": plot_trajectory(path)}, out)]
+        except ImportError as error:
+            _say(f"No figures: {error}")
+        typer.echo(f"\nWritten to {out}/: {', '.join(names)}")
+
+
+def _sizes(ks: str) -> list[int]:
+    try:
+        sizes = [int(k) for k in ks.split(",")]
+    except ValueError:
+        raise ValueError(f"--ks is {ks!r}; expected whole numbers such as 50,100,200") from None
+    if sizes != sorted(set(sizes)):
+        raise ValueError(f"--ks is {ks!r}; expected ascending sample sizes")
+    return sizes
 
 
 class Name(StrEnum):

@@ -10,12 +10,14 @@ from curvprobe.concentration import ConcentrationCurve
 from curvprobe.criteria import DecayCurve
 from curvprobe.estimators import Estimate
 from curvprobe.expectation import PARTS, SOURCES, ExpectedCriterion
+from curvprobe.laws import LawTable
 from curvprobe.projection import ProjectedSample
 from curvprobe.ranking import Ranking
 from curvprobe.sample_size import RequiredSampleSize
 from curvprobe.stationarity import Stationarity
 from curvprobe.store import SCHEMA_VERSION
 from curvprobe.subspace import Subspace
+from curvprobe.summary import lines
 from curvprobe.theory import TheoryChecks
 from curvprobe.validity import QuadraticValidity
 
@@ -49,6 +51,7 @@ class Analysis:
         required: sample size for the tolerance; None where none was given.
         stationarity: how far the solution is from a minimiser.
         theory: the paper's statements, for the first candidate.
+        laws: the first candidate under other laws; None unless asked for.
         concentration: share of the full-space signal that subspaces capture; None unless asked for.
         ranking: which candidates would move the landscape most.
         decay: criteria against k, averaged over the candidates.
@@ -83,6 +86,7 @@ class Analysis:
     required: RequiredSampleSize | None
     stationarity: Stationarity
     theory: TheoryChecks
+    laws: LawTable | None
     concentration: ConcentrationCurve | None
     ranking: Ranking
     decay: DecayCurve
@@ -169,7 +173,7 @@ class Analysis:
         }
 
     def __str__(self) -> str:
-        return "\n".join(_table(self))
+        return "\n".join(lines(self))
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the bulk tensors, as ``result.json`` holds it."""
@@ -212,6 +216,7 @@ class Analysis:
             "required_sample_size": None if self.required is None else asdict(self.required),
             "stationarity": asdict(self.stationarity),
             "theory": asdict(self.theory),
+            "laws": None if self.laws is None else self.laws.to_json(),
             "concentration": None if self.concentration is None else self.concentration.to_json(),
             "ranking": {"columns": self.ranking.columns(), "rank_correlation": self.ranking.agreement()},
             "decay": _curve_json(self.decay),
@@ -243,94 +248,3 @@ def _expectation_json(expected: ExpectedCriterion | None) -> dict[str, Any] | No
             for source, values, errors in rows
         },
     }
-
-
-def _expectation_lines(a: Analysis) -> list[str]:
-    """What is expected of the next example, and of as many again."""
-    lines = []
-    if a.expected is not None and a.doubling is not None:
-        low, high = a.expected.rms_interval
-        lines += [
-            f"  95 % interval of the rms: [{low:.3e}, {high:.3e}]; {a.doubling.rms:.3e} when as many join as there are",
-            *(f"  {line}" for line in str(a.expected).split("\n")[1:]),
-        ]
-    if a.required is not None:
-        low, high = a.required.interval
-        size = f"{a.required.value} [{low:.0f}, {high:.0f}]" if a.required.value else "no answer"
-        lines += [f"Sample size for an rms of {a.required.tolerance:g} loss units: {size}; {a.required.verdict}"]
-    s, bound, shape = a.stationarity, a.theory.rate_bound, a.ranking.agreement()["shape"]
-    promised = "is not defined (not all eigenvalues are positive)"
-    if not math.isnan(s.newton_decrement):
-        promised = f"would take {s.newton_decrement:.2e} off the loss"
-    lines += [
-        "",
-        f"Stationarity: a Newton step in the subspace {promised};",
-        f"  the sample's own gradient makes {100 * s.slope_share:.2g} % of the slope",
-        f"Theory, first candidate: rate bound {bound.bound:.2e}, {bound.slack:.2g} times the value; spectral form "
-        f"{a.theory.spectral_closed_form.value:.2e};",
-        f"  of {a.theory.extremality.num_sets} sets of directions, {100 * a.theory.extremality.share_below:.0f} % bend "
-        "no more than the leading ones",
-        "Ranking by shape agrees with "
-        + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in shape.items())
-        + " (rank correlation)",
-    ]
-    if a.concentration is not None:
-        lines += ["", *str(a.concentration).split("\n")]
-    return lines
-
-
-def _table(a: Analysis) -> list[str]:
-    eigenvalues, residuals, converged = a.subspace.eigenvalues, a.subspace.residuals, a.subspace.converged
-    assert eigenvalues is not None
-    assert residuals is not None
-    assert converged is not None
-    shown = ", ".join(f"{value:.4g}" for value in eigenvalues[:6].tolist()) + (", ..." if len(eigenvalues) > 6 else "")
-    parts = [float(getattr(a.decay, part)[-1, -1, 0]) for part in ("level", "slope", "curvature")]
-    total = sum(parts) or 1.0
-    expected, stderr = float(a.decay.value[-1, -1, 0]), float(a.decay.stderr[-1, -1, 0])
-
-    def row(name: str, e: Estimate, comment: str) -> str:
-        error = "exact" if e.stderr == 0 and not e.num_probes else f"+- {e.stderr:.1e}"
-        if comment.startswith("quadratic model") and not e.num_probes:
-            error = "exact for the model"
-        return f"  {name:<38} {e.value:>12.5e}  {error:<20} rms {e.rms:.3e}  {comment}"
-
-    spread = f" +- {stderr:.1e}" if a.num_candidates > 1 else " (one candidate: no standard error)"
-    lines = [
-        f"Sample: {a.k} examples, {a.num_candidates} candidates; {a.num_params} parameters ({a.dtype})",
-        f"Solution: loss {a.loss:.5g}, gradient norm {a.gradient_norm:.2e}",
-        f"Top-{a.subspace.dim} eigenvalues: {shown}; next about {a.subspace.next_eigenvalue:.4g}",
-        f"  {int(converged.sum())} of {len(converged)} certified, largest residual {float(residuals.max()):.1e} of the "
-        f"first eigenvalue, {a.subspace.num_matvecs} Hessian products",
-        f"Probe: sigma = {a.sigma:.3g} ({a.sigma_source}); the quadratic model is {a.verdict} there, error "
-        f"{100 * a.validity.error_at(a.sigma):.2g} % ({100 * a.surrogate_error:.2g} % in the draws of Monte Carlo)",
-        *(
-            []
-            if a.validity.precision_floor is None
-            else [f"  Below sigma = {a.validity.precision_floor:.2g} rounding in {a.dtype} takes over."]
-        ),
-        "",
-        "If the first candidate is added (squared loss units; rms in loss units):",
-        row("Delta_1 at the solution", a.delta1, "true loss, loss units"),
-        row(f"Delta_2^({a.subspace.dim}) closed form", a.closed_form, "quadratic model"),
-        row(f"Delta_2^({a.subspace.dim}) quadratic Monte Carlo", a.quadratic, "quadratic model"),
-        row(f"Delta_2^({a.subspace.dim}) direct Monte Carlo", a.direct, "true loss"),
-        row(f"Delta_2^({a.subspace.dim}) controlled Monte Carlo", a.controlled, "true loss"),
-        row("Delta_2 isotropic Monte Carlo", a.isotropic, "true loss"),
-        row(
-            "Delta_2 isotropic closed form",
-            a.isotropic_closed_form,
-            f"quadratic model, {abs(a.isotropic_distance):.1f} standard errors from the true loss",
-        ),
-        f"  (A probe is {a.sigma * a.subspace.dim**0.5:.2g} from the solution in the subspace, and "
-        f"{a.sigma * a.num_params**0.5:.2g} when isotropic.)",
-        "",
-        f"Averaged over the {a.num_candidates} candidates as the next example: Delta_2^({a.subspace.dim}) = "
-        f"{expected:.5e}{spread}, rms {expected**0.5:.3e} loss units",
-        f"  of it level {100 * parts[0] / total:.2f} %, slope {100 * parts[1] / total:.2g} %, curvature "
-        f"{100 * parts[2] / total:.2g} %; shape (all but the level) {parts[1] + parts[2]:.3e}",
-    ]
-    lines += _expectation_lines(a)
-    if a.notes:
-        lines += ["", "Notes:", *(f"  - {note}" for note in a.notes)]
-    return lines

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from curvprobe import progress
+from curvprobe.examples import digest
 from curvprobe.expectation import ExpectedCriterion, expected_criterion, pool_dispersion
 from curvprobe.intervals import standard_error, student_reach
 from curvprobe.linalg import inner, norm
-from curvprobe.projection import project
+from curvprobe.projection import ProjectedSample, project
 from curvprobe.risk import EmpiricalRisk
+from curvprobe.store import Store
 from curvprobe.subspace import Subspace, top_eigenspace
 
 
@@ -77,6 +80,20 @@ class Trajectory:
         lines.append(f"V grows as k^{self.fit.exponent:.2f}, 95 % interval [{low:.2f}, {high:.2f}]")
         return "\n".join(lines)
 
+    def to_json(self) -> dict[str, Any]:
+        """Every number, as ``result.json`` holds it."""
+        names = (
+            *("ks", "loss", "gradient_norm", "dispersion", "dispersion_parts", "dispersion_stderr", "overlap"),
+            "num_matvecs",
+        )
+        return {name: getattr(self, name) for name in names} | {
+            "expected": [
+                {"value": e.value, "stderr": e.stderr, "rms": e.rms, "rms_interval": e.rms_interval, "shape": e.shape}
+                for e in self.expected
+            ],
+            "fit": asdict(self.fit),
+        }
+
 
 def trajectory(
     solutions: Callable[[int], EmpiricalRisk] | Sequence[EmpiricalRisk],
@@ -87,6 +104,7 @@ def trajectory(
     sigma: float = 1e-3,
     tol: float = 1e-3,
     seed: int = 0,
+    out: str | Path | None = None,
 ) -> Trajectory:
     """Dispersion and criteria along sample sizes, at the weights that were trained on each.
 
@@ -105,6 +123,7 @@ def trajectory(
         sigma: standard deviation in parameter units.
         tol: of the eigenspaces.
         seed: of the eigenspaces.
+        out: folder for the finished eigenspaces and projections, which are found again when it is repeated.
 
     Raises:
         ValueError: for fewer than 2 sizes, sizes beside risks, or candidates that a sample holds.
@@ -132,14 +151,14 @@ def trajectory(
         raise ValueError(f"the sample sizes are {sizes}; expected at least 2 of them, each at least 2")
     rows, expected, overlaps, products = [], [], [], []
     before: Subspace | None = None
+    store = Store.at(out)
     with progress.bar("trajectory (sample sizes)", len(sizes)) as advance:
         for i, k in enumerate(sizes):
             risk = solutions(k) if callable(solutions) else solutions[i]
             if len(risk) != k:
                 raise ValueError(f"solutions({k}) returned a risk on {len(risk)} examples; expected {k}")
-            space = top_eigenspace(risk, dim=dim, tol=tol, seed=seed, start=before)
-            sample = project(risk, space)
-            fresh = None if candidates is None else project(risk.on(candidates), space)
+            new = None if candidates is None else risk.on(candidates)
+            space, sample, fresh = _look(risk, new, before, store, dim=dim, tol=tol, seed=seed)
             expected.append(expected_criterion(sample, fresh, sigma))
             terms = pool_dispersion(sample, sigma)
             rows.append(
@@ -169,6 +188,35 @@ def trajectory(
         num_matvecs=torch.tensor(products),
         fit=power_law(torch.tensor(sizes), table[:, 2]),
     )
+
+
+def _look(
+    risk: EmpiricalRisk,
+    new: EmpiricalRisk | None,
+    before: Subspace | None,
+    store: Store,
+    *,
+    dim: int,
+    tol: float,
+    seed: int,
+) -> tuple[Subspace, ProjectedSample, ProjectedSample | None]:
+    """Eigenspace and projections at one size."""
+    k, key = len(risk), risk.key()
+    start = None if before is None else digest(before.basis)
+    space, _ = store.stage(
+        f"trajectory-k{k}-eigenspace",
+        [key, dim, tol, seed, start],
+        Subspace,
+        lambda: top_eigenspace(risk, dim=dim, tol=tol, seed=seed, start=before),
+    )
+    basis = digest(space.basis)
+    sample, _ = store.stage(f"trajectory-k{k}-sample", [key, basis], ProjectedSample, lambda: project(risk, space))
+    if new is None:
+        return space, sample, None
+    fresh, _ = store.stage(
+        f"trajectory-k{k}-candidates", [key, new.key(), basis], ProjectedSample, lambda: project(new, space)
+    )
+    return space, sample, fresh
 
 
 def power_law(ks: Tensor, values: Tensor) -> PowerLaw:

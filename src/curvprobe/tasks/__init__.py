@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -54,11 +54,23 @@ class Task:
         )
 
 
-def load_task(spec: str) -> Task:
-    """The task that ``file.py:function`` or ``module:function`` returns.
+def load_task(spec: str, *arguments: Any) -> Task:
+    """The task that ``file.py:function`` or ``module:function`` returns, called with the arguments.
 
     Raises:
         ValueError: if there is no such file, module or function, or it returns something else than a Task.
+    """
+    task = load_function(spec)(*arguments)
+    if not isinstance(task, Task):
+        raise ValueError(f"{spec} returned a {type(task).__name__}; expected a curvprobe.Task")
+    return task
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function that ``file.py:function`` or ``module:function`` names.
+
+    Raises:
+        ValueError: if there is none.
     """
     place, colon, function = spec.rpartition(":")
     if not colon or not place or not function:
@@ -86,7 +98,4 @@ def load_task(spec: str) -> Task:
     maker = getattr(module, function, None)
     if not callable(maker):
         raise ValueError(f"{place} has no function {function!r}")
-    task = maker()
-    if not isinstance(task, Task):
-        raise ValueError(f"{spec} returned a {type(task).__name__}; expected a curvprobe.Task")
-    return task
+    return cast(Callable[..., Any], maker)

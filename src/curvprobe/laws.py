@@ -1,0 +1,153 @@
+"""One increment under many probing laws: in closed form, and on the true loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvprobe.deformation import deformation_subspace
+from curvprobe.estimators import Estimate
+from curvprobe.monte_carlo import closed_form, controlled_monte_carlo, direct_monte_carlo
+from curvprobe.probes import LaplaceProbe, NormalizedProbe, Probe, SubspaceLaw, SubspaceProbe, check_sigma
+from curvprobe.risk import EmpiricalRisk
+from curvprobe.subspace import Subspace, gradient_subspace, random_subspace, top_eigenspace
+
+DAMPING = 1e-3
+"""Smallest precision of a Laplace law per example, relative to the first eigenvalue."""
+
+
+@dataclass(frozen=True, eq=False)
+class LawTable:
+    """The second moment of one increment under L laws, squared loss units.
+
+    Attributes:
+        names: (L,).
+        parts: float64 (L, 3), level, slope and curvature of the closed form.
+        closed_stderr: (L,), of the closed form: zero in a subspace, where it is exact for the quadratic model.
+        true, true_stderr: (L,), Monte Carlo on the true loss, with the quadratic model as control variate in a
+            subspace.
+    """
+
+    names: tuple[str, ...]
+    parts: Tensor
+    closed_stderr: Tensor
+    true: Tensor
+    true_stderr: Tensor
+
+    @property
+    def closed(self) -> Tensor:
+        """The closed form (L,)."""
+        return self.parts.sum(1)
+
+    @property
+    def shape(self) -> Tensor:
+        """Its shape criterion (L,)."""
+        return self.parts[:, 1:].sum(1)
+
+    def __str__(self) -> str:
+        lines = [f"{'law':<22} {'closed form':>12} {'shape':>11}  {'on the true loss':>16}"]
+        columns = (self.closed.tolist(), self.shape.tolist(), self.true.tolist(), self.true_stderr.tolist())
+        for name, closed, shape, true, error in zip(self.names, *columns, strict=True):
+            lines.append(f"{name:<22} {closed:>12.5e} {shape:>11.3e}  {true:>16.5e} +- {error:.1e}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """By law."""
+        names = ("closed", "closed_stderr", "shape", "true", "true_stderr")
+        columns = {name: getattr(self, name).tolist() for name in names}
+        level, slope, curvature = self.parts.T.tolist()
+        columns |= {"level": level, "slope": slope, "curvature": curvature}
+        return {law: {name: column[i] for name, column in columns.items()} for i, law in enumerate(self.names)}
+
+
+def default_laws(
+    risk: EmpiricalRisk, subspace: Subspace, sigma: float, *, tol: float = 1e-3, seed: int = 0
+) -> dict[str, Probe]:
+    """The laws that an analysis compares with its own: two more eigenspaces.
+
+    Laplace's in the top eigenspace, with as much damping as makes it a law; ``sigma`` in the top eigenspace of the
+    Gauss-Newton matrix, the directions in which the sample's gradients differ most, gradients of the sample, and random
+    directions; and normalised by tensor and by filter, as far from the solution as isotropic with ``sigma``.
+
+    Args:
+        risk: on the k examples.
+        subspace: the top eigenspace of its Hessian.
+        sigma: standard deviation in parameter units.
+        tol, seed: of the eigenspaces and the random directions.
+    """
+    check_sigma(sigma)
+    eigenvalues, dim = subspace.eigenvalues, subspace.dim
+    if eigenvalues is None:
+        raise ValueError(f"the subspace comes from {subspace.origin!r}; expected an eigenspace of the Hessian")
+    least = DAMPING * float(eigenvalues.abs().max())
+    damping = max(0.0, least - float(eigenvalues.min()))
+    laws: dict[str, Probe] = {
+        "Laplace": LaplaceProbe(subspace, k=len(risk), damping=damping),
+        "Gauss-Newton": SubspaceProbe(top_eigenspace(risk, dim, curvature="ggn", tol=tol, seed=seed), sigma),
+    }
+    if len(risk) > 1:
+        laws["deformation"] = SubspaceProbe(
+            deformation_subspace(risk, min(dim, len(risk) - 1), tol=tol, seed=seed), sigma
+        )
+    laws["gradients"] = SubspaceProbe(gradient_subspace(risk[: min(dim, len(risk))]), sigma)
+    laws["random"] = SubspaceProbe(random_subspace(risk, dim, seed=seed), sigma)
+    size = math.sqrt(sum(float(p.detach().double().square().sum()) for p in risk.leaves().values()) / risk.num_params)
+    if size > 0:
+        laws["normalised by tensor"] = NormalizedProbe(sigma / size, by="tensor")
+        laws["normalised by filter"] = NormalizedProbe(sigma / size, by="filter")
+    return laws
+
+
+def compare_laws(
+    risk: EmpiricalRisk,
+    new: EmpiricalRisk,
+    laws: Mapping[str, Probe],
+    *,
+    num_probes: int = 64,
+    num_products: int = 16,
+    seed: int = 0,
+) -> LawTable:
+    """The second moment of the increment when ``new`` joins, under every law.
+
+    Args:
+        risk: on the k examples.
+        new: on the examples that join.
+        laws: Gaussian ones, by name.
+        num_probes: Monte-Carlo draws a law.
+        num_products: Hessian products a law where the closed form needs traces.
+        seed: of the draws.
+
+    Raises:
+        ValueError: without a law. TypeError: for one that is not Gaussian.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Linear(2, 1, bias=False).double()
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (torch.eye(2).double(), torch.zeros(2, 1).double()))
+        >>> new = risk.on((torch.tensor([[2.0, 1.0]]).double(), torch.ones(1, 1).double()))
+        >>> laws = cp.default_laws(risk, cp.top_eigenspace(risk, dim=1), sigma=1e-2)
+        >>> table = cp.compare_laws(risk, new, laws | {"isotropic": cp.IsotropicProbe(1e-2)})
+        >>> bool(((table.true - table.closed).abs() < 5 * table.true_stderr + 1e-12).all())   # the loss is quadratic
+        True
+    """
+    if not laws:
+        raise ValueError("no law came; expected at least one, by name")
+    closed, true = list[Estimate](), list[Estimate]()
+    for law in laws.values():
+        closed.append(closed_form(risk, new, law, num_probes=num_products, seed=seed))
+        if isinstance(law, SubspaceLaw):
+            true.append(controlled_monte_carlo(risk, new, law, num_probes=num_probes, seed=seed))
+        else:  # its control would take a product a pair of draws
+            true.append(direct_monte_carlo(risk, new, law, num_probes=num_probes, seed=seed))
+    return LawTable(
+        tuple(laws),
+        torch.tensor([[e.level, e.slope, e.curvature] for e in closed], dtype=torch.float64),
+        torch.tensor([e.stderr for e in closed], dtype=torch.float64),
+        torch.tensor([e.value for e in true], dtype=torch.float64),
+        torch.tensor([e.stderr for e in true], dtype=torch.float64),
+    )

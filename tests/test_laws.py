@@ -1,0 +1,91 @@
+import math
+
+import pytest
+import torch
+
+import curvprobe as cp
+from tests import cases
+
+
+@pytest.fixture(scope="module")
+def compared():
+    case = cases.make("mlp")
+    risk = case.risk()
+    new = risk.on(case.candidates)[:1]
+    subspace = cp.top_eigenspace(risk, dim=3)
+    laws = cp.default_laws(risk, subspace, sigma=1e-3)
+    return risk, new, subspace, laws, cp.compare_laws(risk, new, laws, num_probes=64)
+
+
+def test_every_law_is_that_of_the_functions_one_by_one(compared):
+    risk, new, _, laws, table = compared
+    assert table.names == tuple(laws)
+    assert {"Laplace", "Gauss-Newton", "deformation", "gradients", "random", "normalised by tensor"} <= set(laws)
+    for i, law in enumerate(laws.values()):
+        closed = cp.closed_form(risk, new, law)
+        assert float(table.closed[i]) == pytest.approx(closed.value)
+        assert float(table.shape[i]) == pytest.approx(closed.shape)
+        assert float(table.closed_stderr[i]) == pytest.approx(closed.stderr)
+
+
+def test_the_true_loss_agrees_where_the_model_is_valid(compared):
+    *_, laws, table = compared
+    for i, name in enumerate(laws):
+        if name != "Laplace":  # its scale is the data's, not a small one
+            error = math.hypot(float(table.true_stderr[i]), float(table.closed_stderr[i]))
+            model = 1e-4 * float(table.closed[i])
+            assert abs(float(table.true[i] - table.closed[i])) < 5 * error + model, name
+
+
+def test_normalised_laws_go_as_far_as_the_isotropic_one(compared):
+    risk, _, _, laws, _ = compared
+    for name in ("normalised by tensor", "normalised by filter"):
+        deviation = laws[name].deviation(risk)
+        assert float(deviation.square().mean().sqrt()) == pytest.approx(1e-3, rel=1e-6)
+
+
+def test_laplace_is_damped_until_it_is_a_law(compared):
+    risk, _, subspace, _, _ = compared
+    bottom = cp.top_eigenspace(risk, dim=3, which="smallest")
+    law = cp.default_laws(risk, bottom, sigma=1e-3)["Laplace"]
+    assert float(law.scale.max()) == pytest.approx((len(risk) * 1e-3 * float(bottom.eigenvalues.abs().max())) ** -0.5)
+    assert cp.default_laws(risk, subspace, sigma=1e-3)["Laplace"].damping == max(
+        0.0, 1e-3 * float(subspace.eigenvalues.max()) - float(subspace.eigenvalues.min())
+    )
+
+
+def test_the_table_and_the_json_say_the_same(compared):
+    *_, table = compared
+    record = table.to_json()
+    for i, name in enumerate(table.names):
+        assert record[name]["closed"] == float(table.closed[i])
+        assert sum(record[name][part] for part in ("level", "slope", "curvature")) == pytest.approx(
+            record[name]["closed"]
+        )
+        assert f"{float(table.closed[i]):.5e}" in str(table)
+
+
+def test_what_is_no_law_or_no_eigenspace_is_refused(compared):
+    risk, new, *_ = compared
+    with pytest.raises(ValueError, match="no law came"):
+        cp.compare_laws(risk, new, {})
+    with pytest.raises(ValueError, match="the subspace comes from 'random'"):
+        cp.default_laws(risk, cp.random_subspace(risk, 2), sigma=1e-3)
+    with pytest.raises(ValueError, match="sigma"):
+        cp.default_laws(risk, cp.top_eigenspace(risk, dim=2), sigma=-1.0)
+
+
+def test_an_analysis_has_the_laws_when_asked(compared, tmp_path):
+    risk, _, _, _, _ = compared
+    candidates = cases.make("mlp").candidates
+    analysis = cp.analyze(risk, candidates, dim=3, sigma=1e-3, laws=True, out=tmp_path)
+    expected = cp.compare_laws(
+        risk, risk.on(candidates)[:1], cp.default_laws(risk, analysis.subspace, 1e-3), num_probes=64
+    )
+    assert torch.equal(analysis.laws.true, expected.true)
+    assert "under other laws" in str(analysis)
+    assert set(analysis.to_json()["laws"]) == set(expected.names)
+    again = cp.analyze(risk, candidates, dim=3, sigma=1e-3, laws=True, out=tmp_path)
+    assert again.seconds["laws"] == 0
+    assert again.laws.names == expected.names
+    assert cp.analyze(risk, candidates, dim=3, sigma=1e-3, out=tmp_path).laws is None
