@@ -124,8 +124,8 @@ def _percent(share: float | None) -> str:
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| interval of | candidates m | join at once b | covers | too low | too high |",
-        "|---|---|---|---|---|---|",
+        "| population | interval of | candidates m | join at once b | covers | too low | too high | Student's covers |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row['population']} | {row['what']} | {row['m']} | {row['b']} | {100 * row['covered']:.1f} % "

@@ -53,3 +53,15 @@ def test_tables_are_those_of_the_result_files():
         sys.path.pop(0)
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         assert table.fill(path.read_text()) == path.read_text(), f"run `make bench`: {path.name} is out of date"
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head():
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        width = None
+        for line in path.read_text().splitlines():
+            if not line.startswith("|"):
+                width = None
+                continue
+            cells = len(re.findall(r"(?<!\\)\|", line))
+            assert width in (None, cells), f"{path.name}: {line}"
+            width = cells

@@ -71,7 +71,7 @@ class Settings:
 
 
 PRESETS = {
-    "cpu": Settings(SMALL, ks=(8, 16, 32, 64, 128, 256, 512)),
+    "cpu": Settings(SMALL, ks=(8, 16, 32, 64, 128, 256)),
     "paper": Settings(
         PAPER,
         ks=(16, 32, 48, 64, 96, 128, 192, 272, 368, 512, 704, 976, 1360, 1888, 2608, 3616, 4992, 6912, 8480, 10000),

@@ -67,7 +67,7 @@ class Settings:
     seeds: int = 5
 
 
-PRESETS = {"cpu": Settings(SMALL, trained=1024), "paper": Settings(PAPER, trained=10_000)}
+PRESETS = {"cpu": Settings(SMALL, trained=1024, dim=24, seeds=4), "paper": Settings(PAPER, trained=10_000)}
 
 
 @dataclass(frozen=True)
