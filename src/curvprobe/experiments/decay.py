@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from curvprobe.experiments import growth
 from curvprobe.experiments.growth import PRESETS as PRESETS
@@ -48,7 +49,8 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
             "delta2": run["literal_isotropic"],
             "delta2_subspace": run["literal_subspace"],
         }
-    dispersion = run["dispersion"]
+    dispersion, count = run["dispersion"], len(settings.sigmas)
+    late = slice(len(ks) // 2, None)
     return {
         "ks": run.ks,
         "sigmas": settings.sigmas,
@@ -62,23 +64,33 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
         "curves": {
             which: {name: over_seeds(values) for name, values in named.items()} for which, named in curves.items()
         },
-        "exponents": {
-            which: {
-                "delta1": exponent(ks, named["delta1"]),
-                "delta2": [exponent(ks, named["delta2"][..., s]) for s in range(len(settings.sigmas))],
-                "delta2_subspace": [
-                    [exponent(ks, named["delta2_subspace"][..., m, s]) for s in range(len(settings.sigmas))]
-                    for m in range(len(settings.dims))
-                ],
-            }
+        "exponents": {which: _exponents(named, ks) for which, named in curves.items()},
+        "late_exponents": {
+            which: _exponents({name: values[:, late] for name, values in named.items()}, ks[late])
             for which, named in curves.items()
         },
         "dispersion": {
             "total": over_seeds(dispersion.sum(2)),
             "parts": over_seeds(dispersion),
-            "exponents": [exponent(ks, dispersion.sum(2)[..., s]) for s in range(len(settings.sigmas))],
-            "shape_exponents": [exponent(ks, dispersion[:, :, 1:].sum(2)[..., s]) for s in range(len(settings.sigmas))],
+            **{
+                f"{when}exponents": {
+                    "total": [exponent(ks[at], dispersion.sum(2)[:, at, s]) for s in range(count)],
+                    "shape": [exponent(ks[at], dispersion[:, :, 1:].sum(2)[:, at, s]) for s in range(count)],
+                }
+                for when, at in (("", slice(None)), ("late_", late))
+            },
         },
+    }
+
+
+def _exponents(named: dict[str, Tensor], ks: Tensor) -> dict[str, Any]:
+    """Of Delta_1, Delta_2 at every sigma, and Delta_2^(D) at every dimension and sigma."""
+    isotropic, subspace = named["delta2"], named["delta2_subspace"]
+    dims, sigmas = range(subspace.shape[2]), range(subspace.shape[3])
+    return {
+        "delta1": exponent(ks, named["delta1"]),
+        "delta2": [exponent(ks, isotropic[..., s]) for s in sigmas],
+        "delta2_subspace": [[exponent(ks, subspace[..., m, s]) for s in sigmas] for m in dims],
     }
 
 
@@ -96,16 +108,24 @@ def findings(result: dict[str, Any]) -> list[str]:
     ):
         if which not in result["exponents"]:
             continue
-        found = result["exponents"][which]
-        lines.append(f"{title}: Delta_1 goes as k to the {said(found['delta1'])}")
-        for s, sigma in enumerate(result["sigmas"]):
-            subspace = ", ".join(
-                f"D = {dim} {said(found['delta2_subspace'][m][s])}" for m, dim in enumerate(result["dims"])
-            )
-            lines.append(f"  sigma {sigma:g}: Delta_2 {said(found['delta2'][s])}; Delta_2^(D) {subspace}")
+        for when, at in (("", "exponents"), (f", k from {result['ks'][len(result['ks']) // 2]}", "late_exponents")):
+            found = result[at][which]
+            lines.append(f"{title}{when}: Delta_1 goes as k to the {said(found['delta1'])}")
+            for s, sigma in enumerate(result["sigmas"]):
+                subspace = ", ".join(
+                    f"D = {dim} {said(found['delta2_subspace'][m][s])}" for m, dim in enumerate(result["dims"])
+                )
+                lines.append(f"  sigma {sigma:g}: Delta_2 {said(found['delta2'][s])}; Delta_2^(D) {subspace}")
     for s, sigma in enumerate(result["sigmas"]):
-        whole, shape = result["dispersion"]["exponents"][s], result["dispersion"]["shape_exponents"][s]
-        lines.append(f"Dispersion V at sigma {sigma:g}: k to the {said(whole)}; of its shape {said(shape)}")
+        cells = [
+            said(result["dispersion"][at][part][s])
+            for part in ("total", "shape")
+            for at in ("exponents", "late_exponents")
+        ]
+        lines.append(
+            f"Dispersion V at sigma {sigma:g}: k to the {cells[0]}, later {cells[1]}; of its shape {cells[2]}, later "
+            f"{cells[3]}"
+        )
     return lines
 
 
@@ -158,5 +178,5 @@ def _dispersion(result: dict[str, Any], ks: torch.Tensor) -> Figure:
         axes[0, s].set_yscale("log")
         axes[0, s].set(title=rf"$\sigma$ = {sigma:g}", xlabel="sample size k")
     axes[0, 0].set_ylabel("dispersion V (squared loss units)")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+    axes[0, 0].legend(frameon=False, fontsize="small", loc="center right")
     return figure
