@@ -238,8 +238,11 @@ def test_a_run_goes_on_at_the_last_finished_seed_and_k(tmp_path, monkeypatch):
 def test_other_settings_or_text_are_computed_anew(tmp_path, monkeypatch):
     settings = replace(GROWTH, ks=(8,), seeds=1, trace_products=4, candidates=2, num_probes=4, dims=(2,))
     run("decay", settings, tmp_path)
+    seconds = json.loads((tmp_path / "decay" / "result.json").read_text())["seconds"]
     monkeypatch.setattr(growth, "at_solution", lambda *_, **__: pytest.fail("computed anew"))
     run("decay", settings, tmp_path)
+    again = json.loads((tmp_path / "decay" / "result.json").read_text())["seconds"]
+    assert seconds < again < seconds + 0.5 * max(seconds, 1.0)  # of both runs together
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
     for other, options in (

@@ -96,7 +96,7 @@ class DryRun:
         return (
             f"{self.num_params / 1e6:.1f} M parameters; one example gives logits of shape {self.logits}\n"
             f"{self.forward_flops:.2e} floating-point operations a forward pass, {self.total_flops:.1e} "
-            f"in all: {self.hours:.1f} hours at {ASSUMED_RATE:.0e} a second\n"
+            f"in all: {self.hours:.2g} hours at {ASSUMED_RATE:.0e} a second\n"
             f"{self.bytes / 2**30:.1f} GiB for the basis and one example of a Hessian product; more memory takes more "
             "examples at once"
         )
