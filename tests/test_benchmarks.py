@@ -24,7 +24,7 @@ def on_path(monkeypatch):
 @pytest.fixture(params=["mlp", "attention"])
 def plain(request, on_path):
     """A tiny model as the paper's side sees it, the k and the k + 1 examples, and their dense Hessians."""
-    import paper_procedure as procedure
+    from curvprobe.experiments import paper_procedure as procedure
 
     case = cases.make(request.param)
     mean = procedure.MeanLoss(case.model, case.loss)
@@ -100,7 +100,7 @@ def test_monte_carlo_of_the_paper_agrees_with_ours_and_leaves_the_weights(plain)
     law = cp.SubspaceProbe(cp.Subspace.from_basis(U), 0.01)
     z = law.coordinates(8, 0)
     weights = [p.detach().clone() for p in mean.params]
-    increments = procedure.direct_increments(mean, U, before, after, z)
+    increments = procedure.direct_increments(mean, before, after, (U @ row for row in z))
     ours = cp.direct_monte_carlo(risk, new, law, num_probes=8)
     assert float(increments.square().mean()) == pytest.approx(ours.value, rel=1e-8)
     assert all(torch.equal(p, w) for p, w in zip(mean.params, weights, strict=True))

@@ -317,6 +317,7 @@ def test_fully_connected_increments_fall_as_the_variance_says(folder):
         assert -0.4 < network["plateau_slope"]["value"] < 0.4  # k times the increment levels off
         at, near, far = network["plateau"]["mean"].tolist()
         assert far > near > 0 <= at
+        assert float(network["held_out"]["mean"][0]) > 10 * at
     assert result["networks"][0]["num_params"] == 64 * 16 + 16 + 16 * 10 + 10
 
 

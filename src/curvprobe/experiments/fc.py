@@ -69,6 +69,8 @@ class Curves:
     Attributes:
         absolute, square: mean absolute and mean squared increment over orders and steps.
         variance: of the losses over the sample, averaged over the steps (1 + sigmas,).
+        held_out: mean |l - L_k| over images that were not trained on (1 + sigmas,): k + 1 times the mean absolute
+            increment when one of them comes next.
         loss, gradient_norm: of the solution.
         num_params: N.
     """
@@ -76,6 +78,7 @@ class Curves:
     absolute: Tensor
     square: Tensor
     variance: Tensor
+    held_out: Tensor
     loss: float
     gradient_norm: float
     num_params: int
@@ -91,8 +94,9 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
             for seed in seeds:
 
                 def compute(hidden: tuple[int, ...] = hidden, seed: int = seed) -> Curves:
-                    risk = digits(settings.k, hidden=hidden, seed=seed).risk()
-                    return curves(risk, settings, seed)
+                    task = digits(settings.k, hidden=hidden, seed=seed)
+                    risk = task.risk()
+                    return curves(risk, risk.on(task.candidates), settings, seed)
 
                 key = [__version__, settings.k, hidden, settings.sigmas, settings.num_probes, settings.orders, seed]
                 found.setdefault(hidden, []).append(store.stage(f"fc-{name}-seed{seed}", key, Curves, compute)[0])
@@ -115,6 +119,7 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
                 "absolute": over_seeds(absolute[:, :, rows]),
                 "square": over_seeds(square[:, :, rows]),
                 "variance": over_seeds(variance),
+                "held_out": over_seeds(torch.stack([m.held_out for m in models])),
                 "plateau": over_seeds(scaled[:, :, late].mean(2)),
                 "plateau_slope": exponent(ks[late], scaled[:, 0, late]),
                 "square_exponent": exponent(ks[late], square[:, 0, late]),
@@ -132,23 +137,32 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
     }
 
 
-def curves(risk: EmpiricalRisk, settings: Settings, seed: int) -> Curves:
+def curves(risk: EmpiricalRisk, new: EmpiricalRisk, settings: Settings, seed: int) -> Curves:
     """Increments along random orders of the sample, at the solution and at isotropic steps from it."""
     generator = torch.Generator().manual_seed(seed)
     orders = torch.stack([torch.randperm(len(risk), generator=generator) for _ in range(settings.orders)])
-    points = [risk.losses()[None]]
+    points, held_out = [risk.losses()[None]], [new.losses()[None]]
     for sigma in settings.sigmas:
-        steps = IsotropicProbe(sigma).displacements(risk, settings.num_probes, seed)
-        points.append(torch.cat([displaced_losses(risk, block) for block in in_blocks(risk, steps)]))
+        law = IsotropicProbe(sigma)
+        points.append(_at(risk, law, settings, seed))
+        held_out.append(_at(new, law, settings, seed))
     absolute, square, variance = zip(*(_along(losses, orders) for losses in points), strict=True)
+    apart = [float((new - old.mean(1)[:, None]).abs().mean()) for old, new in zip(points, held_out, strict=True)]
     return Curves(
         torch.stack(absolute),
         torch.stack(square),
         torch.stack(variance),
+        torch.tensor(apart, dtype=torch.float64),
         risk.value(),
         float(risk.gradient().double().norm()),
         risk.num_params,
     )
+
+
+def _at(risk: EmpiricalRisk, law: IsotropicProbe, settings: Settings, seed: int) -> Tensor:
+    """Losses (P, n) at the law's steps."""
+    steps = law.displacements(risk, settings.num_probes, seed)
+    return torch.cat([displaced_losses(risk, block) for block in in_blocks(risk, steps)])
 
 
 def _along(losses: Tensor, orders: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,7 +190,8 @@ def findings(result: dict[str, Any]) -> list[str]:
             f"hidden {'x'.join(str(size) for size in network['hidden'])} (N = {network['num_params']}, loss "
             f"{float(torch.as_tensor(network['loss']['mean'])):.3f}, gradient norm at most "
             f"{network['gradient_norm']:.0e}): {plateaus}; mean square goes as k to the "
-            f"{said(network['square_exponent'])}, {float(ratio[0]):.3f} of Var(l) / (k (k + 1))"
+            f"{said(network['square_exponent'])}, {float(ratio[0]):.3f} of Var(l) / (k (k + 1)); plateau of held-out "
+            f"images at w* {float(torch.as_tensor(network['held_out']['mean'])[0]):.3g}"
         )
     return lines
 
