@@ -6,8 +6,9 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -66,9 +67,13 @@ class Store:
 
     Args:
         directory: where stages lie, or None.
+
+    Attributes:
+        seconds: of every stage that was asked for, when it was computed, by name.
     """
 
     directory: Path | None
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     @classmethod
     def at(cls, out: str | Path | None) -> Store:
@@ -98,9 +103,12 @@ class Store:
         wanted = digest([SCHEMA_VERSION, name, key])
         found = _load(tensors_path, plain_path, wanted, kind)
         if found is not None:
+            self.seconds[name] = json.loads(plain_path.read_text()).get("seconds", 0.0)
             return found, True
+        start = time.perf_counter()
         result = compute()
-        values = {field.name: getattr(result, field.name) for field in fields(kind)}  # type: ignore[arg-type]
+        self.seconds[name] = time.perf_counter() - start
+        values = {entry.name: getattr(result, entry.name) for entry in fields(kind)}  # type: ignore[arg-type]
         tensors = {k: v.detach().cpu().contiguous() for k, v in values.items() if isinstance(v, Tensor)}
         # The JSON names its tensors by hash and comes last: without it, or with another, the stage is not finished.
         content = save(tensors)
@@ -108,6 +116,7 @@ class Store:
         record = {
             "key": wanted,
             "tensors": digest(content),
+            "seconds": self.seconds[name],
             "values": {k: _marked(v) for k, v in values.items() if not isinstance(v, Tensor)},
         }
         write_atomically(plain_path, to_json(record))

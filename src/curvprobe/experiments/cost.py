@@ -29,6 +29,8 @@ class Cost:
         forwards: examples in forward passes.
         products: examples in Hessian-vector products.
         vectors: vectors of the model's size that are held at once.
+
+    Work in float64 counts twice.
     """
 
     trained: int
@@ -83,6 +85,7 @@ class DryRun:
         total_flops: of the whole experiment, a product counted as 6 passes.
         hours: at ``ASSUMED_RATE``.
         bytes: vectors held, and one example of a product.
+        needed, available: sequences that the experiment goes through, and those that the text has.
     """
 
     num_params: int
@@ -91,18 +94,21 @@ class DryRun:
     total_flops: float
     hours: float
     bytes: int
+    needed: int
+    available: int
 
     def __str__(self) -> str:
+        short = "" if self.available >= self.needed else ": give a longer one with --text"
         return (
             f"{self.num_params / 1e6:.1f} M parameters; one example gives logits of shape {self.logits}\n"
             f"{self.forward_flops:.2e} floating-point operations a forward pass, {self.total_flops:.1e} "
             f"in all: {self.hours:.2g} hours at {ASSUMED_RATE:.0e} a second\n"
             f"{self.bytes / 2**30:.1f} GiB for the basis and one example of a Hessian product; more memory takes more "
-            "examples at once"
+            f"examples at once\n{self.needed} sequences are needed, and the text has {self.available}{short}"
         )
 
 
-def dry_run(cost: Cost, language: Language, risk: EmpiricalRisk) -> DryRun:
+def dry_run(cost: Cost, language: Language, risk: EmpiricalRisk, needed: int, available: int) -> DryRun:
     """Pass one example through the model at its full size, and one Hessian-vector product."""
     one = risk[:1]
     with FlopCounterMode(display=False) as counter:
@@ -114,4 +120,4 @@ def dry_run(cost: Cost, language: Language, risk: EmpiricalRisk) -> DryRun:
     total = flops * float(cost.forwards + TRAINING * cost.trained + PRODUCT * cost.products)
     held = cost.vectors * one.num_params * one.dtype.itemsize + one.footprint.least
     logits = (1, language.context, language.vocabulary)
-    return DryRun(one.num_params, logits, flops, total, total / ASSUMED_RATE / 3600, held)
+    return DryRun(one.num_params, logits, flops, total, total / ASSUMED_RATE / 3600, held, needed, available)

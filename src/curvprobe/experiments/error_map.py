@@ -16,7 +16,7 @@ from curvprobe.experiments.options import Options
 from curvprobe.experiments.solutions import PAPER, SMALL, Language, Solution
 from curvprobe.increment import increment
 from curvprobe.monte_carlo import probe_increments
-from curvprobe.probes import SubspaceProbe
+from curvprobe.probes import SubspaceProbe, standard_normal
 from curvprobe.projection import mean_projection, project
 from curvprobe.store import Store
 from curvprobe.subspace import top_eigenspace
@@ -121,6 +121,7 @@ def one_map(solution: Solution, settings: Settings, seed: int, *, literal: bool)
         for s, sigma in enumerate(settings.sigmas):
             law, inc = SubspaceProbe(space.truncate(dim), sigma), whole.truncate(dim)
             z = law.coordinates(settings.num_probes, seed)
+            independent = sigma * standard_normal(settings.num_probes, dim, seed)
             true = probe_increments(risk, new, law, settings.num_probes, seed)
             closed, direct = gaussian_moment(inc, sigma=sigma), summarise(true, antithetic=True)
             controlled = control(closed, inc, true, z)
@@ -129,7 +130,7 @@ def one_map(solution: Solution, settings: Settings, seed: int, *, literal: bool)
             if pairs is not None and model is not None:
                 before = procedure.take(solution.data, slice(0, len(risk) - 1))
                 basis = pairs.basis[:, :dim]
-                steps = (basis @ row for row in z.to(basis))
+                steps = (basis @ row for row in independent.to(basis))
                 direct_says = procedure.direct_increments(solution.mean, before, solution.data, steps).double()
                 cells[6, m, s] = procedure.closed_form(model.truncate(dim), sigma)
                 cells[7, m, s] = float(direct_says.square().mean())
@@ -190,7 +191,7 @@ def cost(settings: Settings, options: Options) -> Cost:
     """Of all models."""
     k, dim = settings.k, max(settings.dims)
     cells = len(settings.dims) * len(settings.sigmas) * settings.num_probes
-    total = eigenspace_cost(k, dim) + Cost(settings.trained, cells * (k + 1), dim, 0)
+    total = eigenspace_cost(2 * k, dim) + Cost(settings.trained, 2 * cells * (k + 1), 2 * dim, 6 * dim)
     if options.literal:
         total = total + Cost(0, cells * (2 * k - 1), (20 + 2) * dim * 4, 0)
     return total * settings.seeds

@@ -46,8 +46,12 @@ def each_model(
     store: Store,
     kind: type[T],
     at: Callable[[Solution, int], T],
+    also: object = None,
 ) -> list[T]:
-    """``at(solution, seed)`` for every seed; those that the store holds are not computed again."""
+    """``at(solution, seed)`` for every seed; those that the store holds are not computed again.
+
+    What it depends on beside the settings and options goes into ``also``.
+    """
     sequences = settings.language.sequences(options.text)
     found = []
     with progress.bar(f"{name} (models)", settings.seeds) as advance:
@@ -60,6 +64,7 @@ def each_model(
                 return at(solution, seed)
 
             key = [__version__, str(settings), digest(sequences), seed, options.literal, options.device]
+            key += [] if also is None else [also]
             found.append(store.stage(f"{name}-seed{seed}", key, kind, compute)[0])
             advance(1)
     return found

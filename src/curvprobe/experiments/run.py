@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +57,8 @@ def check_options(name: str, options: Options) -> None:
     if options.literal and name not in _LITERAL:
         always = "; timing always has the paper's procedure beside" if name == "timing" else ""
         raise ValueError(f"literal came for {name}; expected for {', '.join(_LITERAL)} only{always}")
+    if options.device != "cpu" and not _has_language(name, options):
+        raise ValueError(f"the device {options.device} came for {name} on scikit-learn's digits, which runs on the cpu")
     if options.text is not None and not _has_language(name, options):
         raise ValueError(f"a text came for {name} on scikit-learn's digits, which needs none")
 
@@ -95,9 +95,7 @@ def run_experiment(
     chosen = module.PRESETS[preset] if settings is None else settings
     expected = module.cost(chosen, options).seconds(_pacemaker(name, chosen, options))
     say(f"{name}: estimate {expected / 60:.1f} minutes on this machine, less what is finished already")
-    start = time.perf_counter()
     result = module.measure(chosen, options, store)
-    seconds = time.perf_counter() - start
     findings = module.findings(result)
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -107,10 +105,10 @@ def run_experiment(
         "settings": asdict(chosen),
         "machine": describe(),
         "estimate_seconds": expected,
+        "seconds": sum(store.seconds.values()),  # of all points, also those of earlier runs
         "findings": findings,
         "result": result,
     }
-    record["seconds"] = seconds + _seconds_before(folder / "result.json", record)
     write_atomically(folder / "result.json", to_json(record))
     paths = [folder / "result.json"]
     try:
@@ -122,17 +120,6 @@ def run_experiment(
     return Finished(record, findings, paths)
 
 
-def _seconds_before(path: Path, record: dict[str, Any]) -> float:
-    """What earlier runs of the very same experiment took: one that is repeated finds its points, and takes none."""
-    try:
-        before = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return 0.0
-    same = json.loads(to_json(record))
-    alike = all(before.get(name) == same[name] for name in ("experiment", "preset", "options", "settings"))
-    return float(before["seconds"]) if alike else 0.0
-
-
 def rehearse(name: str, *, preset: Preset = "cpu", options: Options | None = None) -> DryRun | float:
     """What the full run would take: of a language model, by passing one sequence through it at its full size; of a
     classifier of digits, the seconds on this machine."""
@@ -142,7 +129,8 @@ def rehearse(name: str, *, preset: Preset = "cpu", options: Options | None = Non
     cost, risk = module.cost(settings, options), _pacemaker(name, settings, options, examples=1)
     if not _has_language(name, options):
         return float(cost.seconds(risk))
-    return dry_run(cost, settings.language, risk)
+    needed = settings.ks[-1] + settings.candidates if name in _GROWING else settings.trained + 1
+    return dry_run(cost, settings.language, risk, needed, len(settings.language.sequences(options.text)))
 
 
 def _module(name: str) -> ModuleType:

@@ -29,7 +29,7 @@ def exponent(ks: Tensor, curves: Tensor) -> dict[str, Any]:
 
 def spread(values: Tensor) -> dict[str, Any]:
     """Median, smallest and largest of values (n, ...)."""
-    return {"median": values.median(0).values, "low": values.min(0).values, "high": values.max(0).values}
+    return {"median": values.quantile(0.5, dim=0), "low": values.min(0).values, "high": values.max(0).values}
 
 
 def said(exponent: dict[str, Any]) -> str:
