@@ -37,6 +37,44 @@ def test_the_true_loss_agrees_where_the_model_is_valid(compared):
             assert abs(float(table.true[i] - table.closed[i])) < 5 * error + model, name
 
 
+def test_on_a_quadratic_loss_every_law_is_the_dense_formula():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(9, 4, generator=generator).double(), torch.randn(9, 1, generator=generator).double()
+    model = torch.nn.Linear(4, 1, bias=False).double()
+    risk = cp.EmpiricalRisk(model, cp.losses.mse, (x[:8], y[:8]))
+    new, sigma = risk.on((x[8:], y[8:])), 0.7  # large: the shape is no small part
+    laws = cp.default_laws(risk, cp.top_eigenspace(risk, dim=2, tol=1e-8), sigma=sigma, tol=1e-8)
+    table = cp.compare_laws(risk, new, laws, num_probes=2000)
+    w = model.weight.detach()[0]
+    errors = x @ w - y[:, 0]
+    gradients, hessians = 2 * errors[:, None] * x, 2 * x[:, :, None] * x[:, None, :]
+    level = (errors[8].square() - errors[:8].square().mean()) / 9
+    slope, bend = (gradients[8] - gradients[:8].mean(0)) / 9, (hessians[8] - hessians[:8].mean(0)) / 9
+    values, vectors = torch.linalg.eigh(hessians[:8].mean(0))
+    top, scale = vectors[:, -2:], (8 * (values[-2:] + laws["Laplace"].damping)).rsqrt()
+    spread = gradients[:8] - gradients[:8].mean(0)
+    aligned = torch.linalg.eigh(spread.T @ spread).eigenvectors[:, -2:]
+    expected = {
+        "Laplace": top * scale,
+        "Gauss-Newton": top * sigma,  # of a linear model the same matrix
+        "deformation": aligned * sigma,
+        "gradients": torch.linalg.qr(gradients[:2].T).Q * sigma,
+        "random": laws["random"].subspace.basis * sigma,
+    }
+    for name, columns in expected.items():
+        i = table.names.index(name)
+        c, B = columns.T @ slope, columns.T @ bend @ columns
+        parts = torch.stack([(level + B.trace() / 2).square(), c.square().sum(), B.square().sum() / 2])
+        assert torch.allclose(table.parts[i], parts, rtol=1e-5), name
+        assert float(table.shape[i]) > 0.01 * float(table.closed[i])
+        assert abs(float(table.true[i] - parts.sum())) < 5 * float(table.true_stderr[i]) + 1e-9, name
+    for name in ("normalised by tensor", "normalised by filter"):
+        i = table.names.index(name)
+        error = math.hypot(float(table.true_stderr[i]), float(table.closed_stderr[i]))
+        assert abs(float(table.true[i] - table.closed[i])) < 5 * error
+        assert error < 0.2 * float(table.shape[i])
+
+
 def test_normalised_laws_go_as_far_as_the_isotropic_one(compared):
     risk, _, _, laws, _ = compared
     for name in ("normalised by tensor", "normalised by filter"):

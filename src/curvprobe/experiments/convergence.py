@@ -64,6 +64,7 @@ class Estimates:
         closed: the closed form (). ``shape``: its shape.
         value, stderr: of every estimator and number of draws (4, S).
         literal_closed: the paper's procedure's closed form (); NaN where it was not asked for.
+        literal_same_rows: its closed form with nothing changed but that both Hessians are on all rows ().
         literal_value, literal_stderr: its direct Monte Carlo (S,).
     """
 
@@ -72,6 +73,7 @@ class Estimates:
     value: Tensor
     stderr: Tensor
     literal_closed: Tensor
+    literal_same_rows: Tensor
     literal_value: Tensor
     literal_stderr: Tensor
 
@@ -102,6 +104,10 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
         error = torch.stack([e.literal_stderr / e.literal_closed for e in found])
         result["literal"] = {
             **_pooled(deviation, error),
+            "same_rows_distance": torch.stack(
+                [(e.literal_value - e.literal_same_rows) / e.literal_stderr for e in found]
+            ),
+            "same_rows_deviation": torch.stack([e.literal_value / e.literal_same_rows - 1 for e in found]),
             "closed_over_ours": torch.stack([e.literal_closed / e.closed for e in found]),
         }
     return result
@@ -142,7 +148,11 @@ def estimates(solution: Solution, settings: Settings, seed: int, *, literal: boo
         )
         rows.append([[e.value, e.stderr] for e in found])
     table = torch.tensor(rows, dtype=torch.float64)
-    says = _literal(solution, settings, seed) if literal else (math.nan, torch.full((len(settings.draws), 2), math.nan))
+    says = (
+        _literal(solution, settings, seed)
+        if literal
+        else (math.nan, math.nan, torch.full((len(settings.draws), 2), math.nan))
+    )
     assert closed.shape is not None
     return Estimates(
         torch.tensor(closed.value, dtype=torch.float64),
@@ -150,13 +160,17 @@ def estimates(solution: Solution, settings: Settings, seed: int, *, literal: boo
         table[:, :, 0].T.contiguous(),
         table[:, :, 1].T.contiguous(),
         torch.tensor(says[0], dtype=torch.float64),
-        says[1][:, 0].double().contiguous(),
-        says[1][:, 1].double().contiguous(),
+        torch.tensor(says[1], dtype=torch.float64),
+        says[2][:, 0].double().contiguous(),
+        says[2][:, 1].double().contiguous(),
     )
 
 
-def _literal(solution: Solution, settings: Settings, seed: int) -> tuple[float, Tensor]:
-    """Closed form, and direct Monte Carlo with its error (S, 2), of the released procedure; the last one joins."""
+def _literal(solution: Solution, settings: Settings, seed: int) -> tuple[float, float, Tensor]:
+    """Closed form of the released procedure, the same from equal rows, and direct Monte Carlo with its error (S, 2).
+
+    The sample's last example joins.
+    """
     mean, after = solution.mean, solution.data
     before = procedure.take(after, slice(0, len(solution.risk) - 1))
     pairs = procedure.power_iteration(mean, procedure.take(before, slice(0, 4)), settings.dim, seed=seed, signed=False)
@@ -166,7 +180,9 @@ def _literal(solution: Solution, settings: Settings, seed: int) -> tuple[float, 
     squares = procedure.direct_increments(mean, before, after, (pairs.basis @ row for row in z.to(pairs.basis)))
     squares = squares.double().square().cpu()
     rows = [[float(squares[:n].mean()), float(squares[:n].std()) / math.sqrt(n)] for n in settings.draws]
-    return procedure.closed_form(model, settings.sigma), torch.tensor(rows)
+    same = procedure.coefficients(mean, pairs.basis, before, after)
+    closed = procedure.closed_form(model, settings.sigma), procedure.closed_form(same, settings.sigma)
+    return *closed, torch.tensor(rows, dtype=torch.float64)
 
 
 def findings(result: dict[str, Any]) -> list[str]:
@@ -190,11 +206,18 @@ def findings(result: dict[str, Any]) -> list[str]:
         each = torch.as_tensor(literal["deviation"], dtype=torch.float64)[:, -1]
         ratio = torch.as_tensor(literal["closed_over_ours"], dtype=torch.float64)
         distance = torch.as_tensor(literal["distance"], dtype=torch.float64)[:, -1].abs()
+        middle = float(distance.quantile(0.5))
         lines.append(
             f"released procedure: direct {100 * float(each.abs().quantile(0.5)):.1e} % from its own closed form in the "
-            f"median model, at most {100 * float(each.abs().max()):.1e} %; {float(distance.quantile(0.5)):.1f} standard "
+            f"median model, at most {100 * float(each.abs().max()):.1e} %; {middle:.1f} standard "
             f"errors in the median, at most {float(distance.max()):.1f}; its closed form (another next example) is "
             f"{float(ratio.min()):.2g} to {float(ratio.max()):.2g} times ours"
+        )
+        same = torch.as_tensor(literal["same_rows_deviation"], dtype=torch.float64)[:, -1].abs()
+        apart = torch.as_tensor(literal["same_rows_distance"], dtype=torch.float64)[:, -1].abs()
+        lines.append(
+            f"the same with both Hessians on all rows, nothing else changed: at most {100 * float(same.max()):.1e} %, "
+            f"{float(apart.max()):.1f} standard errors"
         )
     return lines
 

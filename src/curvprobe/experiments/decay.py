@@ -22,8 +22,9 @@ ABOUT = """Delta_1, Delta_2 and Delta_2^(D) against the sample size k while the 
 
 The paper (Fig. 2) sees all of them fall, Delta_1 as about k^-1 and the squared criteria as about k^-2, on curves that
 are noisy because one next example is used. Here each is also averaged over candidates that the model has not seen, and
-the landscape dispersion V is shown: at fixed weights the criteria fall as V / (k (k + 1)), which is arithmetic; what
-training changes is V."""
+split into a mean shift, by which unseen examples differ from the sample on average, and the landscape dispersion V. At
+fixed weights, over a pool, the criteria fall as V / (k (k + 1)), which is arithmetic; training changes V and the
+shift."""
 
 
 def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any]:
@@ -51,6 +52,8 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
         }
     dispersion, count = run["dispersion"], len(settings.sigmas)
     late = slice(len(ks) // 2, None)
+    # The criterion over candidates is f^2 (|mean shift|^2 + V): the share of V, in the largest dimension.
+    spread_share = dispersion.sum(2) / (ks[:, None] + 1) ** 2 / parts.mean(2)[:, :, -1]
     return {
         "ks": run.ks,
         "sigmas": settings.sigmas,
@@ -69,6 +72,7 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
             which: _exponents({name: values[:, late] for name, values in named.items()}, ks[late])
             for which, named in curves.items()
         },
+        "spread_share": over_seeds(spread_share),
         "dispersion": {
             "total": over_seeds(dispersion.sum(2)),
             "parts": over_seeds(dispersion),
@@ -116,6 +120,10 @@ def findings(result: dict[str, Any]) -> list[str]:
                     f"D = {dim} {said(found['delta2_subspace'][m][s])}" for m, dim in enumerate(result["dims"])
                 )
                 lines.append(f"  sigma {sigma:g}: Delta_2 {said(found['delta2'][s])}; Delta_2^(D) {subspace}")
+    shares = torch.as_tensor(result["spread_share"]["mean"], dtype=torch.float64)[:, 1]
+    shown = ", ".join(f"{100 * float(share):.0f} %" for share in shares)
+    at = f"sigma {result['sigmas'][1]:g}, k in {list(result['ks'])}"
+    lines.append(f"Share of V in the criterion at {at}, the rest being the mean shift: {shown}")
     for s, sigma in enumerate(result["sigmas"]):
         cells = [
             said(result["dispersion"][at][part][s])
@@ -155,6 +163,8 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
                 if which == "expected":
                     low = torch.maximum(mean - error, mean * 0.1)
                     panel.fill_between(ks, low, mean + error, color=color, alpha=0.15, linewidth=0)
+        spread = torch.as_tensor(result["dispersion"]["total"]["mean"], dtype=torch.float64)[:, s] / (ks + 1) ** 2
+        panel.loglog(ks, spread, "-.", color="C3", linewidth=1, label=r"$V / (k + 1)^2$")
         first = float(torch.as_tensor(result["curves"]["expected"]["delta2"]["mean"])[0, s])
         panel.loglog(ks, first * (ks[0] / ks) ** 2, "--", color="0.6", linewidth=0.8, label=r"$\propto k^{-2}$")
         panel.set(title=rf"$\sigma$ = {sigma:g}", xlabel="sample size k")

@@ -95,9 +95,6 @@ class Point:
         full_slope, full_curvature: parts of the full-space shape at sigma = 1 for the first candidates, (c,); they go
             with sigma^2 and sigma^4.
         dispersion: level, slope and curvature parts of the landscape dispersion V over the candidates, (3, S).
-        literal_delta1: the paper's procedure's, (). NaN where it was not asked for, as are the next two.
-        literal_isotropic: (S,).
-        literal_subspace: (M, S).
     """
 
     k: int
@@ -114,14 +111,27 @@ class Point:
     full_slope: Tensor
     full_curvature: Tensor
     dispersion: Tensor
-    literal_delta1: Tensor
-    literal_isotropic: Tensor
-    literal_subspace: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Literal:
+    """What the paper's released procedure computes at one solution. S sigmas, M dimensions; squared loss units.
+
+    Attributes:
+        delta1: (). ``isotropic``: (S,). ``subspace``: (M, S).
+        same_rows: as ``subspace``, with nothing changed but that both Hessians are on all rows.
+    """
+
+    delta1: Tensor
+    isotropic: Tensor
+    subspace: Tensor
+    same_rows: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """The points of all seeds: every value of :class:`Point` as a float64 tensor with (seeds, K) in front."""
+    """The points of all seeds: every value of :class:`Point` as a float64 tensor with (seeds, K) in front; those of
+    :class:`Literal`, where they were asked for, under ``literal_`` and their name."""
 
     settings: Settings
     ks: tuple[int, ...]
@@ -134,25 +144,32 @@ class Growth:
 
 def measure(settings: Settings, options: Options, store: Store) -> Growth:
     """The points of every seed and k; those that the store holds are not computed again."""
+    ks = settings.sizes(options)
+    if options.weights == "converged":
+        settings = replace(settings, hessian_examples=None)  # digits are small
     runs = at_sizes(
-        settings.sizes(options),
-        "",
-        Point,
-        lambda solution, seed: at_solution(solution, settings, seed, literal=options.literal),
-        settings,
-        options,
-        store,
+        ks, "", Point, lambda solution, seed: at_solution(solution, settings, seed), settings, options, store
     )
-    values = {
-        field.name: torch.stack(
-            [
-                torch.stack([torch.as_tensor(getattr(p, field.name), dtype=torch.float64) for p in points])
-                for points in runs
-            ]
+    values = {entry.name: _stacked(runs, entry.name) for entry in fields(Point)}
+    if options.literal:
+        literal = at_sizes(
+            ks,
+            "-literal",
+            Literal,
+            lambda solution, seed: literal_criteria(solution, settings, seed),
+            settings,
+            options,
+            store,
         )
-        for field in fields(Point)
-    }
-    return Growth(settings, settings.sizes(options), values)
+        values |= {f"literal_{entry.name}": _stacked(literal, entry.name) for entry in fields(Literal)}
+    return Growth(settings, ks, values)
+
+
+def _stacked(runs: list[list[T]], name: str) -> Tensor:
+    """One field of all points, (seeds, K, ...)."""
+    return torch.stack(
+        [torch.stack([torch.as_tensor(getattr(p, name), dtype=torch.float64) for p in points]) for points in runs]
+    )
 
 
 def compare_subspaces(settings: Settings, options: Options, store: Store) -> list[Functionals]:
@@ -199,11 +216,16 @@ def at_sizes(
                     reached += 1
                     return look(next(solutions), seed)
 
-                key = [__version__, str(looked_at), source, k, seed, options.literal, options.device]
+                key = [__version__, str(looked_at), source, k, seed, options.device]
                 points.append(store.stage(f"{options.weights}{name}-seed{seed}-k{k}", key, kind, compute)[0])
                 advance(1)
             runs.append(points)
     return runs
+
+
+def comparison_cost(settings: Settings) -> Cost:
+    """Of several kinds of subspaces at one size: the bottom eigenspace takes most."""
+    return Cost(0, 0, settings.compared_at * (30 + 36 * max(settings.dims)), 0) * settings.seeds
 
 
 def _solutions(
@@ -214,7 +236,7 @@ def _solutions(
     return stream(settings.language, sequences, ks, settings.candidates, seed=seed, device=options.device)
 
 
-def at_solution(solution: Solution, settings: Settings, seed: int, *, literal: bool) -> Point:
+def at_solution(solution: Solution, settings: Settings, seed: int) -> Point:
     """Every criterion at one solution."""
     risk, new, dim = solution.risk, solution.new, max(settings.dims)
     bent = risk if settings.hessian_examples is None else risk[: settings.hessian_examples]
@@ -229,7 +251,6 @@ def at_solution(solution: Solution, settings: Settings, seed: int, *, literal: b
     assert space.eigenvalues is not None
     assert space.residuals is not None
     shares = new.weights / (risk.total_weight + new.weights)
-    procedure_says = literal_criteria(solution, settings, seed) if literal else _nothing(settings)
     return Point(
         k=len(risk),
         num_params=risk.num_params,
@@ -245,9 +266,6 @@ def at_solution(solution: Solution, settings: Settings, seed: int, *, literal: b
         full_slope=full.slope,
         full_curvature=full.curvature,
         dispersion=torch.stack([pool_dispersion(fresh, sigma).mean(0) for sigma in settings.sigmas], dim=1),
-        literal_delta1=procedure_says[0],
-        literal_isotropic=procedure_says[1],
-        literal_subspace=procedure_says[2],
     )
 
 
@@ -267,8 +285,8 @@ def _parts(mean: ProjectedSample, fresh: ProjectedSample, settings: Settings) ->
     return torch.stack(cells, dim=-2)
 
 
-def literal_criteria(solution: Solution, settings: Settings, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Delta_1 (), Delta_2 (S,) and Delta_2^(D) (M, S) as the paper's released procedure computes them.
+def literal_criteria(solution: Solution, settings: Settings, seed: int) -> Literal:
+    """The criteria as the paper's released procedure computes them.
 
     Deflated power iteration without signs on four rows, each projected Hessian on four rows of its own, two means in
     the model's precision, and one next example, on which the model was trained: the sample's own last one.
@@ -280,9 +298,6 @@ def literal_criteria(solution: Solution, settings: Settings, seed: int) -> tuple
         mean, procedure.take(before, rows.to(solution.risk.device)), max(settings.dims), seed=seed, signed=False
     )
     model = procedure.coefficients_on_subsets(mean, pairs.basis, before, after, rows=LITERAL_ROWS, seed=seed)
-    subspace = [
-        [procedure.closed_form(model.truncate(dim), sigma) for sigma in settings.sigmas] for dim in settings.dims
-    ]
     generator = torch.Generator().manual_seed(seed)
     isotropic = []
     for sigma in settings.sigmas:
@@ -291,17 +306,17 @@ def literal_criteria(solution: Solution, settings: Settings, seed: int) -> tuple
             for _ in range(settings.num_probes)
         )
         isotropic.append(float(procedure.direct_increments(mean, before, after, noise).square().mean()))
-    delta1, *rest = (
-        torch.as_tensor(value, dtype=torch.float64) for value in (float(model.level.abs()), isotropic, subspace)
+    return Literal(
+        torch.tensor(float(model.level.abs()), dtype=torch.float64),
+        torch.tensor(isotropic, dtype=torch.float64),
+        _closed_forms(model, settings),
+        _closed_forms(procedure.coefficients(mean, pairs.basis, before, after), settings),
     )
-    return delta1, rest[0], rest[1]
 
 
-def _nothing(settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    num_sigmas, num_dims = len(settings.sigmas), len(settings.dims)
-    shapes: tuple[tuple[int, ...], ...] = ((), (num_sigmas,), (num_dims, num_sigmas))
-    first, second, third = (torch.full(shape, torch.nan, dtype=torch.float64) for shape in shapes)
-    return first, second, third
+def _closed_forms(model: procedure.Coefficients, settings: Settings) -> Tensor:
+    rows = [[procedure.closed_form(model.truncate(dim), sigma) for sigma in settings.sigmas] for dim in settings.dims]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def cost(settings: Settings, options: Options) -> Cost:
@@ -313,9 +328,8 @@ def cost(settings: Settings, options: Options) -> Cost:
         products += 0 if bent == k else dim * k
         forwards = len(settings.sigmas) * settings.num_probes * (k + m)
         if options.literal:
-            products += 20 * dim * LITERAL_ROWS + 2 * dim * LITERAL_ROWS
+            products += 20 * dim * LITERAL_ROWS + 2 * dim * LITERAL_ROWS + 2 * dim * k
             forwards += len(settings.sigmas) * settings.num_probes * 2 * k
         total = total + eigenspace_cost(bent, dim) + Cost(0, forwards, products, 0)
-    total = total + Cost(0, 0, settings.compared_at * (30 + 4 * dim + 30 * dim + 2 * dim), 0)
     trained = settings.ks[-1] if options.weights == "sequential" else 2000 * sum(settings.converged_ks)
     return (total + Cost(trained, 0, 0, 0)) * settings.seeds

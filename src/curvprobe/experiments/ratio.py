@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from curvprobe.experiments import growth
+from curvprobe.experiments.cost import Cost
 from curvprobe.experiments.growth import PRESETS as PRESETS
 from curvprobe.experiments.growth import Growth, Settings
-from curvprobe.experiments.growth import cost as cost
 from curvprobe.experiments.options import Options
 from curvprobe.experiments.subspaces import NAMES
 from curvprobe.experiments.summary import spread
@@ -47,15 +47,20 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
             "names": NAMES,
             "k": settings.compared_at,
             "dim": max(settings.dims),
+            "largest_residuals": torch.stack([found.residuals for found in compared]).amax(0),
             "bent_of_top": spread(bent / bent[:, :1]),
             "tilted_of_top": spread(tilted / tilted[:, :1]),
         },
         "null": [dim / num_params for dim in settings.dims],
     }
     if options.literal:
-        literal = run["literal_subspace"] / run["literal_isotropic"][:, :, None]
-        result["criterion"] |= {"literal": spread(literal)}
-        result["all_criterion"] |= {"literal": _extremes(literal)}
+        for name, block in (("literal", "literal_subspace"), ("same rows", "literal_same_rows")):
+            ratios = run[block] / run["literal_isotropic"][:, :, None]
+            result["criterion"] |= {name: spread(ratios)}
+            result["all_criterion"] |= {name: _extremes(ratios)}
+        # Of one next example each, as the released procedure has.
+        single = run["top"].sum(2)[:, :, 0] / run["increments"].square().mean(3)[..., 0][:, :, None]
+        result["all_criterion"] |= {"single": _extremes(single)}
     return result
 
 
@@ -78,6 +83,20 @@ def _extremes(ratios: Tensor) -> dict[str, Any]:
     return spread(ratios.flatten(0, 1))
 
 
+LABELS = (
+    ("top", "top"),
+    ("random", "random"),
+    ("single", "top, one next example"),
+    ("literal", "released procedure"),
+    ("same rows", "the same with both Hessians on all rows"),
+)
+
+
+def cost(settings: Settings, options: Options) -> Cost:
+    """Of the growing samples and the comparison of subspaces."""
+    return growth.cost(settings, options) + growth.comparison_cost(settings)
+
+
 def findings(result: dict[str, Any]) -> list[str]:
     """What it shows, in sentences."""
     lines = [f"{result['num_params']} parameters; median [smallest, largest] over {result['seeds']} seeds and all k"]
@@ -85,7 +104,7 @@ def findings(result: dict[str, Any]) -> list[str]:
         for s, sigma in enumerate(result["sigmas"]):
             for m, dim in enumerate(result["dims"]):
                 cells = []
-                for name, label in (("top", "top"), ("random", "random"), ("literal", "released procedure")):
+                for name, label in LABELS:
                     if name in result[block]:
                         low, median, high = (float(result[block][name][end][m][s]) for end in ("low", "median", "high"))
                         cells.append(f"{label} {median:.3g} [{low:.3g}, {high:.3g}]")
@@ -99,6 +118,8 @@ def findings(result: dict[str, Any]) -> list[str]:
             if name != "top"
         ]
         lines.append(f"{title} at k = {compared['k']}, D = {compared['dim']}, over that of the top: {'; '.join(cells)}")
+    top, bottom = (float(compared["largest_residuals"][i]) for i in (0, 2))
+    lines.append(f"largest residual of the top {top:.0e}, of the bottom {bottom:.0e} of its own first eigenvalue")
     lines.append("null of the shape ratio, D / N: " + ", ".join(f"{value:.1e}" for value in result["null"]))
     return lines
 
@@ -112,7 +133,7 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
     for row, block in enumerate(("criterion", "shape")):
         for s, sigma in enumerate(result["sigmas"]):
             panel = axes[row, s]
-            for name, style in (("top", "-"), ("random", "--"), ("literal", ":")):
+            for name, style in (("top", "-"), ("random", "--"), ("literal", ":"), ("same rows", "-.")):
                 if name not in result[block]:
                     continue
                 for m, dim in enumerate(result["dims"]):

@@ -26,10 +26,12 @@ class Functionals:
     Attributes:
         bent: ``2 |B|_F^2 + (tr B)^2``, which the paper's proposition says the top eigenspace makes largest.
         tilted: ``|c|^2``, what the shape criterion is made of at small sigma.
+        residuals: largest of each eigenspace, relative to its first eigenvalue; NaN for the others.
     """
 
     bent: Tensor
     tilted: Tensor
+    residuals: Tensor
 
 
 def functionals(solution: Solution, dim: int, seed: int) -> Functionals:
@@ -47,6 +49,6 @@ def functionals(solution: Solution, dim: int, seed: int) -> Functionals:
         model = next(fresh_increments(mean_projection(risk, space), project(new, space), [1]))
         traces = model.curvature.diagonal(dim1=-2, dim2=-1).sum(-1)
         bent = 2 * model.curvature.square().sum((-2, -1)) + traces.square()
-        rows.append([float(bent.mean()), float(model.slope.square().sum(-1).mean())])
-    table = torch.tensor(rows, dtype=torch.float64)
-    return Functionals(table[:, 0].contiguous(), table[:, 1].contiguous())
+        residual = torch.nan if space.residuals is None else float(space.residuals.max())
+        rows.append([float(bent.mean()), float(model.slope.square().sum(-1).mean()), residual])
+    return Functionals(*torch.tensor(rows, dtype=torch.float64).T.contiguous())
