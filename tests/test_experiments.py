@@ -43,6 +43,7 @@ GROWTH = growth.Settings(
     trace_candidates=4,
     trace_products=8,
     compared_at=32,
+    sigmas=(1e-4, 1e-3, 1e-1),  # the last is large enough for B to matter
 )
 
 
@@ -153,9 +154,9 @@ def test_decay_is_that_of_the_criteria_one_by_one(decayed):
     for seed in (0, 1):
         solution = list(stream(TINY, sequences(), [8, 16], 6, seed=seed))[1]
         space = cp.top_eigenspace(solution.risk, dim=3, seed=seed)
-        values = [cp.delta2_subspace(solution.risk, solution.new[[j]], space, sigma=1e-2).value for j in range(6)]
+        values = [cp.delta2_subspace(solution.risk, solution.new[[j]], space, sigma=1e-1).value for j in range(6)]
         isotropic = [
-            cp.delta2(solution.risk, solution.new[[j]], sigma=1e-2, num_probes=16, seed=seed).value for j in range(6)
+            cp.delta2(solution.risk, solution.new[[j]], sigma=1e-1, num_probes=16, seed=seed).value for j in range(6)
         ]
         level = [cp.delta1(solution.risk, solution.new[[j]]).value for j in range(6)]
         seeds.append([values[0], sum(values) / 6, isotropic[0], sum(isotropic) / 6, level[0], sum(level) / 6])
@@ -178,11 +179,9 @@ def test_the_level_makes_the_ratio_and_any_subspace_has_it(shares):
     for end in ("low", "high"):
         assert float((top[end][:, 0] - 1).abs().max()) < 1e-3  # sigma = 1e-4
         assert float((null[end][:, 0] - 1).abs().max()) < 1e-3
-    single, same = (shares["all_criterion"][name] for name in ("single", "same rows"))
-    ours, theirs, repaired = ((block["high"] - block["low"])[-1, 2].max() for block in (single, literal, same))
-    assert theirs > 3 * ours  # sigma = 1e-2, one next example each
-    assert theirs > 3 * repaired  # and with nothing but the rows changed
-    assert bool((top["low"][:, 2] > 0.3).all())
+    same = shares["all_criterion"]["same rows"]
+    # One next example each, and nothing changed but the rows of B, at sigma = 0.1 and D = 3.
+    assert float(literal["high"][-1, 2]) > 5 * float(same["high"][-1, 2])
 
 
 def test_the_shape_tells_the_eigenspace_from_a_random_subspace(shares):
@@ -190,7 +189,7 @@ def test_the_shape_tells_the_eigenspace_from_a_random_subspace(shares):
     assert bool((top > 5 * null).all())
     assert bool((top < 1).all())
     exact = torch.tensor(shares["null"], dtype=torch.float64)[:, None]
-    assert bool(((null > exact / 4) & (null < 4 * exact)).all())
+    assert bool(((null > exact / 4) & (null < 4 * exact))[:, :2].all())  # at small sigma, where the slope makes it
 
 
 def test_the_top_eigenspace_bends_more_than_random_and_bottom_ones(shares):
@@ -287,10 +286,14 @@ def test_monte_carlo_converges_to_the_closed_form_within_its_errors(folder):
     assert float(result["mean_deviation"][3, -1].abs()) < 1e-6
     ratio = result["stderr"][:, 0, 0] / result["stderr"][:, 0, 1]
     assert bool(((ratio > 1.2) & (ratio < 3.5)).all())  # four times the draws: half the error
-    literal, same = (result["literal"][name][:, -1].abs() for name in ("deviation", "same_rows_deviation"))
-    assert literal.max() > 10 * result["deviation"][:, 1, -1].abs().max()
-    assert same.max() < 0.5 * literal.max()
     assert result["shape_share"] < 1e-3
+
+
+def test_separate_rows_move_the_closed_form_away_and_equal_rows_do_not(folder):
+    settings = convergence.Settings(TINY, trained=64, dim=3, draws=(16, 64), seeds=3, sigma=3e-2)
+    result = run("convergence", settings, folder, literal=True)["literal"]
+    assert float(result["distance"][:, -1].abs().min()) > 5
+    assert float(result["same_rows_distance"][:, -1].abs().max()) < 4
 
 
 def test_the_error_map_separates_noise_from_the_model(folder):
