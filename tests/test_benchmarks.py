@@ -54,6 +54,41 @@ def test_products_and_gradients_are_those_of_the_mean_loss(plain):
     assert torch.allclose(mean.gradient(before), risk.gradient(), rtol=1e-10, atol=1e-12)
 
 
+def test_a_batch_in_several_passes_has_the_same_mean(plain, monkeypatch):
+    procedure, mean, before, _, (H, _) = plain
+    vector = orthonormal(len(H), 1)[:, 0]
+    value, gradient, product = mean(before), mean.gradient(before), mean.hessian_product(before, vector)
+    monkeypatch.setattr(procedure, "ROWS", 3)
+    assert len(procedure.passes(before)) > 1
+    assert mean(before).item() == pytest.approx(value.item(), rel=1e-12)
+    assert torch.allclose(mean.gradient(before), gradient, rtol=1e-10, atol=1e-14)
+    assert torch.allclose(mean.hessian_product(before, vector), product, rtol=1e-10, atol=1e-14)
+
+
+def test_power_iteration_without_signs_takes_the_norm_for_an_eigenvalue(plain):
+    procedure, mean, before, _, _ = plain
+    signed, unsigned = (
+        procedure.power_iteration(mean, before, 1, iterations=100, tolerance=0.0, signed=s) for s in (True, False)
+    )
+    assert float(unsigned.eigenvalues[0]) == pytest.approx(abs(float(signed.eigenvalues[0])), rel=1e-6)
+    assert bool((procedure.power_iteration(mean, before, 4, signed=False).eigenvalues >= 0).all())
+
+
+def test_separate_hessians_are_on_rows_of_their_own(plain, monkeypatch):
+    procedure, mean, before, after, (H, _) = plain
+    drawn = []
+    monkeypatch.setattr(
+        procedure, "projected_hessian", lambda m, batch, U: drawn.append(batch) or torch.zeros(U.shape[1], U.shape[1])
+    )
+    procedure.coefficients_on_subsets(mean, orthonormal(len(H), 2), before, after, rows=2, seed=5)
+    first = torch.randperm(procedure.num_rows(before), generator=torch.Generator().manual_seed(5))[:2]
+    old = drawn[1] if isinstance(drawn[1], torch.Tensor) else drawn[1][0]
+    iterated = procedure.take(before, first)
+    iterated = iterated if isinstance(iterated, torch.Tensor) else iterated[0]
+    assert old.shape == iterated.shape
+    assert not torch.equal(old, iterated)  # not those that a power iteration of the same seed was given
+
+
 def test_power_iteration_finds_the_leading_eigenpairs(plain):
     procedure, mean, before, _, (H, _) = plain
     pairs = procedure.power_iteration(mean, before, 2, iterations=250, tolerance=0.0)

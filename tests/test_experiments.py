@@ -14,7 +14,7 @@ from curvprobe.experiments import convergence, error_map, fc, growth, timing, va
 from curvprobe.experiments.cost import Cost, dry_run
 from curvprobe.experiments.options import Options
 from curvprobe.experiments.run import EXPERIMENTS, check_options, rehearse, run_experiment
-from curvprobe.experiments.solutions import Language, converged, stream, streamed
+from curvprobe.experiments.solutions import Language, converged, stream, streamed, unseen
 from curvprobe.experiments.summary import exponent
 from curvprobe.losses import causal_lm
 
@@ -113,6 +113,14 @@ def test_a_stream_trains_as_plain_adamw_on_the_mean_over_tokens():
     optimizer.step()  # at a tenth of the rate, the first of ten steps of warming up
     for found, expected in zip(solution.module.parameters(), model.parameters(), strict=True):
         assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_what_a_repetitive_text_holds_twice_does_not_come_next():
+    tokens = torch.tensor([[1], [2], [1], [3], [2], [4], [3]])
+    assert unseen(tokens, 2, 2).tolist() == [[3], [4]]
+    assert unseen(tokens, 3, 3).tolist() == [[3], [4], [3]]
+    with pytest.raises(ValueError, match=r"of the 5 sequences after the first 2 only 3 are .* needs 4"):
+        unseen(tokens, 2, 4)
 
 
 @pytest.mark.parametrize("ks", [[6], [8, 4], [8, 8]])

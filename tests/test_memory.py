@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import psutil
 import pytest
 import torch
@@ -66,3 +69,14 @@ def test_saved_bytes_of_nothing():
     with kept:
         torch.ones(3, requires_grad=True).sum()
     assert kept.total == 0
+
+
+def test_freed_memory_can_be_kept_by_a_process_of_ones_own():
+    code = "from curvprobe.memory import keep_freed; keep_freed(); import torch; print(torch.ones(10**7).sum().item())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "10000000.0"
+
+
+def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    memory.keep_freed()

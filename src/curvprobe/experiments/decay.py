@@ -120,9 +120,10 @@ def findings(result: dict[str, Any]) -> list[str]:
                     f"D = {dim} {said(found['delta2_subspace'][m][s])}" for m, dim in enumerate(result["dims"])
                 )
                 lines.append(f"  sigma {sigma:g}: Delta_2 {said(found['delta2'][s])}; Delta_2^(D) {subspace}")
-    shares = torch.as_tensor(result["spread_share"]["mean"], dtype=torch.float64)[:, 1]
+    middle = len(result["sigmas"]) // 2
+    shares = torch.as_tensor(result["spread_share"]["mean"], dtype=torch.float64)[:, middle]
     shown = ", ".join(f"{100 * float(share):.0f} %" for share in shares)
-    at = f"sigma {result['sigmas'][1]:g}, k in {list(result['ks'])}"
+    at = f"sigma {result['sigmas'][middle]:g}, k in {list(result['ks'])}"
     lines.append(f"Share of V in the criterion at {at}, the rest being the mean shift: {shown}")
     for s, sigma in enumerate(result["sigmas"]):
         cells = [

@@ -6,10 +6,9 @@ Written from the paper's description, not from its code, and without curvprobe's
 * stage II, level, slope and curvature of the increment as differences of two separately computed means;
 * stage III, the second moment by direct Monte Carlo, Monte Carlo on the quadratic model, and the closed form.
 
-Every Hessian-vector product is over all its examples in one batch and builds its graph anew, and everything is in the
-model's own precision. Where the description leaves a choice, the better one is taken unless asked otherwise:
-eigenvalues are signed Rayleigh quotients (the released scripts take the norm of the product, which has no sign), and
-the sample's own gradient is kept.
+Every Hessian-vector product builds its graph anew, and everything is in the model's own precision. Where the
+description leaves a choice, the better one is taken unless asked otherwise: eigenvalues are signed Rayleigh quotients
+(the released scripts take the norm of the product, which has no sign), and the sample's own gradient is kept.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ def join(first: Batch, second: Batch) -> Batch:
     return tuple(torch.cat(parts) for parts in zip(first, second, strict=True))
 
 
-ROWS = 128
-"""Rows of one pass of a mean loss."""
+ROWS = 32
+"""Rows of one pass: a batch of more goes through the model in parts, each with a graph of its own."""
 
 
 def passes(batch: Batch) -> list[Batch]:
@@ -91,7 +90,7 @@ class MeanLoss:
 
     def gradient(self, batch: Batch) -> Tensor:
         """Gradient of the mean loss."""
-        total, weights = torch.zeros((), dtype=self.params[0].dtype, device=self.params[0].device), []
+        total, weights = torch.zeros_like(flat(self.params)), []
         for part in passes(batch):
             loss_sum, weight = self.sums(part)
             total = total + flat(torch.autograd.grad(loss_sum, self.params))
@@ -101,9 +100,14 @@ class MeanLoss:
     def hessian_product(self, batch: Batch, vector: Tensor) -> Tensor:
         """Hessian of the mean loss times a vector, by double backward."""
         params = self.params
-        gradients = torch.autograd.grad(self(batch), params, create_graph=True)
         pieces = [piece.view_as(p) for p, piece in zip(params, _pieces(params, vector), strict=True)]
-        return flat(torch.autograd.grad(gradients, params, pieces))
+        total, weights = torch.zeros_like(vector), []
+        for part in passes(batch):
+            loss_sum, weight = self.sums(part)
+            gradients = torch.autograd.grad(loss_sum, params, create_graph=True)
+            total = total + flat(torch.autograd.grad(gradients, params, pieces))
+            weights.append(weight)
+        return total / torch.stack(weights).sum()
 
 
 def _pieces(params: Sequence[Tensor], vector: Tensor) -> Sequence[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,10 +132,10 @@ def check_length(sequences: Tensor, needed: int) -> None:
 def stream(
     language: Language, sequences: Tensor, ks: Sequence[int], candidates: int, *, seed: int, device: str = "cpu"
 ) -> Iterator[Solution]:
-    """Train from scratch through shuffled sequences, each seen once, and stop at every k.
+    """Train from scratch through shuffled sequences, in one pass, and stop at every k.
 
     A solution's sample is what the model was trained on so far, in order; its next examples are those that come next,
-    which it has not seen.
+    less those that the sample holds too: a text may repeat itself.
 
     Args:
         language: the model and its training.
@@ -143,12 +144,14 @@ def stream(
         candidates: next examples at every stop.
         seed: of the order and the initial weights.
         device: where the model lives.
+
+    Raises:
+        ValueError: for sizes that the batch does not make, or a text with too few sequences.
     """
     if any(k % language.batch for k in ks) or list(ks) != sorted(set(ks)):
         raise ValueError(f"ks is {list(ks)}; expected ascending multiples of the batch, which is {language.batch}")
     check_length(sequences, ks[-1] + candidates)
-    order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))
-    tokens = sequences[order[: ks[-1] + candidates]].to(device)
+    tokens = sequences[torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))]
     model = language.model(seed).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=language.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
@@ -157,15 +160,32 @@ def stream(
         model.train()
         with progress.bar(f"training, seed {seed} (steps)", (k - seen) // language.batch) as advance:
             while seen < k:
-                _step(model, optimizer, tokens[seen : seen + language.batch])
+                _step(model, optimizer, tokens[seen : seen + language.batch].to(device))
                 schedule.step()
                 seen += language.batch
                 advance(1)
         optimizer.zero_grad()
         model.eval()
-        risk = EmpiricalRisk(model, losses.causal_lm, tokens[:k])
-        after = tokens[k : k + candidates]
-        yield Solution(model, losses.causal_lm, risk, risk.on(after), tokens[:k], after)
+        sample, after = tokens[:k].to(device), unseen(tokens, k, candidates).to(device)
+        risk = EmpiricalRisk(model, losses.causal_lm, sample)
+        yield Solution(model, losses.causal_lm, risk, risk.on(after), sample, after)
+
+
+def unseen(tokens: Tensor, k: int, count: int) -> Tensor:
+    """The first ``count`` sequences after the k-th that are not among the first k.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    seen = {tuple(row) for row in tokens[:k].tolist()}
+    fresh = (i for i in range(k, len(tokens)) if tuple(tokens[i].tolist()) not in seen)
+    rows = list(itertools.islice(fresh, count))
+    if len(rows) < count:
+        raise ValueError(
+            f"of the {len(tokens) - k} sequences after the first {k} only {len(rows)} are not among these, and the "
+            f"experiment needs {count} to come next; give a longer or less repetitive text with --text"
+        )
+    return tokens[rows]
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor) -> None:
