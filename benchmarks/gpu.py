@@ -18,8 +18,8 @@ from paper import STAGES, stage_rows
 from torch import Tensor, nn
 
 import curvprobe as cp
+from curvprobe.experiments.comparison import compare
 from curvprobe.experiments.machine import describe
-from curvprobe.experiments.timing import compare
 from curvprobe.tasks.text import help_topics, nanochat
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"

@@ -13,8 +13,8 @@ from typing import Any
 from machine import place, write
 from models import nanochat
 
+from curvprobe.experiments.comparison import compare
 from curvprobe.experiments.machine import describe
-from curvprobe.experiments.timing import compare
 
 RESULT = Path(__file__).parent / "results" / "paper.json"
 STAGES = ["| D | stage | paper's procedure | curvprobe | ratio |", "|---|---|---|---|---|"]

@@ -119,7 +119,7 @@ def test_a_task_function_may_import_its_neighbours(tmp_path):
 
 
 def test_the_memory_budget_is_in_gib(task_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("curvprobe.cli._save_figures", lambda *_: [])
+    monkeypatch.setattr("curvprobe.cli.analysis._save_figures", lambda *_: [])
     options = ["--dim", 2, "--sigma", 0.01, "--memory-budget", 0.5, "--out", tmp_path / "out"]
     result = invoke("run", f"{task_file}:task", *options)
     assert result.exit_code == 0, result.output
@@ -142,7 +142,7 @@ def test_compile_is_passed_on(task_file, tmp_path, monkeypatch):
         asked.append(compile)
         raise ValueError("enough")
 
-    monkeypatch.setattr("curvprobe.cli.analyze", analyze)
+    monkeypatch.setattr("curvprobe.cli.analysis.analyze", analyze)
     for options in ([], ["--compile"]):
         invoke("run", f"{task_file}:task", *options, "--out", tmp_path / "out")
     assert asked == [False, True]

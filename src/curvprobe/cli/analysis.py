@@ -1,0 +1,227 @@
+"""demo, run and trajectory: arguments to :func:`curvprobe.analyze` and :func:`curvprobe.trajectory`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+import curvprobe
+from curvprobe.analysis import analyze
+from curvprobe.cli.app import app
+from curvprobe.cli.messages import plain_errors, say
+from curvprobe.cli.options import (
+    Compile,
+    Concentration,
+    Dim,
+    K,
+    Laws,
+    Memory,
+    NumProbes,
+    Seed,
+    Sigma,
+    Tol,
+    Tolerance,
+    as_bytes,
+    number,
+)
+from curvprobe.result import Analysis
+from curvprobe.risk import EmpiricalRisk
+from curvprobe.store import SCHEMA_VERSION, Store, to_json, write_atomically
+from curvprobe.tasks import Task, load_task
+
+
+class BuiltIn(StrEnum):
+    """Tasks that come with the package."""
+
+    DIGITS = "digits"
+    TEXT = "text"
+
+
+@app.command()
+def demo(
+    task: Annotated[BuiltIn, typer.Option(help="digits: seconds to train. text: about a minute.")] = BuiltIn.DIGITS,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: runs/TASK.")] = None,
+    k: K = None,
+    dim: Dim = 10,
+    sigma: Sigma = "auto",
+    num_probes: NumProbes = 64,
+    tol: Tol = 1e-3,
+    tolerance: Tolerance = None,
+    laws: Laws = False,
+    concentration: Concentration = False,
+    seed: Seed = 0,
+    memory_budget: Memory = None,
+    compiled: Compile = False,
+) -> None:
+    """Train a built-in task and analyse it. Nothing is downloaded.
+
+    Example: curvprobe demo --task text --dim 5 --out runs/text
+    """
+    folder = out or Path("runs") / task.value
+    with plain_errors():
+        Store.at(folder)
+        say(f"Training the {task.value} task (kept in {folder / 'model.safetensors'}) ...")
+        built = _build(task, k, seed, folder / "model.safetensors")
+        _analyse(
+            built,
+            None,
+            sigma,
+            folder,
+            memory_budget,
+            dim=dim,
+            num_probes=num_probes,
+            tol=tol,
+            tolerance=tolerance,
+            laws=laws,
+            concentration=concentration,
+            seed=seed,
+            compile=compiled,
+        )
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Argument(help="file.py:function or module:function that returns a curvprobe.Task.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    k: K = None,
+    dim: Dim = 10,
+    sigma: Sigma = "auto",
+    num_probes: NumProbes = 64,
+    tol: Tol = 1e-3,
+    tolerance: Tolerance = None,
+    laws: Laws = False,
+    concentration: Concentration = False,
+    seed: Seed = 0,
+    memory_budget: Memory = None,
+    compiled: Compile = False,
+) -> None:
+    """Analyse your own trained model.
+
+    Example: curvprobe run my_task.py:task --k 500 --dim 10 --out runs/mine
+    """
+    with plain_errors():
+        _analyse(
+            load_task(task),
+            k,
+            sigma,
+            out,
+            memory_budget,
+            dim=dim,
+            num_probes=num_probes,
+            tol=tol,
+            tolerance=tolerance,
+            laws=laws,
+            concentration=concentration,
+            seed=seed,
+            compile=compiled,
+        )
+
+
+def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
+    size: dict[str, Any] = {} if k is None else {"k": k}
+    if task is BuiltIn.DIGITS:
+        from curvprobe.tasks.digits import digits
+
+        return digits(**size, seed=seed, cache=cache)
+    from curvprobe.tasks.text import text
+
+    return text(**size, seed=seed, cache=cache)
+
+
+def _analyse(task: Task, k: int | None, sigma: str, out: Path, memory_budget: float | None, **options: Any) -> None:
+    """Analyse and say what was found; ``options`` are those of :func:`curvprobe.analyze` by the same names."""
+    if task.description:
+        say(task.description)
+    risk = task.risk(memory_budget=None if memory_budget is None else as_bytes(memory_budget))
+    if k is not None and not 1 <= k <= len(risk):
+        raise ValueError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
+    chosen: float | Literal["auto"] = "auto" if sigma == "auto" else number(sigma)
+    analysis = analyze(
+        risk if k is None else risk[:k],
+        None if task.candidates is None else risk.on(task.candidates, task.collate_fn),
+        sigma=chosen,
+        out=out,
+        **options,
+    )
+    typer.echo(str(analysis))
+    typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_save_figures(analysis, out)])}")
+
+
+def _save_figures(analysis: Analysis, out: Path) -> list[str]:
+    try:
+        from curvprobe.plots import save_figures
+
+        return [path.name for path in save_figures(analysis, out)]
+    except ImportError as error:
+        say(f"No figures: {error}")
+        return []
+
+
+@app.command()
+def trajectory(
+    train: Annotated[
+        str,
+        typer.Argument(
+            help="file.py:function or module:function that takes k and returns a curvprobe.Task trained on the first k "
+            "examples. The largest one's candidates serve every size."
+        ),
+    ],
+    ks: Annotated[str, typer.Option(help="Sample sizes, as 50,100,200.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    sigma: Annotated[float, typer.Option(help="Standard deviation of the probe in parameter units.")],
+    dim: Dim = 10,
+    tol: Tol = 1e-3,
+    seed: Seed = 0,
+    memory_budget: Memory = None,
+) -> None:
+    """Follow the criteria along k, with weights that are trained anew for every sample size.
+
+    Example: curvprobe trajectory examples/my_training.py:train --ks 25,50,100,200 --sigma 0.01 --out runs/path
+    """
+    with plain_errors():
+        from curvprobe.trajectory import trajectory as follow
+
+        sizes = _sizes(ks)
+        budget = None if memory_budget is None else as_bytes(memory_budget)
+        largest = load_task(train, sizes[-1])  # first: its candidates are outside every smaller sample too
+        if largest.description:
+            say(largest.description)
+
+        def trained(k: int) -> EmpiricalRisk:
+            return (largest if k == sizes[-1] else load_task(train, k)).risk(memory_budget=budget)
+
+        path = follow(
+            trained,
+            sizes,
+            candidates=largest.candidates,
+            dim=dim,
+            sigma=sigma,
+            tol=tol,
+            seed=seed,
+            out=out,
+        )
+        typer.echo(str(path))
+        config = {"train": train, "ks": sizes, "dim": dim, "sigma": sigma, "tol": tol, "seed": seed}
+        record = {"schema_version": SCHEMA_VERSION, "version": curvprobe.__version__, "config": config}
+        write_atomically(out / "result.json", to_json(record | {"trajectory": path.to_json()}))
+        names = ["result.json"]
+        try:
+            from curvprobe.plots import plot_trajectory, save
+
+            names += [path.name for path in save({"trajectory": plot_trajectory(path)}, out)]
+        except ImportError as error:
+            say(f"No figures: {error}")
+        typer.echo(f"\nWritten to {out}/: {', '.join(names)}")
+
+
+def _sizes(ks: str) -> list[int]:
+    try:
+        sizes = [int(k) for k in ks.split(",")]
+    except ValueError:
+        raise ValueError(f"--ks is {ks!r}; expected whole numbers such as 50,100,200") from None
+    if sizes != sorted(set(sizes)):
+        raise ValueError(f"--ks is {ks!r}; expected ascending sample sizes")
+    return sizes

@@ -1,0 +1,48 @@
+"""The application that the commands register with, and what its help says first."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import curvprobe
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help=f"""
+Measure how much the loss landscape around a trained PyTorch model still moves when data is added, and in which
+directions.
+
+**First steps**
+
+- `curvprobe demo` trains a small classifier and analyses it: about half a minute, nothing to download.
+- `curvprobe demo --task text` does the same with a small language model: some minutes.
+- `curvprobe experiment decay` repeats an experiment of the paper; `curvprobe experiment --help` lists them.
+- `curvprobe run my_task.py:task --out runs/mine` analyses your own model: `task` is a function that returns
+  `curvprobe.Task(model, loss, data, candidates)`.
+
+**What a run leaves** in its folder: `result.json` (every number with its standard error and verdict), figures as PNG
+and PDF, and the finished stages; a run that is interrupted goes on from the last finished stage when it is repeated.
+
+Version {curvprobe.__version__}. Exit code: 0 done, 1 the task cannot be analysed (the message says why), 2 wrong usage.
+""",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"curvprobe {curvprobe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
