@@ -149,7 +149,7 @@ def test_compile_is_passed_on(task_file, tmp_path, monkeypatch):
 
 
 def test_the_demo_passes_its_options_on(task_file, tmp_path, monkeypatch):
-    from curvprobe import cli
+    from curvprobe.cli import analysis as cli
     from curvprobe.tasks import load_task
 
     given = {}
@@ -161,12 +161,14 @@ def test_the_demo_passes_its_options_on(task_file, tmp_path, monkeypatch):
     analyze.real = cli.analyze
     monkeypatch.setattr(cli, "analyze", analyze)
     monkeypatch.setattr(cli, "_build", lambda *_: load_task(f"{task_file}:task"))
-    options = ["--dim", "2", "--tolerance", "0.5", "--concentration", "--seed", "3", "--num-probes", "8"]
+    options = ["--dim", "2", "--tolerance", "0.5", "--laws", "--concentration", "--seed", "3", "--num-probes", "8"]
     result = CliRunner().invoke(app, ["demo", *options, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    expected = {"dim": 2, "tolerance": 0.5, "concentration": True, "seed": 3, "num_probes": 8, "compile": False}
+    expected = {"dim": 2, "tolerance": 0.5, "laws": True, "concentration": True, "seed": 3, "num_probes": 8}
+    expected |= {"compile": False}
     assert {name: given[name] for name in expected} == expected
     assert "Sample size for an rms of 0.5" in result.output
+    assert "under other laws" in result.output
     assert "concentration.png" in result.output
 
 
