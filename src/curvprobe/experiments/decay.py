@@ -170,7 +170,8 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
         panel.loglog(ks, first * (ks[0] / ks) ** 2, "--", color="0.6", linewidth=0.8, label=r"$\propto k^{-2}$")
         panel.set(title=rf"$\sigma$ = {sigma:g}", xlabel="sample size k")
     axes[0, 0].set_ylabel("criterion (loss units; squared)")
-    axes[0, 0].legend(frameon=False, fontsize="x-small")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize="small")
     return {"decay": figure, "dispersion": _dispersion(result, ks)}
 
 

@@ -158,13 +158,13 @@ def findings(result: dict[str, Any]) -> list[str]:
         for name in ("direct_error", "direct_noise", "model_error", "model_error_of_shape", "literal_error")
         if name in result
     }
-    rounding = float(torch.as_tensor(result["rounding"]).max())
+    hidden, rounding = _below_rounding(result), float(torch.as_tensor(result["rounding"]).max())
     lines.append(f"rounding, from the smallest sigma: {rounding:.1e} of the criterion")
     for s, sigma in enumerate(result["sigmas"]):
-        ends = {name: (float(rows[:, s].min()), float(rows[:, s].max())) for name, rows in table.items()}
-        said = {name: f"{low:.1e} to {high:.1e}" for name, (low, high) in ends.items()}
-        if ends["model_error"][1] < 3 * rounding:
-            said["model_error"], said["model_error_of_shape"] = "below rounding", "unknown"
+        said = {}
+        for name, rows in table.items():
+            cells = rows[~hidden[:, s], s] if name.startswith("model_error") else rows[:, s]
+            said[name] = f"{float(cells.min()):.1e} to {float(cells.max()):.1e}" if len(cells) else "below rounding"
         literal = f"; released procedure {said['literal_error']}" if "literal_error" in said else ""
         lines.append(
             f"sigma {sigma:.1e}: direct against closed form {said['direct_error']} (noise of direct "
@@ -172,6 +172,12 @@ def findings(result: dict[str, Any]) -> list[str]:
             f"{said['model_error_of_shape']}{literal}"
         )
     return lines
+
+
+def _below_rounding(result: dict[str, Any]) -> Tensor:
+    """Cells (M, S) whose model error cannot be told from rounding."""
+    error, rounding = (torch.as_tensor(result[name], dtype=torch.float64) for name in ("model_error", "rounding"))
+    return error < 3 * rounding[:, None]
 
 
 def figures(result: dict[str, Any]) -> dict[str, Figure]:
@@ -186,7 +192,7 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
     if "literal_error" in result:
         shown.append(("literal_error", "released procedure"))
     figure, axes = panels(1, len(shown), size=(4.2, 3.6))
-    hidden = torch.as_tensor(result["model_error"]) < 3 * torch.as_tensor(result["rounding"])[:, None]
+    hidden = _below_rounding(result)
     for panel, (name, title) in zip(axes[0], shown, strict=True):
         values = torch.as_tensor(result[name], dtype=torch.float64)
         values = values.masked_fill(hidden, torch.nan) if name.startswith("model_error") else values

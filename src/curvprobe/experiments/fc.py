@@ -181,7 +181,8 @@ def _along(losses: Tensor, orders: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def findings(result: dict[str, Any]) -> list[str]:
     """What it shows, in sentences."""
-    lines = [f"{result['k']} images; plateau of k mean|L_(k+1) - L_k| at w*, and around it at sigma {result['sigmas']}"]
+    sigmas = ", ".join(f"{sigma:g}" for sigma in result["sigmas"])
+    lines = [f"{result['k']} images; plateau of k mean|L_(k+1) - L_k| at w*, and around it at sigma {sigmas}"]
     for network in result["networks"]:
         mean, error = (torch.as_tensor(network["plateau"][part], dtype=torch.float64) for part in ("mean", "stderr"))
         plateaus = ", ".join(f"{float(m):.3g} +- {float(e):.1g}" for m, e in zip(mean, error, strict=True))
@@ -216,7 +217,9 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
             axes[row, column].set_xscale("log")
             axes[row, column].set_yscale("log")
             axes[row, column].set(xlabel="sample size k", ylabel=title)
-        axes[0, column].legend(frameon=False, fontsize="x-small")
+        axes[0, column].legend(frameon=False, fontsize="x-small", loc="center right")
+    around = " and ".join(f"{sigma:g}" for sigma in result["sigmas"])
+    figure.suptitle(f"at w* (solid), and at isotropic steps of sigma {around} (dashed, dotted)", fontsize="medium")
     return {"fc": figure}
 
 

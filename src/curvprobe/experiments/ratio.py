@@ -141,15 +141,20 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
                         torch.as_tensor(result[block][name][end], dtype=torch.float64)[:, m, s]
                         for end in ("low", "median", "high")
                     )
-                    panel.loglog(ks, median, style, color=f"C{m}", label=f"{name}, D = {dim}")
-                    panel.fill_between(ks, low, high, color=f"C{m}", alpha=0.12, linewidth=0)
+                    label = f"{dict(LABELS)[name]}, D = {dim}" if s == 0 else None
+                    panel.loglog(ks, median, style, color=f"C{m}", label=label if row == 0 else None)
+                    if name in ("top", "random"):
+                        panel.fill_between(ks, low, high, color=f"C{m}", alpha=0.12, linewidth=0)
+                    else:  # one next example: its extremes would hide the rest as a band
+                        panel.loglog(ks, low, style, color=f"C{m}", linewidth=0.6, alpha=0.5)
+                        panel.loglog(ks, high, style, color=f"C{m}", linewidth=0.6, alpha=0.5)
             if block == "shape":
                 for m, null in enumerate(result["null"]):
                     panel.axhline(null, color=f"C{m}", linewidth=0.6, linestyle=":")
             panel.set(title=rf"$\sigma$ = {sigma:g}", xlabel="sample size k")
     axes[0, 0].set_ylabel(r"$\Delta_2^{(D)} / \Delta_2$")
     axes[1, 0].set_ylabel("shape ratio (dotted: D / N)")
-    axes[1, -1].legend(frameon=False, fontsize="x-small")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="x-small")
     return {"ratio": figure, "subspaces": _subspaces(result["subspaces"])}
 
 
