@@ -160,8 +160,7 @@ def test_converged_weights_are_minimisers_of_nested_samples():
 def test_decay_is_that_of_the_criteria_one_by_one(decayed):
     seeds = []
     for seed in (0, 1):
-        solution = list(stream(TINY, sequences(), [8, 16], 6, seed=seed))[1]
-        space = cp.top_eigenspace(solution.risk, dim=3, seed=seed)
+        solution, space = solution_at(seed)
         values = [cp.delta2_subspace(solution.risk, solution.new[[j]], space, sigma=1e-1).value for j in range(6)]
         isotropic = [
             cp.delta2(solution.risk, solution.new[[j]], sigma=1e-1, num_probes=16, seed=seed).value for j in range(6)
@@ -174,6 +173,35 @@ def test_decay_is_that_of_the_criteria_one_by_one(decayed):
     for name, at in (("delta2_subspace", (1, 1, 2)), ("delta2", (1, 2)), ("delta1", (1,))):
         found += [float(curves[which][name]["mean"][at]) for which in ("single", "expected")]
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def solution_at(seed):
+    """Of the second size, with its eigenspace."""
+    solution = list(stream(TINY, sequences(), [8, 16], 6, seed=seed))[1]
+    return solution, cp.top_eigenspace(solution.risk, dim=3, seed=seed)
+
+
+def test_the_share_of_the_dispersion_is_that_of_the_expected_criterion(decayed):
+    shares = []
+    for seed in (0, 1):
+        solution, space = solution_at(seed)
+        sample, fresh = cp.project(solution.risk, space), cp.project(solution.new, space)
+        expected = cp.expected_criterion(sample, fresh, 1e-1)
+        shares.append(float(expected.table[1].sum()) / expected.value)
+    assert float(decayed["spread_share"]["mean"][1, 2]) == pytest.approx(sum(shares) / 2, rel=1e-3)
+
+
+def test_the_shape_ratio_is_that_of_the_parts_one_by_one(shares):
+    ratios = []
+    for seed in (0, 1):
+        solution, space = solution_at(seed)
+        few = solution.new[:4]
+        inside = [cp.delta2_subspace(solution.risk, few[[j]], space, sigma=1e-1).shape for j in range(4)]
+        full = cp.full_space_parts(solution.risk, few, sigma=1e-1, num_probes=8, seed=seed)
+        ratios.append(sum(inside) / float(full.shape.sum()))
+    found = shares["shape"]["top"]
+    assert float(found["low"][1, 1, 2]) == pytest.approx(min(ratios), rel=1e-3)
+    assert float(found["high"][1, 1, 2]) == pytest.approx(max(ratios), rel=1e-3)
 
 
 def test_the_released_procedure_is_another_one(decayed):
