@@ -17,6 +17,7 @@ from curvprobe.experiments.run import EXPERIMENTS, check_options, rehearse, run_
 from curvprobe.experiments.solutions import Language, converged, stream, streamed, unseen
 from curvprobe.experiments.summary import exponent
 from curvprobe.losses import causal_lm
+from curvprobe.store import Store
 
 for name in ("transformers", "sklearn", "matplotlib"):
     pytest.importorskip(name)
@@ -84,7 +85,7 @@ def shares(folder, decayed):
 
 
 def sequences():
-    return TINY.sequences(None)
+    return TINY.sequences(None, Store(None))
 
 
 def test_a_stream_has_been_trained_on_its_sample_and_not_on_what_comes_next():
@@ -97,7 +98,7 @@ def test_a_stream_has_been_trained_on_its_sample_and_not_on_what_comes_next():
         assert not overlap(solution.risk.digests(), solution.new.digests())
         assert len(solution.new) == 6
     assert second.risk.value() < first.risk.on(second.data).value()  # it goes on learning
-    assert streamed(TINY, sequences(), 16, 8, 6, seed=1).risk.value() == second.risk[:8].value()
+    assert streamed(TINY, sequences(), 16, 8, 6, seed=1, store=Store(None)).risk.value() == second.risk[:8].value()
 
 
 def test_a_stream_trains_as_plain_adamw_on_the_mean_over_tokens():
@@ -132,7 +133,7 @@ def test_sample_sizes_that_the_batch_does_not_make_are_refused(ks):
 def test_a_text_that_is_too_short_is_refused(tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("Some words.\n\nAnd some more of them. " * 40)
-    tokens = TINY.sequences(path)
+    tokens = TINY.sequences(path, Store(None))
     assert tokens.shape[1] == TINY.context
     with pytest.raises(ValueError, match=f"the text has {len(tokens)} sequences of 12 tokens and .* needs 4001"):
         next(stream(TINY, tokens, [4000], 1, seed=0))
@@ -142,7 +143,7 @@ def test_a_text_that_is_no_utf8_is_refused(tmp_path):
     path = tmp_path / "bytes.txt"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="cannot be read as UTF-8"):
-        TINY.sequences(path)
+        TINY.sequences(path, Store(None))
 
 
 def test_converged_weights_are_minimisers_of_nested_samples():

@@ -196,7 +196,7 @@ def at_sizes(
     store: Store,
 ) -> list[list[T]]:
     """``look(solution, seed)`` at every size of every seed."""
-    sequences = settings.language.sequences(options.text) if options.weights == "sequential" else None
+    sequences = settings.language.sequences(options.text, store) if options.weights == "sequential" else None
     looked_at = replace(settings, ks=(), converged_ks=(), seeds=0, compared_at=0)  # a point depends on no other
     source = "digits" if sequences is None else digest(sequences)
     runs: list[list[T]] = []

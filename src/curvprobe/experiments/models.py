@@ -52,14 +52,21 @@ def each_model(
 
     What it depends on beside the settings and options goes into ``also``.
     """
-    sequences = settings.language.sequences(options.text)
+    sequences = settings.language.sequences(options.text, store)
     found = []
     with progress.bar(f"{name} (models)", settings.seeds) as advance:
         for seed in range(options.seed, options.seed + settings.seeds):
 
             def compute(seed: int = seed) -> T:
                 solution = streamed(
-                    settings.language, sequences, settings.trained, settings.k, 1, seed=seed, device=options.device
+                    settings.language,
+                    sequences,
+                    settings.trained,
+                    settings.k,
+                    1,
+                    seed=seed,
+                    store=store,
+                    device=options.device,
                 )
                 return at(solution, seed)
 

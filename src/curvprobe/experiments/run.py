@@ -93,7 +93,7 @@ def run_experiment(
     assert folder is not None
     store = Store.at(folder / "stages" if stages is None else stages)
     chosen = module.PRESETS[preset] if settings is None else settings
-    expected = module.cost(chosen, options).seconds(_pacemaker(name, chosen, options))
+    expected = module.cost(chosen, options).seconds(_pacemaker(name, chosen, options, store))
     say(f"{name}: estimate {expected / 60:.1f} minutes on this machine, less what is finished already")
     result = module.measure(chosen, options, store)
     findings = module.findings(result)
@@ -126,11 +126,11 @@ def rehearse(name: str, *, preset: Preset = "cpu", options: Options | None = Non
     module, options = _module(name), options or Options()
     check_options(name, options)
     settings = module.PRESETS[preset]
-    cost, risk = module.cost(settings, options), _pacemaker(name, settings, options, examples=1)
+    cost, risk = module.cost(settings, options), _pacemaker(name, settings, options, Store(None), examples=1)
     if not _has_language(name, options):
         return float(cost.seconds(risk))
     needed = settings.ks[-1] + settings.candidates if name in _GROWING else settings.trained + 1
-    return dry_run(cost, settings.language, risk, needed, len(settings.language.sequences(options.text)))
+    return dry_run(cost, settings.language, risk, needed, len(settings.language.sequences(options.text, Store(None))))
 
 
 def _module(name: str) -> ModuleType:
@@ -143,12 +143,12 @@ def _has_language(name: str, options: Options) -> bool:
     return name != "fc" and options.weights == "sequential"
 
 
-def _pacemaker(name: str, settings: Any, options: Options, examples: int | None = None) -> EmpiricalRisk:
+def _pacemaker(name: str, settings: Any, options: Options, store: Store, examples: int | None = None) -> EmpiricalRisk:
     """The experiment's model, untrained, on a few of its examples: by default its sample, where that is small."""
     examples = examples or min(_PACED_BY, getattr(settings, "k", _PACED_BY))
     if not _has_language(name, options):
         return digits(512, rounds=0).risk()[: 16 * examples]  # an image is much less than a sequence
     language: Language = settings.language
     model = language.model(options.seed).to(options.device).eval()
-    tokens = language.sequences(options.text)[:examples].to(options.device)
+    tokens = language.sequences(options.text, store)[:examples].to(options.device)
     return EmpiricalRisk(model, causal_lm, tokens)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from curvprobe import losses, progress
+from curvprobe.examples import digest
 from curvprobe.experiments.paper_procedure import Batch, MeanLoss, take
 from curvprobe.losses import Loss
 from curvprobe.risk import EmpiricalRisk
+from curvprobe.store import Store
 from curvprobe.tasks.digits import digits
 from curvprobe.tasks.text import help_topics, nanochat, token_sequences
+from curvprobe.version import __version__
 
 WARM_UP = 10
 """Optimiser steps over which the learning rate rises; it stays where it is from then on."""
@@ -55,15 +59,21 @@ class Language:
             seed=seed,
         )
 
-    def sequences(self, text: Path | None) -> Tensor:
-        """Token sequences (n, context) of a text file in UTF-8, or of the help topics of Python."""
+    def sequences(self, text: Path | None, store: Store) -> Tensor:
+        """Token sequences (n, context) of a text file in UTF-8, or of the help topics of Python.
+
+        The store keeps them: a long text takes minutes, and every experiment needs it.
+        """
         if text is None:
             return help_topics(self.vocabulary, self.context)
         try:
             content = text.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"the text {str(text)!r} cannot be read as UTF-8: {error}") from error
-        return token_sequences([part for part in content.split("\n\n") if part], self.vocabulary, self.context)
+        parts = [part for part in content.split("\n\n") if part]
+        sizes = (self.vocabulary, self.context)
+        key = [__version__, *sizes, digest(content.encode())]
+        return _kept(store, f"tokens-{digest(key)[:8]}", key, lambda: token_sequences(parts, *sizes))
 
 
 SMALL = Language(
@@ -89,6 +99,18 @@ PAPER = Language(
     learning_rate=1e-3,
 )
 """The paper's d6, without its value embeddings: 36 million parameters, for one GPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A stage of one tensor."""
+
+    tensor: Tensor
+
+
+def _kept(store: Store, name: str, key: object, compute: Callable[[], Tensor]) -> Tensor:
+    """What several experiments need, from the first of them; its seconds are no stage's of their own."""
+    return Store(store.directory).stage(name, key, Kept, lambda: Kept(compute()))[0].tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +173,7 @@ def stream(
     if any(k % language.batch for k in ks) or list(ks) != sorted(set(ks)):
         raise ValueError(f"ks is {list(ks)}; expected ascending multiples of the batch, which is {language.batch}")
     check_length(sequences, ks[-1] + candidates)
-    tokens = sequences[torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))]
+    tokens = _shuffled(sequences, seed)
     model = language.model(seed).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=language.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
@@ -165,10 +187,17 @@ def stream(
                 seen += language.batch
                 advance(1)
         optimizer.zero_grad()
-        model.eval()
-        sample, after = tokens[:k].to(device), unseen(tokens, k, candidates).to(device)
-        risk = EmpiricalRisk(model, losses.causal_lm, sample)
-        yield Solution(model, losses.causal_lm, risk, risk.on(after), sample, after)
+        yield _solution(model.eval(), tokens, k, candidates, device)
+
+
+def _shuffled(sequences: Tensor, seed: int) -> Tensor:
+    return sequences[torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))]
+
+
+def _solution(model: nn.Module, tokens: Tensor, k: int, candidates: int, device: str) -> Solution:
+    sample, after = tokens[:k].to(device), unseen(tokens, k, candidates).to(device)
+    risk = EmpiricalRisk(model, losses.causal_lm, sample)
+    return Solution(model, losses.causal_lm, risk, risk.on(after), sample, after)
 
 
 def unseen(tokens: Tensor, k: int, count: int) -> Tensor:
@@ -198,10 +227,30 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor) ->
 
 
 def streamed(
-    language: Language, sequences: Tensor, trained: int, k: int, candidates: int, *, seed: int, device: str = "cpu"
+    language: Language,
+    sequences: Tensor,
+    trained: int,
+    k: int,
+    candidates: int,
+    *,
+    seed: int,
+    store: Store,
+    device: str = "cpu",
 ) -> Solution:
-    """After a stream of ``trained`` sequences, with the first ``k`` of them as the sample."""
-    return next(stream(language, sequences, [trained], candidates, seed=seed, device=device))[:k]
+    """After a stream of ``trained`` sequences, with the first ``k`` of them as the sample.
+
+    The store keeps the weights: several experiments look at the same models.
+    """
+
+    def train() -> Tensor:
+        solution = next(stream(language, sequences, [trained], candidates, seed=seed, device=device))
+        return parameters_to_vector(solution.module.parameters()).detach()
+
+    key = [__version__, str(language), digest(sequences), trained, seed, device]
+    weights = _kept(store, f"weights-{digest(key)[:8]}", key, train)
+    model = language.model(seed).to(device)
+    vector_to_parameters(weights.to(device), model.parameters())
+    return _solution(model.eval(), _shuffled(sequences, seed), trained, candidates, device)[:k]
 
 
 def converged(ks: Sequence[int], candidates: int, *, seed: int, cache: Path | None = None) -> Iterator[Solution]:
