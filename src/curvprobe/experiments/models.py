@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from curvprobe import progress
 from curvprobe.examples import digest
@@ -16,7 +17,9 @@ T = TypeVar("T")
 
 
 class OfLanguage(Protocol):
-    """Settings of an experiment that looks at one solution of each of several language models."""
+    """Settings, a dataclass, of an experiment that looks at one solution of each of several language models."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def language(self) -> Language:
@@ -53,6 +56,7 @@ def each_model(
     What it depends on beside the settings and options goes into ``also``.
     """
     sequences = settings.language.sequences(options.text, store)
+    looked_at = replace(settings, seeds=0)  # a model depends on no other
     found = []
     with progress.bar(f"{name} (models)", settings.seeds) as advance:
         for seed in range(options.seed, options.seed + settings.seeds):
@@ -70,7 +74,7 @@ def each_model(
                 )
                 return at(solution, seed)
 
-            key = [__version__, str(settings), digest(sequences), seed, options.literal, options.device]
+            key = [__version__, str(looked_at), digest(sequences), seed, options.literal, options.device]
             key += [] if also is None else [also]
             found.append(store.stage(f"{name}-seed{seed}", key, kind, compute)[0])
             advance(1)
