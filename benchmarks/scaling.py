@@ -1,6 +1,6 @@
 """How time and peak memory of curvature products and of the eigensolver grow.
 
-examples    against k: products with microbatches of 8 examples, on the NanoChat
+examples    against k: products with microbatches of 8 examples, as many microbatches at every k, on the NanoChat
 parameters  against N: MLPs of growing width on random data, products and a solve with a small budget
 dimension   against D: seconds and products of a solve, on the digits MLP
 block       against the block size b of H @ V: seconds per vector, on both models
@@ -88,8 +88,9 @@ def measure_examples(k: int, products: int) -> dict[str, Any]:
     }
 
 
-def examples(sizes: list[int], products: int) -> dict[str, Any]:
-    rows = [run_isolated(measure_examples, k, products) for k in sizes]
+def examples(sizes: list[int], microbatches: int) -> dict[str, Any]:
+    """With few microbatches a heap is tidier than after many, whatever the k: every process goes through as many."""
+    rows = [run_isolated(measure_examples, k, max(2, microbatches * MICROBATCH // k)) for k in sizes]
     for row in rows:
         row["peak_over_first"] = row["peak_bytes"] / rows[0]["peak_bytes"]
         row["later_seconds_per_example"] = row["later_seconds"] / row["k"]
@@ -279,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
     parts = ["examples", "parameters", "dimension", "block", "budget"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--examples", nargs="+", type=int, default=[8, 32, 128, 512], help="sample sizes k")
-    parser.add_argument("--products", type=int, default=4, help="products at every k; the first is timed by itself")
+    parser.add_argument("--microbatches", type=int, default=128, help="of the products at every k, two at the least")
     parser.add_argument("--parameters", nargs="+", type=int, default=[10**4, 10**5, 10**6, 10**7])
     parser.add_argument("--dims", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--widths", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="block sizes b")
@@ -289,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
     measurements = {
-        "examples": partial(examples, options.examples, options.products),
+        "examples": partial(examples, options.examples, options.microbatches),
         "parameters": partial(parameters, options.parameters),
         "dimension": partial(dimension, options.dims, options.repeats),
         "block": partial(block, options.widths, options.repeats),

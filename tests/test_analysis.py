@@ -376,8 +376,19 @@ def test_a_tolerance_gives_a_sample_size(case, tmp_path):
     assert "required" not in str(cp.analyze(case.risk(), case.candidates, dim=2))
 
 
-def test_a_single_candidate_leaves_expectations_out(case):
+def test_without_candidates_the_sample_stands_for_the_population(case):
     analysis = cp.analyze(case.risk(), dim=2)
+    pool = cp.expected_criterion(analysis.sample, None, analysis.sigma)
+    assert analysis.expected.pool
+    assert analysis.expected.value == pool.value
+    assert analysis.doubling.grow_by == analysis.k
+    assert analysis.to_json()["expected"]["value"] == pool.value
+    assert f"Averaged over all orders of the sample itself: rms {pool.rms:.3e}" in str(analysis)
+    assert "takes the sample for the population" in str(analysis)
+
+
+def test_two_examples_leave_expectations_out(case):
+    analysis = cp.analyze(case.risk()[:2], dim=2)
     assert analysis.expected is None
     assert analysis.to_json()["expected"] is None
 

@@ -103,6 +103,26 @@ def test_the_table_and_the_json_say_the_same(compared):
         assert f"{float(table.closed[i]):.5e}" in str(table)
 
 
+class Corner:
+    """A law of one's own that is not Gaussian: all parameters one step up, or all one step down."""
+
+    def displacements(self, risk, num_probes, seed):
+        signs = torch.randint(2, (num_probes,), generator=torch.Generator().manual_seed(seed))
+        for sign in signs.tolist():
+            yield torch.full((risk.num_params,), 1e-3 * (2 * sign - 1), dtype=risk.dtype)
+
+
+def test_a_law_that_is_not_gaussian_has_monte_carlo_only(compared):
+    risk, new, *_ = compared
+    table = cp.compare_laws(risk, new, {"corner": Corner(), "point": cp.PointProbe()}, num_probes=8, seed=2)
+    expected = cp.direct_monte_carlo(risk, new, Corner(), num_probes=8, seed=2)
+    assert float(table.true[0]) == expected.value
+    assert float(table.true_stderr[0]) == expected.stderr
+    assert float(table.true[1]) == pytest.approx(cp.delta1(risk, new).value ** 2, rel=1e-12)
+    assert bool(table.closed.isnan().all())
+    assert "corner" in str(table)
+
+
 def test_what_is_no_law_or_no_eigenspace_is_refused(compared):
     risk, new, *_ = compared
     with pytest.raises(ValueError, match="no law came"):

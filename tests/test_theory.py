@@ -38,6 +38,11 @@ def test_the_spectral_form_needs_shared_eigenvectors():
     found = cp.spectral_closed_form(*shared, sigma=0.2)
     assert found.value == pytest.approx(found.full, rel=1e-12)
     assert found.misalignment == 0
+    # A shift that changes the order of the eigenvalues: 2 and 1 become 2 and 4.
+    flat = [torch.diag(torch.tensor(values)) for values in ((2.0, 1.0), (2.0, 7.0))]
+    crossed = [cp.ProjectedSample(torch.zeros(1), torch.ones(1), torch.zeros(1, 2), part[None]) for part in flat]
+    found = cp.spectral_closed_form(*crossed, sigma=0.2)
+    assert found.value == pytest.approx(found.full, rel=1e-12)
     turned = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0))).Q.double()
     other = cp.ProjectedSample(
         torch.zeros(1), torch.ones(1), torch.zeros(1, 3), (turned @ bends.double() @ turned.T)[None]

@@ -99,10 +99,11 @@ def test_a_subspace_of_all_directions_is_isotropic():
 def test_projections_at_hand_give_the_same():
     risk, new = network()
     subspace = cp.random_subspace(risk, 3)
-    options = {"new": new, "num_probes": 4, "seed": 1, "threshold": 0.02}
-    whole = cp.quadratic_validity(risk, GRID, subspace=subspace, **options)
+    options = {"new": new, "threshold": 0.02}
+    whole = cp.quadratic_validity(risk, GRID, subspace=subspace, num_probes=4, seed=1, **options)
     mean, fresh = cp.mean_projection(risk, subspace), cp.project(new, subspace)
-    parts = subspace_validity(risk, GRID, subspace, mean, fresh=fresh, **options)
+    z = cp.SubspaceProbe(subspace, 1.0).coordinates(4, 1)
+    parts = subspace_validity(risk, GRID, subspace, mean, z, fresh=fresh, **options)
     assert torch.equal(whole.increment_error, parts.increment_error)
     assert whole.verdicts == parts.verdicts
     assert (parts.threshold, parts.num_probes) == (0.02, 4)
@@ -140,7 +141,7 @@ def judged(*verdicts: str, error: list[float] | None = None) -> QuadraticValidit
     size = {"valid": 0.01, "marginal": 0.1, "invalid": 0.9}
     errors = torch.tensor(error or [size[v] for v in verdicts], dtype=torch.float64)
     sigmas = torch.tensor([10.0 ** (i - 4) for i in range(len(verdicts))], dtype=torch.float64)
-    return QuadraticValidity(sigmas, errors, None, 0.05, verdicts, 8)
+    return QuadraticValidity(sigmas, errors, None, 0.05, verdicts, 8, sigmas, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -213,9 +214,36 @@ def test_the_precision_floor_is_where_rounding_takes_over():
     def judged(*verdicts: str) -> cp.QuadraticValidity:
         errors = torch.tensor([{"valid": 0.01, "marginal": 0.1, "invalid": 0.9}[v] for v in verdicts])
         sigmas = torch.tensor([1e-4, 1e-3, 1e-2, 1e-1], dtype=torch.float64)
-        return cp.QuadraticValidity(sigmas, errors.double(), None, 0.05, verdicts, 2)
+        return cp.QuadraticValidity(sigmas, errors.double(), None, 0.05, verdicts, 2, sigmas, 1.0)
 
     assert judged("invalid", "marginal", "valid", "invalid").precision_floor == pytest.approx(1e-2)
     assert judged("invalid", "valid", "valid", "invalid").precision_floor == pytest.approx(1e-3)
     assert judged("valid", "valid", "valid", "invalid").precision_floor is None
     assert judged("invalid", "invalid", "marginal", "invalid").precision_floor is None
+
+
+def test_rounding_hides_a_change_that_is_small_beside_the_loss():
+    def seen(change: list[float], loss: float, dtype: torch.dtype) -> float | None:
+        sigmas = torch.tensor([1e-3, 1e-2, 1e-1], dtype=torch.float64)
+        zero, change = torch.zeros(3, dtype=torch.float64), torch.tensor(change, dtype=torch.float64)
+        return QuadraticValidity(sigmas, zero, None, 0.05, ("valid",) * 3, 8, change, loss).rounding_floor(dtype)
+
+    # Half the distance of neighbouring bfloat16 numbers is 1 / 256: of a loss of 1 it is 5 % of a change of 0.08.
+    assert seen([1e-4, 0.077, 0.079], 1.0, torch.bfloat16) == pytest.approx(1e-1)
+    assert seen([1e-4, 0.077, 0.079], 0.1, torch.bfloat16) == pytest.approx(1e-2)
+    assert seen([1e-4, 0.077, 0.079], 1.0, torch.float32) == pytest.approx(1e-3)
+    assert seen([1e-4, 0.077, 0.079], 2.0, torch.bfloat16) is None
+
+
+def test_the_change_is_that_of_the_increments_along_the_draws(case):
+    risk = case.risk()
+    new, subspace = risk.on(case.candidates), cp.random_subspace(risk, 3)
+    found = cp.quadratic_validity(risk, [1e-2], subspace=subspace, new=new, num_probes=4, seed=3)
+    z = cp.SubspaceProbe(subspace, 1e-2).coordinates(4, 3)  # the draws of Monte Carlo
+    moved = [
+        [one.value(subspace.basis @ c) - one.value() for one in (risk, *(new[[j]] for j in range(len(new))))] for c in z
+    ]
+    moved = torch.tensor(moved, dtype=torch.float64)
+    expected = (moved[:, 1:] - moved[:, :1]).square().mean().sqrt()
+    assert float(found.change[0]) == pytest.approx(float(expected), rel=1e-8)
+    assert found.loss == pytest.approx(risk.value(), rel=1e-12)

@@ -53,8 +53,8 @@ SIGMA_GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 2))
 FULL_SPACE_PRODUCTS = 24
 """Hessian products for the traces of the isotropic closed form."""
 
-VALIDITY_CANDIDATES = 32
-"""Candidates whose increments the quadratic model is judged by."""
+VALIDITY_CANDIDATES, VALIDITY_PROBES = 32, 16
+"""Candidates whose increments the quadratic model is judged by, and draws of Monte Carlo at which it is."""
 
 CONCENTRATION_CANDIDATES = 100
 """Candidates that the concentration curve is averaged over."""
@@ -146,7 +146,8 @@ def analyze(
             raise ValueError("the sample has one example and no candidates came; expected at least one of either more")
         risk, new = risk[:-1], risk[-1:]
         notes.append(
-            "No candidates were given: the next example is the sample's own last one, which the model was trained on."
+            "No candidates were given: the next example is the sample's own last one, which the model was trained on, "
+            "and what is expected of the next takes the sample for the population."
         )
     else:
         new = candidates if isinstance(candidates, EmpiricalRisk) else risk.on(candidates)
@@ -190,12 +191,13 @@ def analyze(
         fresh = stage("candidates", [risk_key, new_key, basis], ProjectedSample, lambda: project(new, subspace))
         grid = sorted({*SIGMA_GRID, *([] if sigma == "auto" else [float(sigma)])})
         judged = new[:VALIDITY_CANDIDATES]
+        directions = SubspaceProbe(subspace, 1.0).coordinates(num_probes, seed)[:VALIDITY_PROBES]  # Monte Carlo's own
         validity = stage(
             "validity",
-            [risk_key, new_key, basis, grid, seed],
+            [risk_key, new_key, basis, grid, num_probes, seed],
             QuadraticValidity,
             lambda: subspace_validity(
-                risk, grid, subspace, sample.mean(), new=judged, fresh=fresh[: len(judged)], seed=seed
+                risk, grid, subspace, sample.mean(), directions, new=judged, fresh=fresh[: len(judged)]
             ),
         )
         chosen, source = _choose_sigma(sigma, validity, notes)
@@ -261,6 +263,7 @@ def analyze(
         )
     ks = sorted({int(k) for k in torch.logspace(0, torch.tensor(len(risk)).log10(), DECAY_POINTS).round()})
     dims = sorted({1, min(4, dim), dim})
+    pool = fresh if len(new) > 1 else None  # one candidate says nothing of the others: the sample stands for them
     result = Analysis(
         k=len(risk),
         num_candidates=len(new),
@@ -282,11 +285,11 @@ def analyze(
         isotropic=summarise(draws.isotropic, antithetic=True),
         isotropic_closed_form=full_space,
         surrogate_error=model_error(draws.in_subspace, model, law.coordinates(num_probes, seed)),
-        expected=expected_criterion(sample, fresh, chosen) if len(new) > 1 else None,
-        doubling=expected_criterion(sample, fresh, chosen, "double") if len(new) > 1 else None,
+        expected=None if pool is None and len(sample) < 2 else expected_criterion(sample, pool, chosen),
+        doubling=None if pool is None and len(sample) < 2 else expected_criterion(sample, pool, chosen, "double"),
         required=None
         if tolerance is None
-        else required_sample_size(sample, fresh if len(new) > 1 else None, chosen, tolerance, validity=validity),
+        else required_sample_size(sample, pool, chosen, tolerance, validity=validity),
         stationarity=stationarity(risk, subspace, sample, fresh),
         theory=theory_checks(sample, fresh[0], chosen),
         laws=under,

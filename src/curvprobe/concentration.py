@@ -87,7 +87,9 @@ class ConcentrationCurve:
 
     def __str__(self) -> str:
         lines = [
-            f"Share of the full-space shape signal in the first D directions, sigma {self.sigma:g}, N {self.num_params}"
+            f"Full space, averaged over the candidates: criterion {self.full_criterion:.4e} +- "
+            f"{self.full_criterion_stderr:.1e}, of it shape {self.full_shape:.4e}",
+            f"Share of the full-space shape signal in the first D of {self.num_params}, sigma {self.sigma:g}",
         ]
         lines.append(f"  {'D':>14} " + "".join(f"{d:>18}" for d in self.dims.tolist()))
         for i, name in enumerate(self.names):
@@ -114,8 +116,9 @@ def default_subspaces(
     """The subspaces that a concentration curve compares.
 
     The top of the Hessian and of the Gauss-Newton matrix, the bottom of the Hessian, the directions in which the
-    sample's gradients differ most and those in which the candidates' do (an upper bound at small sigma that has seen
-    the answer), gradients of the sample, and random directions.
+    sample's gradients differ most and those in which the candidates' do (which has seen the answer: at small sigma
+    nothing captures more of what the candidates' gradients scatter about their mean), gradients of the sample, and
+    random directions.
 
     Args:
         risk: on the k examples.

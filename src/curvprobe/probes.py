@@ -103,7 +103,8 @@ class SubspaceProbe:
 class LaplaceProbe:
     r"""Gaussian of the Laplace approximation in an eigenspace: ``z_i ~ N(0, 1 / (k (lambda_i + damping)))``.
 
-    Its scale comes from the data, and at ``damping = 0`` it does not depend on how the parameters are scaled.
+    Its scale comes from the data: at ``damping = 0``, and where the scaled parameters have the same eigenspace, it does
+    not depend on how they are scaled.
 
     Args:
         subspace: an eigenspace.

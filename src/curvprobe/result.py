@@ -45,8 +45,8 @@ class Analysis:
         isotropic_closed_form: the same on the quadratic model, by stochastic traces.
         surrogate_error: relative error of the quadratic model of the first candidate's increment, in the draws of
             ``direct``: root mean square over that of the increment's change.
-        expected: Delta_2^(D) averaged over the candidates as the next example, with its interval and table; None for a
-            single candidate.
+        expected: Delta_2^(D) averaged over the candidates as the next example, with its interval and table; for a
+            single candidate over the sample's own examples, in all orders; None where there is but one of each.
         doubling: the same when as many join as there are.
         required: sample size for the tolerance; None where none was given.
         stationarity: how far the solution is from a minimiser.

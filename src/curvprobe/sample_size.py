@@ -74,7 +74,8 @@ def required_sample_size(
         \big(1 + \tfrac{\kappa - k}{\kappa^2}\big) \Big)
 
     for :math:`\kappa \ge k`: by then the examples that have joined pull the sample's mean towards the candidates'.
-    Below k the sample's mean is taken as it is. Without candidates
+    Below k the sample's mean is taken as it is. Examples of unequal weight are counted at the candidates' mean weight.
+    Without candidates
     :math:`R^2(\kappa) = \mathrm{tr}\,\Sigma / (\kappa (\kappa + 1))`.
 
     Args:
@@ -82,7 +83,8 @@ def required_sample_size(
         fresh: candidates outside the sample, or None.
         sigma: standard deviation in parameter units, scalar or (D,).
         tolerance: tau, on the root mean square of the increment, in loss units.
-        validity: of the quadratic model; an answer is refused where the model is not valid at sigma.
+        validity: of the quadratic model; an answer is refused where the model is not valid at sigma (one sigma for
+            all directions: a grid says nothing of several).
         widest: ratio of the interval's ends above which an answer is refused.
         allow_overlap: take candidates that the sample holds too.
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
+
 from curvprobe.estimators import Estimate
 
 if TYPE_CHECKING:
     from curvprobe.result import Analysis
+
+SHOWN = 5
+"""Candidates of the ranking."""
 
 
 def lines(a: Analysis) -> list[str]:
@@ -37,11 +42,7 @@ def lines(a: Analysis) -> list[str]:
         f"first eigenvalue, {a.subspace.num_matvecs} Hessian products",
         f"Probe: sigma = {a.sigma:.3g} ({a.sigma_source}); the quadratic model is {a.verdict} there, error "
         f"{100 * a.validity.error_at(a.sigma):.2g} % ({100 * a.surrogate_error:.2g} % in the draws of Monte Carlo)",
-        *(
-            []
-            if a.validity.precision_floor is None
-            else [f"  Below sigma = {a.validity.precision_floor:.2g} rounding in {a.dtype} takes over."]
-        ),
+        *_floor_lines(a),
         "",
         "If the first candidate is added (squared loss units; rms in loss units):",
         row("Delta_1 at the solution", a.delta1, "true loss, loss units"),
@@ -74,14 +75,19 @@ def _expectation_lines(a: Analysis) -> list[str]:
     lines = []
     if a.expected is not None and a.doubling is not None:
         low, high = a.expected.rms_interval
+        of = "the rms"
+        if a.expected.pool:
+            lines += [f"Averaged over all orders of the sample itself: rms {a.expected.rms:.3e} loss units"]
+            of = "it"
         lines += [
-            f"  95 % interval of the rms: [{low:.3e}, {high:.3e}]; {a.doubling.rms:.3e} when as many join as there are",
+            f"  95 % interval of {of}: [{low:.3e}, {high:.3e}]; {a.doubling.rms:.3e} when as many join as there are",
             *(f"  {line}" for line in str(a.expected).split("\n")[1:]),
         ]
     if a.required is not None:
         low, high = a.required.interval
         size = f"{a.required.value} [{low:.0f}, {high:.0f}]" if a.required.value else "no answer"
         lines += [f"Sample size for an rms of {a.required.tolerance:g} loss units: {size}; {a.required.verdict}"]
+        lines += [f"  (if {a.required.assumptions})"] if a.required.value else []
     s, bound, shape = a.stationarity, a.theory.rate_bound, a.ranking.agreement()["shape"]
     promised = "is not defined (not all eigenvalues are positive)"
     if not math.isnan(s.newton_decrement):
@@ -89,11 +95,12 @@ def _expectation_lines(a: Analysis) -> list[str]:
     lines += [
         "",
         f"Stationarity: a Newton step in the subspace {promised};",
-        f"  the sample's own gradient makes {100 * s.slope_share:.2g} % of the slope",
+        f"  in the slope's mean square the sample's own gradient is {100 * s.slope_share:.2g} %",
         f"Theory, first candidate: rate bound {bound.bound:.2e}, {bound.slack:.2g} times the value; spectral form "
         f"{a.theory.spectral_closed_form.value:.2e};",
         f"  of {a.theory.extremality.num_sets} sets of directions, {100 * a.theory.extremality.share_below:.0f} % bend "
         "no more than the leading ones",
+        *_ranking_lines(a),
         "Ranking by shape agrees with "
         + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in shape.items())
         + " (rank correlation)",
@@ -107,3 +114,24 @@ def _expectation_lines(a: Analysis) -> list[str]:
     if a.concentration is not None:
         lines += ["", *str(a.concentration).split("\n")]
     return lines
+
+
+def _floor_lines(a: Analysis) -> list[str]:
+    """Where rounding takes over: as measured in the model's own precision, and by the unit roundoff of bfloat16."""
+    measured, rough = a.validity.precision_floor, a.validity.rounding_floor(torch.bfloat16)
+    lines = [] if measured is None else [f"  Below sigma = {measured:.2g} rounding in {a.dtype} takes over."]
+    where = "at every sigma that was tried" if rough is None else f"below sigma = {rough:.2g}"
+    return [*lines, f"  In bfloat16, rounding of the losses would hide the increment's change {where}."]
+
+
+def _ranking_lines(a: Analysis) -> list[str]:
+    """The candidates that would move the landscape most, beside plain baselines."""
+    if a.num_candidates < 2:
+        return []
+    columns = a.ranking.columns()
+    lines = [
+        "Candidates that would move it most:",
+        "  " + f"{'candidate':>9}" + "".join(f"{name.replace('_', ' '):>25}" for name in columns),
+    ]
+    rows = a.ranking.order[:SHOWN].tolist()
+    return lines + [f"  {j:>9}" + "".join(f"{column[j]:>25.4g}" for column in columns.values()) for j in rows]

@@ -99,8 +99,8 @@ def spectral_closed_form(sample: ProjectedSample, new: ProjectedSample, sigma: f
     .. math:: \frac{\sigma^4}{4} \Big( 2 \sum_i d_i^2 + \big( \sum_i d_i \big)^2 \Big), \quad
         d_i = \lambda_i^{(k+1)} - \lambda_i^{(k)}
 
-    True where level and slope vanish and both Hessians have the same eigenvectors; the result shows by how much
-    that fails.
+    Eigenvalues are matched by their eigenvectors, not by their order, which a shift may change. True where level and
+    slope vanish and both Hessians have the same eigenvectors; the result shows by how much that fails.
 
     Args:
         sample: the k examples, projected.
@@ -117,10 +117,14 @@ def spectral_closed_form(sample: ProjectedSample, new: ProjectedSample, sigma: f
         >>> spectral_closed_form(two[:1], two[1], sigma=1.0)
         SpectralClosedForm(value=0.75, curvature_only=0.75, full=0.75, misalignment=0.0)
     """
+    from scipy.optimize import linear_sum_assignment
+
     single = float(check_sigma(sigma))
     model = increment(sample, new)
     bend, before = model.curvature, sample.mean().hessian[0]
-    shifts = torch.linalg.eigvalsh(before + bend) - torch.linalg.eigvalsh(before)
+    (old, Q), (moved, R) = torch.linalg.eigh(before), torch.linalg.eigh(before + bend)
+    rows, columns = linear_sum_assignment((Q.T @ R).square().numpy(), maximize=True)
+    shifts = moved[columns] - old[rows]
     size = float(bend.norm())
     off = float((bend - torch.diag(bend.diagonal())).norm())
     return SpectralClosedForm(

@@ -201,21 +201,20 @@ def _look(
     seed: int,
 ) -> tuple[Subspace, ProjectedSample, ProjectedSample | None]:
     """Eigenspace and projections at one size."""
-    k, key = len(risk), risk.key()
+    key = risk.key()
+    name = f"trajectory-k{len(risk)}-{key[:8]}"  # checkpoints may have one size
     start = None if before is None else digest(before.basis)
     space, _ = store.stage(
-        f"trajectory-k{k}-eigenspace",
+        f"{name}-eigenspace",
         [key, dim, tol, seed, start],
         Subspace,
         lambda: top_eigenspace(risk, dim=dim, tol=tol, seed=seed, start=before),
     )
     basis = digest(space.basis)
-    sample, _ = store.stage(f"trajectory-k{k}-sample", [key, basis], ProjectedSample, lambda: project(risk, space))
+    sample, _ = store.stage(f"{name}-sample", [key, basis], ProjectedSample, lambda: project(risk, space))
     if new is None:
         return space, sample, None
-    fresh, _ = store.stage(
-        f"trajectory-k{k}-candidates", [key, new.key(), basis], ProjectedSample, lambda: project(new, space)
-    )
+    fresh, _ = store.stage(f"{name}-candidates", [key, new.key(), basis], ProjectedSample, lambda: project(new, space))
     return space, sample, fresh
 
 

@@ -13,7 +13,7 @@ from curvprobe import progress
 from curvprobe.curvature import hessian
 from curvprobe.displaced import displaced_losses, in_blocks
 from curvprobe.linalg import inner
-from curvprobe.probes import check_sigma, standard_normal
+from curvprobe.probes import check_sigma, mirrored_normal
 from curvprobe.projection import ProjectedSample, mean_projection, project
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.subspace import Subspace
@@ -37,6 +37,8 @@ class QuadraticValidity:
         threshold: error up to which the model is called valid.
         verdicts: one per sigma, by ``increment_error`` if there is one, else by ``loss_error``.
         num_probes: draws behind every number.
+        change: (S,), root mean square of what the errors are relative to: the true change.
+        loss: of the risk at the solution.
     """
 
     sigmas: Tensor
@@ -45,6 +47,8 @@ class QuadraticValidity:
     threshold: float
     verdicts: tuple[Verdict, ...]
     num_probes: int
+    change: Tensor
+    loss: float
 
     @property
     def error(self) -> Tensor:
@@ -70,6 +74,15 @@ class QuadraticValidity:
         while first > 0 and self.verdicts[first - 1] == "valid":
             first -= 1
         return float(self.sigmas[first]) if first > 0 and self.verdicts[best] == "valid" else None
+
+    def rounding_floor(self, dtype: torch.dtype) -> float | None:
+        """The sigma from which on the change is so large that losses rounded to ``dtype`` would show it.
+
+        The roundoff of a loss of this size is then within the threshold of the change. None if that is nowhere.
+        """
+        seen = self.threshold * self.change >= torch.finfo(dtype).eps / 2 * abs(self.loss)
+        hidden = int((~seen).nonzero().max()) + 1 if not bool(seen.all()) else 0
+        return float(self.sigmas[hidden]) if hidden < len(self.sigmas) else None
 
     def error_at(self, sigma: float) -> float:
         """The error that the verdict goes by at the grid's sigma nearest to this one."""
@@ -126,10 +139,9 @@ def quadratic_validity(
             sigmas,
             subspace,
             mean_projection(risk, subspace),
+            mirrored_normal(num_probes, subspace.dim, seed),
             new=new,
             fresh=sample,
-            num_probes=num_probes,
-            seed=seed,
             threshold=threshold,
         )
     generator = torch.Generator().manual_seed(seed)
@@ -144,16 +156,15 @@ def subspace_validity(
     sigmas: Sequence[float],
     subspace: Subspace,
     mean: ProjectedSample,
+    z: Tensor,
     *,
     new: EmpiricalRisk | None = None,
     fresh: ProjectedSample | None = None,
-    num_probes: int = 16,
-    seed: int = 0,
     threshold: float = 0.05,
 ) -> QuadraticValidity:
-    """:func:`quadratic_validity` from projections at hand: ``mean`` of the risk, and ``fresh`` of the new examples."""
-    _check_grid(sigmas, num_probes, threshold)
-    z = standard_normal(num_probes, subspace.dim, seed)
+    """:func:`quadratic_validity` from projections and draws at hand: ``mean`` of the risk, ``fresh`` of the new
+    examples, and coordinates ``z`` (S, D) of standard deviation 1."""
+    _check_grid(sigmas, len(z), threshold)
     directions = subspace.basis @ z.T.to(dtype=subspace.basis.dtype, device=subspace.basis.device)
     projected = [mean] if fresh is None else [mean, *(fresh[i] for i in range(len(fresh)))]
     models = [(part.gradient[0] @ z.T, torch.einsum("sd,de,se->s", z, part.hessian[0], z)) for part in projected]
@@ -191,7 +202,7 @@ def _judge(
     grid = torch.as_tensor(sorted(float(s) for s in sigmas), dtype=torch.float64)
     count = directions.shape[1]
     share = risk.weights / risk.weights.sum()
-    loss_errors, increment_errors = [], []
+    loss_errors, increment_errors, changes = [], [], []
     with progress.bar("validity of the quadratic model (draws)", len(grid) * count) as advance:
         for sigma in grid.tolist():
             true, new_true = [], []
@@ -203,16 +214,23 @@ def _judge(
             predicted = sigma * model[0] + sigma**2 * model[1] / 2
             old = torch.cat(true)
             loss_errors.append(_relative(old, predicted))
-            if new is not None:
+            if new is None:
+                changes.append(old.square().mean().sqrt())
+            else:
                 slopes, bends = (torch.stack([pair[part] for pair in new_models]) for part in (0, 1))
                 new_predicted = sigma * slopes + sigma**2 * bends / 2
                 # The factor f is common to both and drops out of the ratio.
-                increment_errors.append(_relative(torch.cat(new_true).T - old, new_predicted - predicted))
+                moved = torch.cat(new_true).T - old
+                increment_errors.append(_relative(moved, new_predicted - predicted))
+                changes.append(moved.square().mean().sqrt())
     loss_error = torch.stack(loss_errors)
     increment_error = torch.stack(increment_errors) if increment_errors else None
     judged = loss_error if increment_error is None else increment_error
     verdicts = tuple(_verdict(float(error), threshold) for error in judged)
-    return QuadraticValidity(grid, loss_error, increment_error, threshold, verdicts, count)
+    change = torch.stack(changes).nan_to_num(nan=torch.inf)
+    return QuadraticValidity(
+        grid, loss_error, increment_error, threshold, verdicts, count, change, float(risk.losses() @ share)
+    )
 
 
 def _relative(true: Tensor, predicted: Tensor) -> Tensor:

@@ -160,6 +160,8 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
                 mean = torch.as_tensor(curves[name]["mean"], dtype=torch.float64)[at]
                 error = torch.as_tensor(curves[name]["stderr"], dtype=torch.float64)[at]
                 named = label if which == "expected" else None
+                if which != "expected" and name == "delta2":
+                    named = {"single": rf"{label}, one next example", "literal": f"{label}, released procedure"}[which]
                 panel.loglog(ks, mean, style, color=color, alpha=alpha, label=named)
                 if which == "expected":
                     low = torch.maximum(mean - error, mean * 0.1)
@@ -190,5 +192,5 @@ def _dispersion(result: dict[str, Any], ks: torch.Tensor) -> Figure:
         axes[0, s].set_yscale("log")
         axes[0, s].set(title=rf"$\sigma$ = {sigma:g}", xlabel="sample size k")
     axes[0, 0].set_ylabel("dispersion V (squared loss units)")
-    axes[0, 0].legend(frameon=False, fontsize="small", loc="center right")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
     return figure

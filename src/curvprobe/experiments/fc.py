@@ -11,13 +11,13 @@ from torch import Tensor
 from curvprobe import progress
 from curvprobe.displaced import displaced_losses, in_blocks
 from curvprobe.experiments.cost import Cost
+from curvprobe.experiments.machine import code_of
 from curvprobe.experiments.options import Options
 from curvprobe.experiments.summary import exponent, over_seeds, said
 from curvprobe.probes import IsotropicProbe
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.store import Store
 from curvprobe.tasks.digits import digits
-from curvprobe.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +98,7 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
                     risk = task.risk()
                     return curves(risk, risk.on(task.candidates), settings, seed)
 
-                key = [__version__, settings.k, hidden, settings.sigmas, settings.num_probes, settings.orders, seed]
+                key = [code_of(Curves), settings.k, hidden, settings.sigmas, settings.num_probes, settings.orders, seed]
                 found.setdefault(hidden, []).append(store.stage(f"fc-{name}-seed{seed}", key, Curves, compute)[0])
                 advance(1)
     ks = torch.arange(1, settings.k, dtype=torch.float64)
@@ -209,15 +209,17 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
         for i, network in enumerate(networks):
             value = len(network["hidden"]) if label == "depth" else network["hidden"][0]
             for row, (name, power) in enumerate((("absolute", 1), ("square", 2))):
-                mean = torch.as_tensor(network[name]["mean"], dtype=torch.float64)
+                mean, error = (torch.as_tensor(network[name][part], dtype=torch.float64) for part in ("mean", "stderr"))
                 for p, style in enumerate(("-", "--", ":")[: len(mean)]):
                     named = f"{label} {value}" if p == 0 else None
                     axes[row, column].plot(ks, ks**power * mean[p], style, color=f"C{i}", label=named, linewidth=1)
+                    ends = [ks**power * (mean[p] + sign * error[p]) for sign in (-1, 1)]
+                    axes[row, column].fill_between(ks, *ends, color=f"C{i}", alpha=0.15, linewidth=0)
         for row, title in enumerate((r"$k$ mean $|L_{k+1} - L_k|$", r"$k^2$ mean $(L_{k+1} - L_k)^2$")):
             axes[row, column].set_xscale("log")
             axes[row, column].set_yscale("log")
             axes[row, column].set(xlabel="sample size k", ylabel=title)
-        axes[0, column].legend(frameon=False, fontsize="x-small", loc="center right")
+        axes[0, column].legend(frameon=False, fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     around = " and ".join(f"{sigma:g}" for sigma in result["sigmas"])
     figure.suptitle(f"at w* (solid), and at isotropic steps of sigma {around} (dashed, dotted)", fontsize="medium")
     return {"fc": figure}

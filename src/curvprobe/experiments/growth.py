@@ -15,6 +15,7 @@ from curvprobe.examples import digest
 from curvprobe.expectation import pool_dispersion
 from curvprobe.experiments import paper_procedure as procedure
 from curvprobe.experiments.cost import Cost, eigenspace_cost
+from curvprobe.experiments.machine import code_of
 from curvprobe.experiments.options import Options
 from curvprobe.experiments.solutions import PAPER, SMALL, Language, Solution, converged, stream
 from curvprobe.experiments.subspaces import Functionals, functionals
@@ -26,7 +27,6 @@ from curvprobe.probes import IsotropicProbe
 from curvprobe.projection import ProjectedSample, mean_projection, project
 from curvprobe.store import Store
 from curvprobe.subspace import random_subspace, top_eigenspace
-from curvprobe.version import __version__
 
 T = TypeVar("T")
 
@@ -216,7 +216,7 @@ def at_sizes(
                     reached += 1
                     return look(next(solutions), seed)
 
-                key = [__version__, str(looked_at), source, k, seed, options.device]
+                key = [code_of(kind), str(looked_at), source, k, seed, options.device]
                 points.append(store.stage(f"{options.weights}{name}-seed{seed}-k{k}", key, kind, compute)[0])
                 advance(1)
             runs.append(points)

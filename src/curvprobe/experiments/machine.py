@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import time
@@ -11,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from curvprobe.examples import digest
 from curvprobe.version import __version__
 
 P = ParamSpec("P")
@@ -31,6 +33,11 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "curvprobe": __version__,
     }
+
+
+def code_of(kind: type) -> str:
+    """Digest of the file that defines a stage's kind, and what fills it: changed code makes other numbers."""
+    return digest(Path(inspect.getfile(kind)).read_bytes())
 
 
 def timed(device: torch.device, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:

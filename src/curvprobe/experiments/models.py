@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from curvprobe import progress
 from curvprobe.examples import digest
+from curvprobe.experiments.machine import code_of
 from curvprobe.experiments.options import Options
 from curvprobe.experiments.solutions import Language, Solution, streamed
 from curvprobe.store import Store
-from curvprobe.version import __version__
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def each_model(
                 )
                 return at(solution, seed)
 
-            key = [__version__, str(looked_at), digest(sequences), seed, options.literal, options.device]
+            key = [code_of(kind), str(looked_at), digest(sequences), seed, options.literal, options.device]
             key += [] if also is None else [also]
             found.append(store.stage(f"{name}-seed{seed}", key, kind, compute)[0])
             advance(1)

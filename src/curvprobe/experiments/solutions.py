@@ -13,13 +13,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from curvprobe import losses, progress
 from curvprobe.examples import digest
+from curvprobe.experiments.machine import code_of
 from curvprobe.experiments.paper_procedure import Batch, MeanLoss, take
 from curvprobe.losses import Loss
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.store import Store
 from curvprobe.tasks.digits import digits
 from curvprobe.tasks.text import help_topics, nanochat, token_sequences
-from curvprobe.version import __version__
 
 WARM_UP = 10
 """Optimiser steps over which the learning rate rises; it stays where it is from then on."""
@@ -72,7 +72,7 @@ class Language:
             raise ValueError(f"the text {str(text)!r} cannot be read as UTF-8: {error}") from error
         parts = [part for part in content.split("\n\n") if part]
         sizes = (self.vocabulary, self.context)
-        key = [__version__, *sizes, digest(content.encode())]
+        key = [code_of(Kept), *sizes, digest(content.encode())]
         return _kept(store, f"tokens-{digest(key)[:8]}", key, lambda: token_sequences(parts, *sizes))
 
 
@@ -246,7 +246,7 @@ def streamed(
         solution = next(stream(language, sequences, [trained], candidates, seed=seed, device=device))
         return parameters_to_vector(solution.module.parameters()).detach()
 
-    key = [__version__, str(language), digest(sequences), trained, seed, device]
+    key = [code_of(Kept), str(language), digest(sequences), trained, seed, device]
     weights = _kept(store, f"weights-{digest(key)[:8]}", key, train)
     model = language.model(seed).to(device)
     vector_to_parameters(weights.to(device), model.parameters())
