@@ -9,7 +9,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types and the direction of imports"
 	@echo "make figures draw the figures of docs/numbers.md"
-	@echo "make paper   repeat the paper's experiments for docs/paper.md (about 40 minutes)"
+	@echo "make paper   repeat the paper's experiments for docs/paper.md (about an hour)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make bench   run the benchmarks (about an hour and a half), rewrite benchmarks/results/ and the tables"
 
@@ -44,7 +44,7 @@ figures: .venv/dev
 	$(BIN)/curvprobe demo --tolerance 1e-4 --out runs/numbers
 	cp runs/numbers/*.png docs/figures/
 
-# The paper's experiments for docs/paper.md, with the released procedure beside; about half an hour.
+# The paper's experiments for docs/paper.md, with the released procedure beside; about an hour.
 EXPERIMENTS := validity convergence error-map timing decay ratio fc
 paper: .venv/dev
 	for name in $(EXPERIMENTS); do \

@@ -139,6 +139,22 @@ def test_a_text_that_is_too_short_is_refused(tmp_path):
         next(stream(TINY, tokens, [4000], 1, seed=0))
 
 
+def test_tokens_and_weights_are_found_by_the_next_experiment(tmp_path, monkeypatch):
+    path, store = tmp_path / "text.txt", Store.at(tmp_path / "stages")
+    path.write_text("Some words.\n\nAnd some more of them. " * 40)
+    tokens = TINY.sequences(path, store)
+    first = streamed(TINY, tokens, 8, 4, 1, seed=0, store=store)
+    monkeypatch.setattr("curvprobe.experiments.solutions.token_sequences", None)
+    monkeypatch.setattr("curvprobe.experiments.solutions.stream", None)
+    assert torch.equal(TINY.sequences(path, store), tokens)
+    again = streamed(TINY, tokens, 8, 4, 1, seed=0, store=store)
+    assert torch.equal(again.data, first.data)
+    assert torch.equal(again.new_data, first.new_data)
+    assert again.risk.value() == first.risk.value()
+    with pytest.raises(TypeError):  # another model is trained
+        streamed(TINY, tokens, 8, 4, 1, seed=1, store=store)
+
+
 def test_a_text_that_is_no_utf8_is_refused(tmp_path):
     path = tmp_path / "bytes.txt"
     path.write_bytes(b"\xff\xfe\x00")
@@ -457,7 +473,12 @@ def test_the_command_runs_an_experiment(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "estimate" in result.output
     assert "bfloat16" in result.output
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"result.json", "validity.png", "validity.pdf", "stages"}
+    files = {"result.json", "validity.png", "validity.pdf"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*files, "stages"}
+    monkeypatch.chdir(tmp_path)
+    assert invoke("experiment", "validity").exit_code == 0  # without a folder of its own it shares the stages
+    assert {p.name for p in (tmp_path / "runs/experiments/validity").iterdir()} == files
+    assert len(list((tmp_path / "runs/experiments/stages").glob("weights-*.json"))) == 2
     dry = invoke("experiment", "validity", "--dry-run")
     assert dry.exit_code == 0, dry.output
     assert "(1, 12, 300)" in dry.output

@@ -25,6 +25,10 @@ class Name(StrEnum):
     FC = "fc"
 
 
+RUNS = Path("runs/experiments")
+"""Where results go that were not given a folder."""
+
+
 class Size(StrEnum):
     """Of an experiment."""
 
@@ -51,7 +55,7 @@ def experiment(
     preset: Annotated[
         Size, typer.Option(help="cpu: a small model, minutes on two cores. paper: the paper's sizes, one GPU.")
     ] = Size.CPU,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: runs/experiments/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help=f"Folder for the results. Default: {RUNS}/NAME.")] = None,
     text: Annotated[
         Path | None, typer.Option(help="Text in UTF-8 to train on. Default: the help topics of Python.")
     ] = None,
@@ -73,8 +77,8 @@ def experiment(
     stages: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the finished points. Default: OUT/stages. Give decay and ratio the same one: they rest on "
-            "the same runs."
+            help="Folder of the finished points. Experiments share what lies there: decay and ratio rest on the same "
+            "points. Default: OUT/stages, and without --out runs/experiments/stages for all."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where the models live: cpu, cuda, cuda:1, ...")] = "cpu",
@@ -88,7 +92,7 @@ def experiment(
     Leaves result.json and figures (PNG, PDF) in the folder. Interrupted, it goes on from the last finished seed and k
     when it is repeated.
 
-    Example: curvprobe experiment decay --out runs/decay
+    Example: curvprobe experiment decay
     """
     with plain_errors():
         from curvprobe.experiments.options import Options
@@ -100,7 +104,8 @@ def experiment(
             found = rehearse(name.value, preset=preset.value, options=options)
             typer.echo(f"about {found / 60:.0f} minutes on this machine" if isinstance(found, float) else str(found))
             return
-        folder = out or Path("runs/experiments") / name.value
+        folder = out or RUNS / name.value
+        stages = stages or (RUNS / "stages" if out is None else None)
         done = run_experiment(name.value, preset=preset.value, options=options, out=folder, stages=stages, say=say)
         typer.echo("\n".join(done.findings))
         typer.echo(f"\nWritten to {folder}/: {', '.join(path.name for path in done.paths)}")
