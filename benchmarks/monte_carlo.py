@@ -49,7 +49,15 @@ def measure(name: str, dim: int, num_probes: int, seed: int, cache: Path | None)
     new = candidates[:1]
     subspace = cp.top_eigenspace(risk, dim=dim, seed=seed)
     mean, fresh = cp.mean_projection(risk, subspace), cp.project(candidates[:8], subspace)
-    validity = subspace_validity(risk, SIGMAS, subspace, mean, new=candidates[:8], fresh=fresh, seed=seed)
+    validity = subspace_validity(
+        risk,
+        SIGMAS,
+        subspace,
+        mean,
+        cp.SubspaceProbe(subspace, 1.0).coordinates(num_probes, seed)[:16],
+        new=candidates[:8],
+        fresh=fresh,
+    )
     model = cp.increment(mean, fresh[0])
     rows = []
     for sigma, verdict, error in zip(SIGMAS, validity.verdicts, validity.error.tolist(), strict=True):
