@@ -204,7 +204,7 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
     ks = torch.tensor(result["ks"], dtype=torch.float64)
     figure, axes = panels(2, 2, size=(4.8, 3.2))
     by_depth = [n for n in result["networks"] if set(n["hidden"]) == {result["width"]}]
-    by_width = [n for n in result["networks"] if len(n["hidden"]) == result["depth"]]
+    by_width = sorted((n for n in result["networks"] if len(n["hidden"]) == result["depth"]), key=lambda n: n["hidden"])
     for column, (networks, label) in enumerate(((by_depth, "depth"), (by_width, "width"))):
         for i, network in enumerate(networks):
             value = len(network["hidden"]) if label == "depth" else network["hidden"][0]
