@@ -39,6 +39,36 @@ def test_numbers_are_those_of_the_functions(case, analysis):
     controlled = cp.controlled_monte_carlo(risk, new, law, seed=1)
     assert analysis.controlled.value == pytest.approx(controlled.value, rel=1e-8)
     assert analysis.isotropic.value == cp.delta2(risk, new, sigma=analysis.sigma, seed=1).value
+    draws = list(cp.IsotropicProbe(analysis.sigma).displacements(risk, 64, 1))[:16]
+    factor = float(new.total_weight / (risk.total_weight + new.total_weight))
+    H, slope = cp.hessian(new), new.gradient() - risk.gradient()
+    excess = []
+    for d in draws:
+        true = factor * (new.value(d) - risk.value(d))
+        bend = float(d @ (H @ d - cp.hessian(risk) @ d)) / 2
+        model = factor * (new.value() - risk.value() + float(slope @ d) + bend)
+        excess.append(true**2 - model**2)
+    expected = analysis.isotropic_closed_form.value + sum(excess) / 16
+    assert analysis.isotropic_controlled.value == pytest.approx(expected, rel=1e-6)
+    assert analysis.isotropic_controlled.num_probes == 16
+
+
+def test_validity_is_judged_at_the_draws_of_monte_carlo(case, analysis):
+    risk = case.risk()
+    sigma, subspace = analysis.sigma, analysis.subspace
+    z = cp.SubspaceProbe(subspace, sigma).coordinates(64, 1)[:16]
+    true = torch.tensor([risk.value(subspace.basis @ row) - risk.value() for row in z], dtype=torch.float64)
+    mean = analysis.sample.mean()
+    model = z @ mean.gradient[0] + torch.einsum("sd,de,se->s", z, mean.hessian[0], z) / 2
+    expected = ((true - model).square().mean() / true.square().mean()).sqrt()
+    at = int((analysis.validity.sigmas - sigma).abs().argmin())
+    assert float(analysis.validity.loss_error[at]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_text_names_the_candidates_that_move_it_most(analysis):
+    first = int(analysis.ranking.order[0])
+    assert f"{first:>9}{float(analysis.ranking.total[first]):>25.4g}" in str(analysis)
+    assert "In bfloat16, rounding of the losses would hide the increment's change" in str(analysis)
 
 
 def test_the_average_over_candidates_is_that_of_single_ones(case, analysis):
@@ -104,6 +134,7 @@ def test_an_interrupted_run_goes_on_from_the_last_finished_stage(case, tmp_path,
     assert [name for name, seconds in finished.seconds.items() if seconds] == [
         "validity",
         "monte_carlo",
+        "isotropic",
         "full_space",
         "gradient_norms",
     ]
@@ -181,7 +212,7 @@ def test_stages_belong_to_the_basis_they_were_computed_in(case, tmp_path, monkey
     turned = replace(turned, basis=-turned.basis)
     monkeypatch.setattr("curvprobe.analysis.top_eigenspace", lambda *_, **__: turned)
     seconds = cp.analyze(case.risk(), case.candidates, dim=2, out=tmp_path).seconds
-    of_the_whole_space = {"full_space", "gradient_norms"}
+    of_the_whole_space = {"full_space", "isotropic", "gradient_norms"}
     assert {name for name, taken in seconds.items() if not taken} == of_the_whole_space
 
 
@@ -304,6 +335,8 @@ def test_an_interrupted_eigenspace_is_continued(case, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cp.CurvatureMatrix, "__matmul__", matmul)
     monkeypatch.setattr("curvprobe.analysis.full_space_moment", lambda *_, **__: cp.Estimate(0.0, 0.0))
+    zeros = torch.zeros(16, dtype=torch.float64)
+    monkeypatch.setattr("curvprobe.analysis.quadratic_model_at", lambda *_: zeros)
     with pytest.raises(KeyboardInterrupt):
         cp.analyze(case.risk(), case.candidates, **options, out=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"eigenspace.unfinished"}

@@ -145,12 +145,15 @@ def test_fresh_examples_are_averaged():
             assert abs(float(getattr(curve, part)[row, column, depth]) / mean - 1) < 1e-10
         spread = torch.tensor([m.value for m in moments], dtype=torch.float64).std() / 5**0.5
         assert torch.allclose(curve.stderr[row, column, depth], spread, rtol=1e-8)
+        spread = torch.tensor([m.shape for m in moments], dtype=torch.float64).std() / 5**0.5
+        assert torch.allclose(curve.shape_stderr[row, column, depth], spread, rtol=1e-8)
         assert torch.allclose(curve.delta1[row], torch.stack([inc.level.abs() for inc in increments]).mean(), **EXACT)
 
 
 def test_one_fresh_example_has_no_standard_error():
     curve = cp.decay_curve(synthetic(4), [2], 0.1, fresh=synthetic(1, seed=1))
     assert bool(curve.stderr.isnan().all())
+    assert bool(curve.shape_stderr.isnan().all())
 
 
 def test_expectation_over_all_orderings_is_arithmetic():

@@ -141,7 +141,7 @@ def judged(*verdicts: str, error: list[float] | None = None) -> QuadraticValidit
     size = {"valid": 0.01, "marginal": 0.1, "invalid": 0.9}
     errors = torch.tensor(error or [size[v] for v in verdicts], dtype=torch.float64)
     sigmas = torch.tensor([10.0 ** (i - 4) for i in range(len(verdicts))], dtype=torch.float64)
-    return QuadraticValidity(sigmas, errors, None, 0.05, verdicts, 8, sigmas, 1.0)
+    return QuadraticValidity(sigmas, errors, None, 0.05, verdicts, 8, 0 * sigmas, sigmas, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_the_precision_floor_is_where_rounding_takes_over():
     def judged(*verdicts: str) -> cp.QuadraticValidity:
         errors = torch.tensor([{"valid": 0.01, "marginal": 0.1, "invalid": 0.9}[v] for v in verdicts])
         sigmas = torch.tensor([1e-4, 1e-3, 1e-2, 1e-1], dtype=torch.float64)
-        return cp.QuadraticValidity(sigmas, errors.double(), None, 0.05, verdicts, 2, sigmas, 1.0)
+        return cp.QuadraticValidity(sigmas, errors.double(), None, 0.05, verdicts, 2, 0 * sigmas, sigmas, 1.0)
 
     assert judged("invalid", "marginal", "valid", "invalid").precision_floor == pytest.approx(1e-2)
     assert judged("invalid", "valid", "valid", "invalid").precision_floor == pytest.approx(1e-3)
@@ -226,7 +226,7 @@ def test_rounding_hides_a_change_that_is_small_beside_the_loss():
     def seen(change: list[float], loss: float, dtype: torch.dtype) -> float | None:
         sigmas = torch.tensor([1e-3, 1e-2, 1e-1], dtype=torch.float64)
         zero, change = torch.zeros(3, dtype=torch.float64), torch.tensor(change, dtype=torch.float64)
-        return QuadraticValidity(sigmas, zero, None, 0.05, ("valid",) * 3, 8, change, loss).rounding_floor(dtype)
+        return QuadraticValidity(sigmas, zero, None, 0.05, ("valid",) * 3, 8, zero, change, loss).rounding_floor(dtype)
 
     # Half the distance of neighbouring bfloat16 numbers is 1 / 256: of a loss of 1 it is 5 % of a change of 0.08.
     assert seen([1e-4, 0.077, 0.079], 1.0, torch.bfloat16) == pytest.approx(1e-1)
@@ -247,3 +247,15 @@ def test_the_change_is_that_of_the_increments_along_the_draws(case):
     expected = (moved[:, 1:] - moved[:, :1]).square().mean().sqrt()
     assert float(found.change[0]) == pytest.approx(float(expected), rel=1e-8)
     assert found.loss == pytest.approx(risk.value(), rel=1e-12)
+
+
+def test_the_standard_error_is_the_scatter_over_draws():
+    risk, new = network()
+    subspace = cp.random_subspace(risk, 3)
+    found = [
+        cp.quadratic_validity(risk, [0.3], subspace=subspace, new=new, num_probes=64, seed=seed) for seed in range(60)
+    ]
+    errors = torch.stack([one.error for one in found])
+    said = torch.stack([one.stderr for one in found]).square().mean(0).sqrt()
+    assert 0.7 < float(errors.std(0) / said) < 1.4
+    assert found[0].stderr_at(0.3) == float(found[0].stderr[0])

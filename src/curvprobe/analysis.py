@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import platform
 import sys
@@ -22,6 +23,7 @@ from curvprobe.criteria import decay_curve, delta1
 from curvprobe.estimators import (
     Estimate,
     control,
+    corrected,
     gaussian_moment,
     model_error,
     quadratic_monte_carlo,
@@ -29,7 +31,7 @@ from curvprobe.estimators import (
 )
 from curvprobe.examples import digest, overlap
 from curvprobe.expectation import expected_criterion
-from curvprobe.full_space import full_space_moment
+from curvprobe.full_space import full_space_moment, quadratic_model_at
 from curvprobe.increment import increment
 from curvprobe.laws import LawTable, compare_laws, default_laws
 from curvprobe.linearisation import tangents_at_once
@@ -53,6 +55,9 @@ SIGMA_GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 2))
 FULL_SPACE_PRODUCTS = 24
 """Hessian products for the traces of the isotropic closed form."""
 
+CONTROLLED_PROBES = 16
+"""Isotropic draws at which the quadratic model is the control: a Hessian product on the sample for each pair."""
+
 VALIDITY_CANDIDATES, VALIDITY_PROBES = 32, 16
 """Candidates whose increments the quadratic model is judged by, and draws of Monte Carlo at which it is."""
 
@@ -74,10 +79,17 @@ class GradientNorms:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """True increments of the first next example at Monte-Carlo draws, float64."""
+    """True increments of the first next example at Monte-Carlo draws in the subspace, float64."""
 
     in_subspace: Tensor
-    isotropic: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class IsotropicDraws:
+    """The same at isotropic draws, and the quadratic model's increments at the first of them."""
+
+    true: Tensor
+    model: Tensor
 
 
 def analyze(
@@ -165,7 +177,7 @@ def analyze(
     store, seconds = Store.at(out), dict[str, float]()
     engine = _engine(risk, dim, compile)
 
-    with progress.bar("analysis (stages)", 7 + laws + concentration) as advance:
+    with progress.bar("analysis (stages)", 8 + laws + concentration) as advance:
 
         def stage(name: str, key: Any, kind: type[T], compute: Callable[[], T]) -> T:
             start = time.perf_counter()
@@ -201,17 +213,25 @@ def analyze(
             ),
         )
         chosen, source = _choose_sigma(sigma, validity, notes)
-        law, first = SubspaceProbe(subspace, chosen), new[:1]
+        law, around, first = SubspaceProbe(subspace, chosen), IsotropicProbe(chosen), new[:1]
+        bent = min(num_probes, CONTROLLED_PROBES)
         draws = stage(
             "monte_carlo",
             [risk_key, new_key, basis, chosen, num_probes, seed],
             Draws,
-            lambda: Draws(
-                probe_increments(risk, first, law, num_probes, seed),
-                probe_increments(risk, first, IsotropicProbe(chosen), num_probes, seed),
+            lambda: Draws(probe_increments(risk, first, law, num_probes, seed)),
+        )
+        isotropic = stage(
+            "isotropic",
+            [risk_key, new_key, chosen, num_probes, seed],
+            IsotropicDraws,
+            lambda: IsotropicDraws(
+                probe_increments(risk, first, around, num_probes, seed),
+                quadratic_model_at(
+                    risk, first, itertools.islice(around.displacements(risk, num_probes, seed), bent), bent
+                ),
             ),
         )
-
         full_space = stage(
             "full_space",
             [risk_key, new_key, chosen, seed],
@@ -282,7 +302,8 @@ def analyze(
         quadratic=quadratic_monte_carlo(model, sigma=chosen, num_probes=num_probes, seed=seed),
         direct=summarise(draws.in_subspace, antithetic=True),
         controlled=control(closed, model, draws.in_subspace, law.coordinates(num_probes, seed)),
-        isotropic=summarise(draws.isotropic, antithetic=True),
+        isotropic=summarise(isotropic.true, antithetic=True),
+        isotropic_controlled=corrected(full_space, isotropic.true[:bent], isotropic.model),
         isotropic_closed_form=full_space,
         surrogate_error=model_error(draws.in_subspace, model, law.coordinates(num_probes, seed)),
         expected=None if pool is None and len(sample) < 2 else expected_criterion(sample, pool, chosen),

@@ -113,8 +113,8 @@ class DecayCurve:
         dims: int (M,).
         delta1: (K,), pointwise criterion, loss units.
         level, slope, curvature: (K, M, S), parts of Delta_2^(D), squared loss units.
-        stderr: (K, M, S), standard error of ``value`` over the fresh examples; zero for a single next example,
-            where the closed form is exact.
+        stderr, shape_stderr: (K, M, S), standard errors of ``value`` and ``shape`` over the fresh examples; zero for a
+            single next example, where the closed form is exact.
     """
 
     ks: Tensor
@@ -125,6 +125,7 @@ class DecayCurve:
     slope: Tensor
     curvature: Tensor
     stderr: Tensor
+    shape_stderr: Tensor
 
     @property
     def value(self) -> Tensor:
@@ -194,15 +195,14 @@ def decay_curve(
     if fresh is None:
         increments = prefix_increments(sample, chosen_ks)
         parts, first = parts_of(increments), increments.level.abs()
-        stderr = torch.zeros_like(parts[0])
+        stderr = torch.zeros_like(parts[:2])
     else:
         rows = []
         for increments in fresh_increments(sample, fresh, chosen_ks):  # one k at a time bounds memory
             by_candidate = parts_of(increments)
-            spread = by_candidate.sum(0).std(0) if len(fresh) > 1 else torch.full_like(by_candidate[0, 0], math.nan)
+            both = torch.stack([by_candidate.sum(0), by_candidate[1:].sum(0)])  # value and shape
+            spread = both.std(1) if len(fresh) > 1 else torch.full_like(both[:, 0], math.nan)
             rows.append((by_candidate.mean(1), increments.level.abs().mean(), spread / math.sqrt(len(fresh))))
         means, firsts, errors = zip(*rows, strict=True)
-        parts, first, stderr = torch.stack(means, dim=1), torch.stack(firsts), torch.stack(errors)
-    return DecayCurve(
-        torch.as_tensor(chosen_ks), sigmas, torch.as_tensor(chosen_dims), first, parts[0], parts[1], parts[2], stderr
-    )
+        parts, first, stderr = torch.stack(means, dim=1), torch.stack(firsts), torch.stack(errors, dim=1)
+    return DecayCurve(torch.as_tensor(chosen_ks), sigmas, torch.as_tensor(chosen_dims), first, *parts, *stderr)

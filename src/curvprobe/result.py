@@ -42,6 +42,7 @@ class Analysis:
         controlled: the same draws with the quadratic model as control variate: the best estimate of the truth where the
             model is valid; elsewhere take whichever of the two has the smaller standard error.
         isotropic: Delta_2 for the first candidate, by Monte Carlo on the true loss.
+        isotropic_controlled: some of these draws with the quadratic model as control variate.
         isotropic_closed_form: the same on the quadratic model, by stochastic traces.
         surrogate_error: relative error of the quadratic model of the first candidate's increment, in the draws of
             ``direct``: root mean square over that of the increment's change.
@@ -79,6 +80,7 @@ class Analysis:
     direct: Estimate
     controlled: Estimate
     isotropic: Estimate
+    isotropic_controlled: Estimate
     isotropic_closed_form: Estimate
     surrogate_error: float
     expected: ExpectedCriterion | None
@@ -116,6 +118,7 @@ class Analysis:
             "delta2_subspace_direct_monte_carlo": self.direct,
             "delta2_subspace_controlled_monte_carlo": self.controlled,
             "delta2_isotropic_monte_carlo": self.isotropic,
+            "delta2_isotropic_controlled_monte_carlo": self.isotropic_controlled,
             "delta2_isotropic_closed_form": self.isotropic_closed_form,
         }
 
@@ -135,6 +138,8 @@ class Analysis:
             "expected_delta2_subspace": float(self.decay.value[-1, -1, 0]),
             "expected_delta2_subspace_stderr": float(self.decay.stderr[-1, -1, 0]),
             "expected_shape": float(self.decay.shape[-1, -1, 0]),
+            "expected_shape_stderr": float(self.decay.shape_stderr[-1, -1, 0]),
+            "quadratic_error_stderr": self.validity.stderr_at(self.sigma),
         }
         values |= {f"eigenvalue_{i + 1}": float(value) for i, value in enumerate(eigenvalues)}
         for name, estimate in self.estimates().items():
@@ -201,6 +206,7 @@ class Analysis:
                 "sigmas": self.validity.sigmas,
                 "loss_error": self.validity.loss_error,
                 "increment_error": self.validity.increment_error,
+                "stderr": self.validity.stderr,
                 "threshold": self.validity.threshold,
                 "verdicts": self.validity.verdicts,
                 "num_probes": self.validity.num_probes,
@@ -227,7 +233,19 @@ class Analysis:
 
 
 def _curve_json(curve: DecayCurve) -> dict[str, Any]:
-    names = ("ks", "sigmas", "dims", "delta1", "value", "stderr", "level", "slope", "curvature", "shape")
+    names = (
+        "ks",
+        "sigmas",
+        "dims",
+        "delta1",
+        "value",
+        "stderr",
+        "level",
+        "slope",
+        "curvature",
+        "shape",
+        "shape_stderr",
+    )
     return {name: getattr(curve, name) for name in names}
 
 

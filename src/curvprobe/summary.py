@@ -41,7 +41,8 @@ def lines(a: Analysis) -> list[str]:
         f"  {int(converged.sum())} of {len(converged)} certified, largest residual {float(residuals.max()):.1e} of the "
         f"first eigenvalue, {a.subspace.num_matvecs} Hessian products",
         f"Probe: sigma = {a.sigma:.3g} ({a.sigma_source}); the quadratic model is {a.verdict} there, error "
-        f"{100 * a.validity.error_at(a.sigma):.2g} % ({100 * a.surrogate_error:.2g} % in the draws of Monte Carlo)",
+        f"{100 * a.validity.error_at(a.sigma):.2g} +- {100 * a.validity.stderr_at(a.sigma):.1g} % "
+        f"({100 * a.surrogate_error:.2g} % for the first candidate in all draws of Monte Carlo)",
         *_floor_lines(a),
         "",
         "If the first candidate is added (squared loss units; rms in loss units):",
@@ -51,6 +52,7 @@ def lines(a: Analysis) -> list[str]:
         row(f"Delta_2^({a.subspace.dim}) direct Monte Carlo", a.direct, "true loss"),
         row(f"Delta_2^({a.subspace.dim}) controlled Monte Carlo", a.controlled, "true loss"),
         row("Delta_2 isotropic Monte Carlo", a.isotropic, "true loss"),
+        row("Delta_2 isotropic controlled", a.isotropic_controlled, "true loss"),
         row(
             "Delta_2 isotropic closed form",
             a.isotropic_closed_form,
@@ -62,7 +64,8 @@ def lines(a: Analysis) -> list[str]:
         f"Averaged over the {a.num_candidates} candidates as the next example: Delta_2^({a.subspace.dim}) = "
         f"{expected:.5e}{spread}, rms {expected**0.5:.3e} loss units",
         f"  of it level {100 * parts[0] / total:.2f} %, slope {100 * parts[1] / total:.2g} %, curvature "
-        f"{100 * parts[2] / total:.2g} %; shape (all but the level) {parts[1] + parts[2]:.3e}",
+        f"{100 * parts[2] / total:.2g} %; shape (all but the level) {parts[1] + parts[2]:.3e}"
+        + (f" +- {float(a.decay.shape_stderr[-1, -1, 0]):.1e}" if a.num_candidates > 1 else ""),
     ]
     shown_lines += _expectation_lines(a)
     if a.notes:

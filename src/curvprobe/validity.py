@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 from curvprobe import progress
 from curvprobe.curvature import hessian
 from curvprobe.displaced import displaced_losses, in_blocks
+from curvprobe.estimators import independent
 from curvprobe.linalg import inner
 from curvprobe.probes import check_sigma, mirrored_normal
 from curvprobe.projection import ProjectedSample, mean_projection, project
@@ -37,6 +39,7 @@ class QuadraticValidity:
         threshold: error up to which the model is called valid.
         verdicts: one per sigma, by ``increment_error`` if there is one, else by ``loss_error``.
         num_probes: draws behind every number.
+        stderr: (S,), standard error of the error that the verdicts go by, over the draws.
         change: (S,), root mean square of what the errors are relative to: the true change.
         loss: of the risk at the solution.
     """
@@ -47,6 +50,7 @@ class QuadraticValidity:
     threshold: float
     verdicts: tuple[Verdict, ...]
     num_probes: int
+    stderr: Tensor
     change: Tensor
     loss: float
 
@@ -87,6 +91,10 @@ class QuadraticValidity:
     def error_at(self, sigma: float) -> float:
         """The error that the verdict goes by at the grid's sigma nearest to this one."""
         return float(self.error[(self.sigmas - sigma).abs().argmin()])
+
+    def stderr_at(self, sigma: float) -> float:
+        """Its standard error there."""
+        return float(self.stderr[(self.sigmas - sigma).abs().argmin()])
 
     def verdict(self, sigma: float) -> Verdict:
         """The verdict at the grid's nearest sigma that is not smaller; beyond the grid, "invalid"."""
@@ -202,7 +210,7 @@ def _judge(
     grid = torch.as_tensor(sorted(float(s) for s in sigmas), dtype=torch.float64)
     count = directions.shape[1]
     share = risk.weights / risk.weights.sum()
-    loss_errors, increment_errors, changes = [], [], []
+    loss_errors, increment_errors, changes, errors = [], [], [], []
     with progress.bar("validity of the quadratic model (draws)", len(grid) * count) as advance:
         for sigma in grid.tolist():
             true, new_true = [], []
@@ -216,6 +224,7 @@ def _judge(
             loss_errors.append(_relative(old, predicted))
             if new is None:
                 changes.append(old.square().mean().sqrt())
+                errors.append(_stderr(old[:, None], predicted[:, None]))
             else:
                 slopes, bends = (torch.stack([pair[part] for pair in new_models]) for part in (0, 1))
                 new_predicted = sigma * slopes + sigma**2 * bends / 2
@@ -223,19 +232,36 @@ def _judge(
                 moved = torch.cat(new_true).T - old
                 increment_errors.append(_relative(moved, new_predicted - predicted))
                 changes.append(moved.square().mean().sqrt())
+                errors.append(_stderr(moved.T, (new_predicted - predicted).T))
     loss_error = torch.stack(loss_errors)
     increment_error = torch.stack(increment_errors) if increment_errors else None
     judged = loss_error if increment_error is None else increment_error
     verdicts = tuple(_verdict(float(error), threshold) for error in judged)
     change = torch.stack(changes).nan_to_num(nan=torch.inf)
     return QuadraticValidity(
-        grid, loss_error, increment_error, threshold, verdicts, count, change, float(risk.losses() @ share)
+        grid,
+        loss_error,
+        increment_error,
+        threshold,
+        verdicts,
+        count,
+        torch.stack(errors),
+        change,
+        float(risk.losses() @ share),
     )
 
 
 def _relative(true: Tensor, predicted: Tensor) -> Tensor:
     error = (true - predicted).square().mean().sqrt() / true.square().mean().sqrt()
     return error.nan_to_num(nan=torch.inf)
+
+
+def _stderr(true: Tensor, predicted: Tensor) -> Tensor:
+    """Standard error of the relative error of (S, m) values, over the S draws; mirror images are one draw."""
+    off, size = (independent(part.square().mean(1)) for part in (true - predicted, true))
+    ratio = _relative(true, predicted)
+    relative = off / off.mean() - size / size.mean()  # to first order, of the squared ratio
+    return (ratio / 2 * relative.std() / math.sqrt(len(relative))).nan_to_num(nan=0.0 if ratio == 0 else math.inf)
 
 
 def _verdict(error: float, threshold: float) -> Verdict:
