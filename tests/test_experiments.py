@@ -155,6 +155,16 @@ def test_tokens_and_weights_are_found_by_the_next_experiment(tmp_path, monkeypat
         streamed(TINY, tokens, 8, 4, 1, seed=1, store=store)
 
 
+def test_changed_code_finds_no_points(tmp_path, monkeypatch):
+    settings = validity.Settings(TINY, trained=8, sigmas=(1e-3, 1e-1), num_probes=2, seeds=1)
+    run("validity", settings, tmp_path)
+    monkeypatch.setattr(validity, "errors", None)
+    run("validity", settings, tmp_path)  # found
+    monkeypatch.setattr("curvprobe.experiments.models.code_of", lambda _: "another")
+    with pytest.raises(TypeError):
+        run("validity", settings, tmp_path)
+
+
 def test_a_text_that_is_no_utf8_is_refused(tmp_path):
     path = tmp_path / "bytes.txt"
     path.write_bytes(b"\xff\xfe\x00")

@@ -83,3 +83,18 @@ def test_what_makes_no_sense_is_refused():
 def test_sizes_beside_risks_are_refused():
     with pytest.raises(ValueError, match="ks came beside"):
         cp.trajectory([fitted(50), fitted(60)], [50, 60])
+
+
+def test_checkpoints_of_one_size_are_kept_apart(tmp_path):
+    x = torch.linspace(-1, 1, 16, dtype=torch.float64)[:, None]
+    risks = []
+    for slope in (0.2, 0.7):
+        model = torch.nn.Linear(1, 1, bias=False).double()
+        torch.nn.init.constant_(model.weight, slope)
+        risks.append(cp.EmpiricalRisk(model, cp.losses.mse, (x, x**3)))
+    first = cp.trajectory(risks, dim=1, sigma=0.1, out=tmp_path)
+    written = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len([name for name in written if name.endswith("eigenspace.json")]) == 2
+    again = cp.trajectory(risks, dim=1, sigma=0.1, out=tmp_path)
+    assert torch.equal(again.dispersion, first.dispersion)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
