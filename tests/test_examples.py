@@ -5,6 +5,7 @@ import numpy
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import curvprobe as cp
@@ -151,6 +152,25 @@ def test_examples_are_recognised_across_containers():
     assert Examples((X, Y)).digests() == Examples(TensorDataset(X, Y)).digests()
     assert Examples({"x": X, "y": Y}).digests() == Examples(DICTS["list of dicts"]).digests()
     assert len(set(Examples(X).digests())) == 5
+
+
+IN_MEMORY = {
+    "one tensor": X,
+    "two": (X, Y),
+    "named": {"b": X, "a": Y.int()},
+    "not contiguous": (X.repeat(2, 2).T,),
+    "no entries": (X[:, :0],),
+    "scalars": (Y > 2,),
+    "complex": (X.to(torch.complex64),),
+    "half": (X.bfloat16(), Y),
+}
+
+
+@pytest.mark.parametrize("data", IN_MEMORY.values(), ids=IN_MEMORY)
+def test_tensors_are_hashed_together_to_what_their_rows_are_hashed_to_alone(data):
+    rows = range(len(Examples(data)))
+    expected = tuple(digest(pytree.tree_map(lambda t, i=i: t[i], data), exact=False) for i in rows)
+    assert Examples(data).digests() == expected
 
 
 def test_overlap_gives_positions_in_the_second():
