@@ -1,4 +1,5 @@
 import copy
+import math
 import random
 import re
 
@@ -206,6 +207,25 @@ def test_the_callers_context_does_not_matter(context, built_inside):
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(inside, results(risk), strict=True))
 
 
+@pytest.mark.parametrize("microbatch_size", [None, 2])
+def test_the_gradient_at_the_solution_is_computed_once(microbatch_size):
+    passes = []
+    case, fresh = cases.make("layer_norm"), cases.make("layer_norm").risk()
+    case.model.register_forward_hook(lambda *_: passes.append(1))
+    risk = cp.EmpiricalRisk(case.model, case.loss, case.data, microbatch_size=microbatch_size)
+    cp.hessian(risk) @ torch.ones(risk.num_params).double()
+    before = len(passes)
+    gradient = risk.gradient()
+    first = len(passes) - before
+    assert first == (0 if microbatch_size is None else math.ceil(len(risk) / 2))
+    gradient.zero_()  # a copy
+    torch.testing.assert_close(risk.gradient(), fresh.gradient())
+    torch.testing.assert_close(risk.losses(), fresh.losses())
+    assert len(passes) == before + first
+    torch.testing.assert_close(risk[:3].gradient(), fresh[:3].gradient())
+    assert not torch.allclose(risk[:3].gradient(), risk.gradient())
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +262,10 @@ def measure(num_examples: int, microbatch_size: int, operation) -> Ledger:
 
 @pytest.mark.parametrize(
     "operation",
-    [lambda risk: risk.gradient(), lambda risk: cp.hessian(risk) @ torch.ones(risk.num_params, 2).double()],
+    [
+        lambda risk: risk.gradient(torch.zeros(risk.num_params)),
+        lambda risk: cp.hessian(risk) @ torch.ones(risk.num_params, 2).double(),
+    ],
     ids=["gradient", "hessian"],
 )
 def test_memory_does_not_grow_with_the_number_of_examples(operation):

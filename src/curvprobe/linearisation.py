@@ -38,8 +38,11 @@ def along(risk: EmpiricalRisk, derivative: Derivative, rows: int) -> Linear:
 
 def _hessian(risk: EmpiricalRisk, batch: Batch, rows: int) -> Derivative:
     leaves = risk.leaves()
-    loss_sum, _ = risk.batch_losses(leaves, batch, rows)
-    return gradient_derivative(leaves, risk.first_order(loss_sum.sum(), leaves, create_graph=True))
+    loss_sum, weight = risk.batch_losses(leaves, batch, rows)
+    gradients = risk.first_order(loss_sum.sum(), leaves, create_graph=True)
+    if rows == len(risk):
+        risk.remember_pass(loss_sum, weight, gradients)
+    return gradient_derivative(leaves, gradients)
 
 
 def gradient_derivative(leaves: dict[str, Tensor], gradients: list[Tensor]) -> Derivative:

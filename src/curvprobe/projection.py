@@ -6,7 +6,7 @@ What comes before needs the model; what comes after is small float64 linear alge
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,19 +193,13 @@ def _project_one(risk: EmpiricalRisk, batch: Batch, basis: Tensor) -> tuple[Tens
     gradients = risk.first_order((loss_sum / weight).sum(), leaves, create_graph=True)
     slope = inner(basis.T, risk.flatten(gradients))
     products = along(risk, gradient_derivative(leaves, gradients), 1)(basis)
-    columns = [quick_inner(basis.T, torch.stack(block, dim=1)) for block in _in_blocks(products, _BLOCK)]
-    return slope.cpu(), torch.cat(columns, dim=1).cpu()
-
-
-def _in_blocks(products: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
-    block: list[Tensor] = []
-    for product in products:
-        block.append(product)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block
+    block, curved = torch.empty_like(basis.T[:_BLOCK]), []  # memory of its own: fresh memory takes as long as the sums
+    for start in range(0, basis.shape[1], _BLOCK):
+        held = block[: basis.shape[1] - start]
+        for row in held:
+            row.copy_(next(products))
+        curved.append(quick_inner(held, basis))
+    return slope.cpu(), torch.cat(curved).cpu()
 
 
 def _project_together(risk: EmpiricalRisk, batch: Batch, rows: int, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,8 +102,7 @@ class EmpiricalRisk:
         check_mode(self.model)
         with torch.inference_mode(False), torch.no_grad():
             self._copy_state()
-        self._losses: Tensor | None = None
-        self._weights: Tensor | None = None
+        self._known: dict[str, Tensor] = {}  # losses, weights and gradient at the solution, once they were computed
         self._key: str | None = None
         self._is_selection = False
         self.checked: set[str] = set()  # checks that have passed, shared with selections
@@ -197,8 +196,7 @@ class EmpiricalRisk:
         chosen = copy.copy(self)
         chosen.examples = self.examples.select(rows)
         chosen._is_selection, chosen._key = True, None
-        chosen._losses = None if self._losses is None else self._losses[rows]
-        chosen._weights = None if self._weights is None else self._weights[rows]
+        chosen._known = {name: self._known[name][rows] for name in ("losses", "weights") if name in self._known}
         return chosen
 
     def on(self, data: Any, collate_fn: Callable[[list[Any]], Batch] | None = None) -> EmpiricalRisk:
@@ -206,7 +204,7 @@ class EmpiricalRisk:
         other = copy.copy(self)
         inherited = None if isinstance(data, Tensor | tuple | Mapping) else self._collate_fn
         other.examples = Examples(data, collate_fn or inherited)
-        other._losses = other._weights = None
+        other._known = {}
         other._is_selection, other._key = False, None
         with other.undisturbed():
             other._try_data()
@@ -222,7 +220,7 @@ class EmpiricalRisk:
                 tensors = getattr(self, name)
                 setattr(double, name, {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()})
         double.dtype = torch.float64
-        double._losses = double._weights = double._key = None
+        double._known, double._key = {}, None
         return double
 
     # ---- evaluation --------------------------------------------------------------------------------------------
@@ -266,8 +264,8 @@ class EmpiricalRisk:
             displacement: flat (N,), or None for the solution itself (evaluated once and remembered).
             finite: raise on a loss that is not finite; False lets it through.
         """
-        if displacement is None and self._losses is not None:
-            return self._losses.clone()
+        if displacement is None and "losses" in self._known:
+            return self._known["losses"].clone()
         with self.undisturbed(), torch.no_grad():
             losses = torch.empty(len(self), dtype=torch.float64)
             weights = torch.empty(len(self), dtype=torch.float64)
@@ -280,18 +278,16 @@ class EmpiricalRisk:
                 if finite:
                     check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
         if displacement is None:
-            self._losses = losses.clone()
-        if self._weights is None:
-            self._weights = weights
+            self._known["losses"] = losses.clone()
+        self._known.setdefault("weights", weights)
         return losses
 
     @property
     def weights(self) -> Tensor:
         """Number of loss terms in every example; float64 (n,)."""
-        if self._weights is None:
+        if "weights" not in self._known:
             self.losses()
-        assert self._weights is not None
-        return self._weights.clone()
+        return self._known["weights"].clone()
 
     @property
     def total_weight(self) -> float:
@@ -305,6 +301,8 @@ class EmpiricalRisk:
 
     def gradient(self, displacement: Tensor | None = None) -> Tensor:
         """Gradient of the risk at ``w* + displacement``; flat (N,) in the model's dtype, accumulated in float64."""
+        if displacement is None and "gradient" in self._known:
+            return self._known["gradient"].clone()
         self.check_dependence()
         with self.undisturbed():
             total = torch.zeros(self.num_params, dtype=torch.float64, device=self.device)
@@ -317,12 +315,24 @@ class EmpiricalRisk:
                 losses[rows] = loss_sum.detach().double().cpu() / weights[rows]
                 check_weights(weights[rows], rows.start)
                 check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
-            if displacement is None and self._losses is None:
-                self._losses, self._weights = losses, weights
             gradient: Tensor = (total / weights.sum()).to(self.dtype)
         if not bool(gradient.isfinite().all()):
             raise ValueError("the gradient of the risk is not finite although the losses are; check the loss there")
+        if displacement is None:
+            self._remember(losses, weights, gradient.clone())
         return gradient
+
+    def remember_pass(self, loss_sum: Tensor, weight: Tensor, gradients: Sequence[Tensor]) -> None:
+        """Keep what one pass over the whole sample at the solution has shown, so that it is not computed again."""
+        weights = weight.detach().double().cpu()
+        losses = loss_sum.detach().double().cpu() / weights
+        gradient = (self.flatten(gradients).double() / weights.sum()).to(self.dtype)
+        if bool((weights > 0).all() and losses.isfinite().all() and gradient.isfinite().all()):
+            self._remember(losses, weights, gradient)
+
+    def _remember(self, losses: Tensor, weights: Tensor, gradient: Tensor) -> None:
+        for name, value in (("losses", losses), ("weights", weights), ("gradient", gradient)):
+            self._known.setdefault(name, value)
 
     def first_order(self, scalar: Tensor, leaves: dict[str, Tensor], *, create_graph: bool = False) -> list[Tensor]:
         """Gradient of a scalar in the probed parameters; zero where it does not depend on one."""

@@ -198,7 +198,7 @@ def plan_memory(risk: EmpiricalRisk, dim: int) -> tuple[EmpiricalRisk, int | Non
     vector = risk.num_params * risk.dtype.itemsize
     for extra in (math.ceil(dim / 2) + 10, 10):
         size = min(risk.num_params, int(dim) + extra)
-        needed = (size + int(dim) + 4) * vector  # with the result, and vectors in flight
+        needed = (size + int(dim) + 5) * vector  # with the result, the risk's gradient, and vectors in flight
         if needed <= risk.memory_budget - risk.footprint.least:
             return risk.with_room(risk.memory_budget - needed), size, risk.device
     if risk.device.type != "cpu":
