@@ -277,8 +277,8 @@ def test_the_basis_shrinks_and_then_the_budget_is_refused():
     risk = cases.make("weighted").risk()
     vector, least = risk.num_params * 8, risk.footprint.least
     assert plan_memory(risk, 8)[1] == 22
-    lean = (18 + 8 + 4) * vector + least
-    usual = (22 + 8 + 4) * vector + least
+    lean = (18 + 8 + 5) * vector + least
+    usual = (22 + 8 + 5) * vector + least
     for budget, size in ((usual, 22), (usual - 1, 18), (lean, 18)):
         risk.memory_budget = risk.given_memory_budget = budget
         slim, basis_size, device = plan_memory(risk, 8)
@@ -295,7 +295,7 @@ def test_the_basis_shrinks_and_then_the_budget_is_refused():
 def test_the_eigenspace_within_a_small_budget_is_the_same():
     whole = cp.top_eigenspace(cases.make("weighted").risk(), dim=4, tol=1e-8)
     risk = cases.make("weighted").risk()
-    vectors = (4 + 12 + 4 + 4) * risk.num_params * 8
+    vectors = (4 + 12 + 4 + 5) * risk.num_params * 8
     risk.memory_budget = risk.given_memory_budget = vectors + risk.footprint.least + risk.footprint.example
     small = cp.top_eigenspace(risk, dim=4, tol=1e-8)
     assert plan_memory(risk, 4)[0].microbatch_size == 2 < len(risk) <= risk.microbatch_size

@@ -116,8 +116,13 @@ def subtract_combination(vector: Tensor, rows: Tensor, coefficients: Tensor) -> 
 
 
 def rotate(rows: Tensor, coefficients: Tensor) -> None:
-    """``rows[:l] = coefficients.T @ rows``, in place; ``coefficients`` is float64 (m, l), ``rows`` (m, N)."""
-    columns = _chunks(rows)
+    """``rows[:l] = coefficients.T @ rows``, in place; ``coefficients`` is float64 (m, l), ``rows`` (m, N).
+
+    A processor multiplies in the rows' own precision, five times as fast: these are sums of m terms, off by 2e-7 in
+    float32 where their storage is off by 3e-8.
+    """
+    precision = rows.dtype if _multiplies_exactly(rows) else torch.float64
+    weights, columns = coefficients.T.to(precision).contiguous(), _chunks(rows)
     for start in columns:
         piece = slice(start, start + columns.step)
-        rows[: coefficients.shape[1], piece] = (coefficients.T @ rows[:, piece].double()).to(rows.dtype)
+        rows[: len(weights), piece] = (weights @ rows[:, piece].to(precision)).to(rows.dtype)
