@@ -311,6 +311,14 @@ def test_float32_basis_is_orthonormal_and_meets_a_tolerance_in_reach():
     assert float(residual.max()) <= 1.1e-4
 
 
+def test_a_long_float32_basis_is_orthonormal_to_its_own_rounding():
+    torch.manual_seed(0)
+    spectrum = torch.cat([torch.linspace(50, 2, 40), torch.rand(100_000)])
+    pairs = cp.lanczos(lambda block: spectrum[:, None] * block, len(spectrum), dim=20)
+    U = pairs.vectors.double()
+    assert torch.allclose(U.T @ U, torch.eye(20, dtype=torch.float64), atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -21,7 +21,7 @@ from curvprobe import progress
 from curvprobe.checkpoint import Checkpoint, Saver
 from curvprobe.convergence import FLOOR, Wanted, Which
 from curvprobe.krylov import KrylovBasis, MatMul
-from curvprobe.linalg import norm, orthogonalise, rotate
+from curvprobe.linalg import inner, norm, orthogonalise, rotate
 from curvprobe.search import nothing_missed
 
 LEAN = 10
@@ -336,7 +336,10 @@ class _Solver:
         converged[self.certified :] = False
         if not self.searched:
             converged[-1] = False  # a missed copy of an earlier eigenvalue would push the last pair out
-        rotate(basis.rows[: basis.count], coefficients.to(basis.rows.device))
+        rows = basis.rows[: basis.count]
+        # A step of Newton and Schulz for the inverse root of Q^T Q takes out what rounding has left of one in another.
+        straight = (3 * torch.eye(len(rows), dtype=torch.float64) - inner(rows, rows.T).cpu()) / 2
+        rotate(rows, (straight @ coefficients).to(rows.device))
         pairs = Eigenpairs(
             eigenvalues=values,
             vectors=basis.rows[:count].clone().T,
