@@ -32,7 +32,7 @@ demo: .venv/run
 	$(BIN)/curvprobe demo --out $(OUT)
 
 test: .venv/dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .
