@@ -242,7 +242,7 @@ def compare(model: str, methods: list[str], dim: int, repeats: int, limit: float
         for name in ("seconds", "seconds_without_search", "peak_bytes"):
             rows[method][name] = statistics.median(result[name] for result in results)
         rows[method]["all_seconds"] = [result["seconds"] for result in results]
-    return {"rows": {method: relative(row, rows["curvprobe"]) for method, row in rows.items()}}
+    return {"repeats": repeats, "rows": {method: relative(row, rows["curvprobe"]) for method, row in rows.items()}}
 
 
 def relative(row: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
@@ -311,7 +311,6 @@ def main(argv: list[str] | None = None) -> None:
         "versions": {package: version(package) for peer in options.peers for package in PACKAGES[peer]},
         "dim": options.dim,
         "residual": RESIDUAL,
-        "repeats": options.repeats,
         "models": {
             model: compare(model, methods, options.dim, options.repeats, options.limit) for model in options.models
         },
