@@ -173,6 +173,12 @@ def test_tensors_are_hashed_together_to_what_their_rows_are_hashed_to_alone(data
     assert Examples(data).digests() == expected
 
 
+def test_rows_are_hashed_alike_in_every_chunk(monkeypatch):
+    whole = Examples((X, Y)).select([4, 0, 2, 2, 1]).digests()
+    monkeypatch.setattr("curvprobe.examples._HASHED_TOGETHER", 2)
+    assert Examples((X, Y)).select([4, 0, 2, 2, 1]).digests() == whole
+
+
 def test_overlap_gives_positions_in_the_second():
     fresh = torch.cat([X[:1] + 0.5, X[3:4], X[:1] - 0.5, X[1:2]])
     assert overlap(Examples(X).digests(), Examples(fresh).digests()) == [1, 3]

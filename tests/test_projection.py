@@ -155,6 +155,16 @@ def test_rotating_the_basis_rotates_the_sample():
     assert torch.equal(rotated.loss, sample.loss)
 
 
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_directions_in_several_blocks_are_those_of_one(block, monkeypatch):
+    risk = cases.make("mlp").risk()
+    subspace = given(risk, dim=5)
+    monkeypatch.setattr(projection, "_TOGETHER_BYTES", -1)
+    whole = cp.project(risk, subspace)
+    monkeypatch.setattr(projection, "_BLOCK", block)
+    assert same(cp.project(risk, subspace), whole)
+
+
 def test_a_selection_of_parameters_projects_the_sub_block():
     case = cases.make("mlp")
     risk = case.risk(params=["2.*"])

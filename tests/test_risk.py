@@ -207,10 +207,11 @@ def test_the_callers_context_does_not_matter(context, built_inside):
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(inside, results(risk), strict=True))
 
 
+@pytest.mark.parametrize("name", ["layer_norm", "weighted"])
 @pytest.mark.parametrize("microbatch_size", [None, 2])
-def test_the_gradient_at_the_solution_is_computed_once(microbatch_size):
+def test_the_gradient_at_the_solution_is_computed_once(name, microbatch_size):
     passes = []
-    case, fresh = cases.make("layer_norm"), cases.make("layer_norm").risk()
+    case, fresh = cases.make(name), cases.make(name).risk()
     case.model.register_forward_hook(lambda *_: passes.append(1))
     risk = cp.EmpiricalRisk(case.model, case.loss, case.data, microbatch_size=microbatch_size)
     cp.hessian(risk) @ torch.ones(risk.num_params).double()
@@ -224,6 +225,21 @@ def test_the_gradient_at_the_solution_is_computed_once(microbatch_size):
     assert len(passes) == before + first
     torch.testing.assert_close(risk[:3].gradient(), fresh[:3].gradient())
     assert not torch.allclose(risk[:3].gradient(), risk.gradient())
+    torch.testing.assert_close(risk.on(case.candidates).gradient(), fresh.on(case.candidates).gradient())
+
+
+def test_an_eigenspace_tells_the_gradient_to_its_risk():
+    passes = []
+    case = cases.make("mlp")
+    case.model.register_forward_hook(lambda *_: passes.append(1))
+    risk = cp.EmpiricalRisk(case.model, case.loss, case.data)
+    cp.top_eigenspace(risk, dim=2)
+    before = len(passes)
+    risk.gradient()
+    assert len(passes) == before
+    single = cases.make("mlp").risk()
+    single.gradient()
+    assert single.in_double().gradient().dtype == torch.float64
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------

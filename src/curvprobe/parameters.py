@@ -1,8 +1,9 @@
-"""Which parameters of a model are probed, and their flat order."""
+"""Which parameters of a model are probed, their flat order, and copies of them and of all that goes with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -68,8 +69,41 @@ def _some(names: Sequence[str] | dict[str, list[str]]) -> str:
     return ", ".join(listed[:8]) + (f", ... ({len(listed)} in all)" if len(listed) > 8 else "")
 
 
+@dataclass(frozen=True)
+class State:
+    """Copies of a model's probed parameters, its other parameters and its buffers, by name; none below float32.
+
+    ``dtype`` and ``device`` are those of the probed parameters, ``upcast_from`` the lower types that were raised.
+    """
+
+    probed: dict[str, Tensor]
+    kept: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    dtype: torch.dtype
+    device: torch.device
+    upcast_from: tuple[str, ...]
+
+
+def copy_state(model: nn.Module, names: Sequence[str]) -> State:
+    """The state of a model of which the parameters called ``names`` are probed."""
+    with torch.inference_mode(False), torch.no_grad():
+        params = dict(model.named_parameters())
+        probed = {name: upcast(params[name].detach()).clone() for name in names}
+        kept = {name: upcast(p.detach()).clone() for name, p in params.items() if name not in probed}
+        buffers = {name: upcast(b.detach()).clone() for name, b in model.named_buffers()}
+    dtypes, devices = ({getattr(p, of) for p in probed.values()} for of in ("dtype", "device"))
+    if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
+        raise TypeError(f"the probed parameters have dtypes {sorted(map(str, dtypes))}; expected one real type")
+    if len(devices) > 1 or next(iter(devices)).type == "meta":
+        raise ValueError(f"the probed parameters are on {sorted(map(str, devices))}; expected one real device")
+    raised = {str(p.dtype) for p in params.values() if _is_low(p)}
+    return State(probed, kept, buffers, next(iter(dtypes)), next(iter(devices)), tuple(sorted(raised)))
+
+
 def upcast(tensor: Tensor) -> Tensor:
     """The tensor, or its float32 copy where its floating-point precision is lower than float32."""
-    if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32:
-        return tensor.float()
-    return tensor
+    return tensor.float() if _is_low(tensor) else tensor
+
+
+def _is_low(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32

@@ -26,7 +26,7 @@ from curvprobe.losses import (
 )
 from curvprobe.memory import Footprint, SavedBytes, check_budget, default_budget
 from curvprobe.model import call, check_mode, undisturbed, unwrap
-from curvprobe.parameters import Selection, select_parameters, upcast
+from curvprobe.parameters import Selection, copy_state, select_parameters
 from curvprobe.version import __version__
 
 
@@ -100,8 +100,10 @@ class EmpiricalRisk:
         self.param_names = select_parameters(self.model, params)
         self._modes = [(module, module.training) for module in self.model.modules()]
         check_mode(self.model)
-        with torch.inference_mode(False), torch.no_grad():
-            self._copy_state()
+        state = copy_state(self.model, self.param_names)  # neither further training nor an in-place layer reaches it
+        self._params, self._kept, self._buffers = state.probed, state.kept, state.buffers
+        self.dtype, self.device, self.upcast_from = state.dtype, state.device, state.upcast_from
+        self.num_params = sum(p.numel() for p in self._params.values())
         self._known: dict[str, Tensor] = {}  # losses, weights and gradient at the solution, once they were computed
         self._key: str | None = None
         self._is_selection = False
@@ -111,25 +113,7 @@ class EmpiricalRisk:
         self.memory_budget = default_budget(self.device) if memory_budget is None else int(memory_budget)
         self._try_out()
 
-    # ---- state -------------------------------------------------------------------------------------------------
-
-    def _copy_state(self) -> None:
-        """Copies of all parameters and buffers: neither further training nor an in-place layer reaches across."""
-        state = dict(self.model.named_parameters())
-        probed = {name: upcast(state[name].detach()).clone() for name in self.param_names}
-        kept = {name: upcast(p.detach()).clone() for name, p in state.items() if name not in probed}
-        buffers = {name: upcast(b.detach()).clone() for name, b in self.model.named_buffers()}
-        dtypes = {p.dtype for p in probed.values()}
-        devices = {p.device for p in probed.values()}
-        if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
-            raise TypeError(f"the probed parameters have dtypes {sorted(map(str, dtypes))}; expected one real type")
-        if len(devices) > 1 or next(iter(devices)).type == "meta":
-            raise ValueError(f"the probed parameters are on {sorted(map(str, devices))}; expected one real device")
-        self._params, self._kept, self._buffers = probed, kept, buffers
-        self.dtype, self.device = next(iter(dtypes)), next(iter(devices))
-        self.num_params = sum(p.numel() for p in probed.values())
-        lower = {str(p.dtype) for p in state.values() if p.is_floating_point() and torch.finfo(p.dtype).bits < 32}
-        self.upcast_from = tuple(sorted(lower))
+    # ---- checks and sizes --------------------------------------------------------------------------------------
 
     def _try_out(self) -> None:
         """Evaluate a few examples: refuse what cannot be probed, and choose the microbatch size."""
