@@ -41,7 +41,7 @@ lint: .venv/dev
 	$(BIN)/lint-imports
 
 figures: .venv/dev
-	$(BIN)/curvprobe demo --tolerance 1e-4 --out runs/numbers
+	OMP_NUM_THREADS=1 $(BIN)/curvprobe demo --tolerance 1e-4 --out runs/numbers
 	cp runs/numbers/*.png docs/figures/
 
 # The paper's experiments for docs/paper.md, with the released procedure beside; about an hour.
