@@ -1,3 +1,5 @@
+import os
+import platform
 import subprocess
 import sys
 
@@ -71,12 +73,82 @@ def test_saved_bytes_of_nothing():
     assert kept.total == 0
 
 
-def test_freed_memory_can_be_kept_by_a_process_of_ones_own():
-    code = "from curvprobe.memory import keep_freed; keep_freed(); import torch; print(torch.ones(10**7).sum().item())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "10000000.0"
+@pytest.fixture
+def settings(monkeypatch):
+    """What the C library is told, in order."""
+    told = []
+
+    class Library:
+        def mallopt(self, parameter, value):
+            told.append((parameter, value))
+
+        def malloc_trim(self, pad):
+            told.append(("trim", pad))
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: Library())
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    return told
+
+
+def test_freed_memory_is_kept_in_a_block_and_given_back_at_its_end(settings):
+    with memory.freed_memory_kept():
+        assert settings == [(-4, 0), (-1, 2**31 - 1)]
+    assert settings[2:] == [(-4, 65536), (-3, 2**25), (-1, 2**26), ("trim", 0)]
+
+
+def test_blocks_within_blocks_change_nothing(settings):
+    with memory.freed_memory_kept():
+        before = list(settings)
+        with memory.freed_memory_kept():
+            pass
+        assert settings == before
+    assert settings[-1] == ("trim", 0)
+
+
+def test_an_error_in_the_block_ends_it(settings):
+    with pytest.raises(RuntimeError), memory.freed_memory_kept():
+        raise RuntimeError
+    assert settings[-1] == ("trim", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MALLOC_TRIM_THRESHOLD_", "1"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=3")]
+)
+def test_a_wish_in_the_environment_comes_first(settings, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with memory.freed_memory_kept():
+        pass
+    assert settings == []
 
 
 def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
-    memory.keep_freed()
+    with memory.freed_memory_kept():
+        assert float(torch.ones(10**6).sum()) == 10**6
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
+def test_large_tensors_come_and_go_in_a_block_and_the_memory_is_back_after_it():
+    code = """
+import psutil, torch
+from curvprobe.memory import freed_memory_kept
+held = lambda: psutil.Process().memory_info().rss / 2**20
+torch.ones(10).sum()
+before = held()
+with freed_memory_kept():
+    big = [torch.ones(2**22) for _ in range(20)]
+    del big
+    within = held()
+print(within - before, held() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain())
+    within, after = map(float, done.stdout.split())
+    assert within > 250
+    assert after < 100
+
+
+def plain() -> dict[str, str]:
+    """The environment without wishes for the C library's allocator."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-from collections.abc import Iterable
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -26,8 +28,16 @@ VECTORS_IN_FLIGHT = 6
 VECTORS_IN_CHECK = 18
 """The same for the check of second derivatives, which runs in float64."""
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Parameters of mallopt, from malloc.h."""
+
+_LARGEST_THRESHOLD = 32 << 20
+"""Up to where the GNU C library raises its threshold for mmap by itself, as large blocks are freed."""
+
+_lock = threading.Lock()
+
+_keeping = 0
+"""Blocks under way in which freed memory is kept; the setting is the process's."""
 
 _LIMITS = (  # a container's limit and what it holds already, in either version of Linux's control groups
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -51,16 +61,44 @@ def default_budget(device: torch.device) -> int:
     return 1 << max(28, (free_bytes(device) // 2).bit_length() - 1)
 
 
-def keep_freed() -> None:
-    """Ask the GNU C library to keep freed memory for the next product instead of giving it back to the system.
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Have the GNU C library keep freed memory for the next product instead of giving it back to the system.
 
-    Every product allocates the same large tensors again, and a system that must clear each page anew can take half of
-    the time for that. A setting of the whole process: for a command, not for a library call. Does nothing elsewhere.
+    Every product allocates the same large tensors again, and a system that must clear each page anew takes a sixth of
+    the time for that, or more. At the end all that is free is given back, and the library's own rule comes back as it
+    stands after large tensors have been freed. Does nothing where another C library is at work, or where the
+    environment says how this one is to allocate.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    global _keeping
+    mallopt, trim = _allocator()
+    with _lock:
+        _keeping += 1
+        if _keeping == 1:
+            mallopt(_MMAP_MAX, 0)
+            mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _keeping -= 1
+            if _keeping == 0:
+                mallopt(_MMAP_MAX, 65536)
+                mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+                mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
+                trim(0)
+
+
+def _allocator() -> tuple[Callable[[int, int], object], Callable[[int], object]]:
+    """The C library's mallopt and malloc_trim, or two functions that do nothing."""
+    stated = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+        name.startswith("MALLOC_") and name.endswith("_") for name in os.environ
+    )
+    if not stated:
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL(None)
+            return library.mallopt, library.malloc_trim
+    return (lambda *_: None), (lambda _: None)
 
 
 class SavedBytes(saved_tensors_hooks):

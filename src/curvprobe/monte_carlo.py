@@ -10,6 +10,7 @@ from curvprobe.displaced import displaced_losses, in_blocks
 from curvprobe.estimators import Estimate, check_draws, control, corrected, gaussian_moment, summarise
 from curvprobe.full_space import full_space_moment, quadratic_model_at
 from curvprobe.increment import QuadraticIncrement, increment
+from curvprobe.memory import freed_memory_kept
 from curvprobe.probes import FullSpaceLaw, PointProbe, Probe, SubspaceLaw
 from curvprobe.projection import mean_projection
 from curvprobe.risk import EmpiricalRisk
@@ -180,7 +181,7 @@ def _at_draws(risk: EmpiricalRisk, new: EmpiricalRisk, law: Probe, num_probes: i
     risk.check_same_model(new)
     share = risk.weights / risk.total_weight
     values, losses = [], []
-    with progress.bar("Monte Carlo (draws)", num_probes) as advance:
+    with freed_memory_kept(), progress.bar("Monte Carlo (draws)", num_probes) as advance:
         for block in in_blocks(risk, law.displacements(risk, num_probes, seed)):
             values.append(displaced_losses(risk, block) @ share)
             losses.append(displaced_losses(new, block))

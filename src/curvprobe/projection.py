@@ -20,6 +20,7 @@ from curvprobe.curvature import hessian
 from curvprobe.examples import Batch, resolve_rows
 from curvprobe.linalg import inner, quick_inner
 from curvprobe.linearisation import along, gradient_derivative
+from curvprobe.memory import freed_memory_kept
 from curvprobe.risk import EmpiricalRisk
 from curvprobe.second_derivatives import check_second_derivatives, double_backward_errors
 from curvprobe.subspace import Subspace
@@ -135,7 +136,12 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     n, dim = len(risk), subspace.dim
     loss, weight = risk.losses(), risk.weights
     check_second_derivatives(risk, "hessian")
-    with risk.undisturbed(), double_backward_errors(), progress.bar("projection (examples)", n) as advance:
+    with (
+        freed_memory_kept(),
+        risk.undisturbed(),
+        double_backward_errors(),
+        progress.bar("projection (examples)", n) as advance,
+    ):
         gradient = torch.empty(n, dim, dtype=torch.float64)
         curved = torch.empty(n, dim, dim, dtype=torch.float64)
         together, size = _choose(risk, basis)

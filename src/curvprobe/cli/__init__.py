@@ -4,12 +4,12 @@ import sys
 
 from curvprobe.cli import analysis, experiment
 from curvprobe.cli.app import app
-from curvprobe.memory import keep_freed
+from curvprobe.memory import freed_memory_kept
 
 __all__ = ["analysis", "app", "experiment", "main"]
 
 
 def main() -> None:
     """Entry point of the ``curvprobe`` command."""
-    keep_freed()
-    sys.exit(app())
+    with freed_memory_kept():
+        sys.exit(app())
