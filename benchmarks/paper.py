@@ -32,8 +32,8 @@ def stage_rows(row: dict[str, Any]) -> list[str]:
         f"| {one['seconds_ratio']:.1f} |",
         f"| {dim} | I: seconds, without our search for missed copies | {theirs['seconds']:.3g} | {alone:.3g} "
         f"| {theirs['seconds'] / alone:.1f} |",
-        f"| {dim} | I: products (ours: {ours['search_products']} of them to look for missed copies, "
-        f"{CERTIFYING_PRODUCTS} to certify) | {theirs['products']} | {ours['products']} | {one['products_ratio']:.1f} |",
+        f"| {dim} | I: products (ours: {CERTIFYING_PRODUCTS} of them to certify, {ours['search_products']} to look for "
+        f"missed copies) | {theirs['products']} | {ours['products']} | {one['products_ratio']:.1f} |",
         f"| {dim} | I: largest residual | {theirs['largest_residual']:.0e} | {ours['largest_residual']:.0e} | |",
         f"| {dim} | I: error of orthogonality | {theirs['orthogonality_error']:.0e} "
         f"| {ours['orthogonality_error']:.0e} | |",

@@ -2,12 +2,15 @@
 
 Products to converge are those before the certificate and the search for missed copies. "Unrestarted" holds a basis that
 is never full: the least that a Krylov method from one vector can do. Starts are compared on the MLP over several seeds.
+The search for missed copies is tried, by its least number of products, on diagonal matrices with copies of some leading
+eigenvalues: a solve has missed where a value of its result is off by more than 1.5e-3 of the first.
 Costs are medians, in units of a forward pass over the same examples. Run: python benchmarks/solver.py
 """
 
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,13 @@ from models import mlp, nanochat
 from torch import Tensor
 
 import curvprobe as cp
+from curvprobe import search
 from curvprobe.eigensolver import CERTIFYING_PRODUCTS
 from curvprobe.experiments.machine import describe, timed
 
 RESULT = Path(__file__).parent / "results" / "solver.json"
 CPU = torch.device("cpu")
+SIZE = 20_000
 
 
 def converged_after(pairs: cp.Eigenpairs) -> int:
@@ -75,6 +80,50 @@ def by_start(risk: cp.EmpiricalRisk, dim: int, seeds: int) -> dict[str, list[int
     }
 
 
+def spectra() -> dict[str, tuple[int, Tensor]]:
+    """Dimensions D and spectra of 20 000 eigenvalues with copies, some at the cut, and a few negative outliers."""
+
+    def with_copies(values: list[float], copied: list[int]) -> Tensor:
+        bulk = 0.3 * torch.rand(SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
+        leading = torch.tensor([*values, *(values[i] for i in copied), -4.0, -3.0, -2.5, -2.0, -1.5]).double()
+        return torch.cat([leading, bulk[len(leading) :]])
+
+    triples = [10 / (1 + 0.35 * i) for i in range(12)]
+    return {
+        "triples": (10, with_copies(triples, 2 * list(range(12)))),
+        "geometric": (10, with_copies([10 * 0.93**i for i in range(60)], [2, 7, 8, 9])),
+        "crowded at the cut": (45, with_copies([10 * (i + 1) ** -0.36 for i in range(200)], [3, 20, 40, 43])),
+    }
+
+
+def by_search(steps: list[int], seeds: int) -> list[dict[str, Any]]:
+    """Solves that missed an eigenvalue, and products of the search, by its least number."""
+    rows, chosen = [], search.SEARCH_STEPS
+    for name, (dim, spectrum) in spectra().items():
+        leading = spectrum.sort(descending=True).values[:dim]
+        for least in steps:
+            search.SEARCH_STEPS = least
+            pairs = [
+                cp.lanczos(partial(torch.mul, spectrum[:, None]), SIZE, dim=dim, dtype=torch.float64, seed=seed)
+                for seed in range(seeds)
+            ]
+            errors = [float((found.eigenvalues - leading).abs().max() / leading[0]) for found in pairs]
+            rows.append(
+                {
+                    "spectrum": name,
+                    "dim": dim,
+                    "least": least,
+                    "seeds": seeds,
+                    "missed": sum(error > 1.5e-3 for error in errors),
+                    "search": statistics.mean(found.num_search_matvecs for found in pairs),
+                    "products": statistics.mean(found.num_matvecs for found in pairs),
+                }
+            )
+            print(rows[-1], flush=True)
+    search.SEARCH_STEPS = chosen
+    return rows
+
+
 def costs(risk: cp.EmpiricalRisk, repeats: int) -> dict[str, float]:
     """Seconds of a forward pass, and of a gradient and two kinds of product in units of it."""
     vector = torch.randn(risk.num_params, 1, generator=torch.Generator().manual_seed(0))
@@ -118,6 +167,16 @@ def table(result: dict[str, Any]) -> str:
     lines += [f"| {name} | {', '.join(map(str, counts))} |" for name, counts in result["starts"].items()]
     lines += [
         "",
+        "| copies to find | D | search, at least | solves that missed one | products of the search | of a solve |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['spectrum']} | {row['dim']} | {row['least']} | {row['missed']} of {row['seeds']} "
+        f"| {row['search']:.1f} | {row['products']:.1f} |"
+        for row in result["searches"]
+    ]
+    lines += [
+        "",
         f"| microbatch (nanochat, k = {result['costs'][0]['examples']}) | forward, seconds | gradient "
         "| first product | later product |",
         "|---|---|---|---|---|",
@@ -133,20 +192,31 @@ def table(result: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--search-steps", type=int, nargs="+", default=[4, 8, 10, 12])
+    parser.add_argument("--search-seeds", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--k", type=int, default=4, help="sequences of the NanoChat")
+    parser.add_argument("--k", type=int, nargs="+", default=[4, 8], help="sequences of the NanoChat")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
-    digits, chat = mlp().risk(), nanochat(options.k).risk()
+    digits = mlp().risk()
     result = {
         "machine": describe(),
         "bases": [
             {"model": "mlp", "dim": 10, "rows": by_basis(digits, 10, sizes_of(10, 200))},
             {"model": "mlp", "dim": 45, "rows": by_basis(digits, 45, sizes_of(45, 400))},
-            {"model": f"nanochat, k = {options.k}", "dim": 10, "rows": by_basis(chat, 10, sizes_of(10, 100))},
+            *(
+                {
+                    "model": f"nanochat, k = {k}",
+                    "dim": dim,
+                    "rows": by_basis(nanochat(k).risk(), dim, sizes_of(dim, size)),
+                }
+                for k in options.k
+                for dim, size in ((10, 100), (45, 240))
+            ),
         ],
         "starts": by_start(digits, 10, options.seeds),
+        "searches": by_search(options.search_steps, options.search_seeds),
         "costs": by_microbatch(options.microbatches, options.repeats),
     }
     write(options.out, result)

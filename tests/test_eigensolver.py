@@ -443,6 +443,31 @@ def test_the_search_seldom_ends_early_without_a_missed_copy():
     assert wrong <= 4  # 1 % of the searches, of which there are two or three each
 
 
+def test_the_search_starts_beyond_all_that_was_seen():
+    """It does not find the next eigenvectors again, which the iteration has found on the way to the wanted ones."""
+    bulk = 10 * torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    diagonal, vectors = torch.cat([torch.linspace(50, 30, 60), bulk]).double(), []
+
+    def matmul(block: Tensor) -> Tensor:
+        vectors.append(block[:, 0].clone())
+        return diagonal[:, None] * block
+
+    pairs = cp.lanczos(matmul, len(diagonal), dim=45, dtype=torch.float64)
+    start = vectors[-pairs.num_search_matvecs]
+    assert float((pairs.vectors.T @ start).norm()) < 1e-10
+    assert float(start[45:47].abs().max()) < 1e-3 < float(start[60:].abs().max())
+    assert pairs.num_search_matvecs <= 8  # from any random vector 11
+
+
+def test_a_space_that_was_seen_almost_whole_is_searched_too():
+    """One dimension is left outside at the most, and none may be."""
+    for size in range(11, 16):
+        matrix = symmetric([4.0, 3.0, 3.0, 2.0, *(1 / (i + 1) for i in range(size - 4))])
+        pairs = solve(matrix, dim=3, tol=1e-8)
+        assert torch.allclose(pairs.eigenvalues, torch.tensor([4.0, 3, 3]).double(), atol=1e-7)
+        assert bool(pairs.converged.all())
+
+
 # ---- warm starts and lean bases ------------------------------------------------------------------------------------
 
 
@@ -586,7 +611,7 @@ LONG = [10 * 0.97**i for i in range(150)]
 def test_an_interrupted_computation_goes_on_bit_by_bit(tmp_path, at):
     matrix, options = symmetric(LONG), {"dim": 5, "tol": 1e-8, "dtype": torch.float64}
     whole = cp.lanczos(lambda block: matrix @ block, 150, **options)
-    assert whole.num_matvecs > 60
+    assert whole.num_matvecs - whole.num_search_matvecs > 47
     file = Checkpoint(tmp_path / "state", "key")
     matmul, done = interrupting(matrix, at)
     with pytest.raises(KeyboardInterrupt):
@@ -617,6 +642,23 @@ def test_an_interruption_at_any_product_is_harmless(tmp_path):
         assert torch.allclose(pairs.eigenvalues, whole.eigenvalues, atol=1e-5)
         assert bool((true_residuals(matrix, pairs) <= 1e-6).all())
         assert len(done) < pairs.num_matvecs <= whole.num_matvecs + 60
+
+
+def test_an_interruption_at_any_product_and_then_a_smaller_tolerance(tmp_path):
+    """What is set aside has residuals without directions: they are no way to a smaller tolerance."""
+    matrix = symmetric([10.0] * 3 + [9.0, 8.0, 7.0, *BULK[::2]])
+    coarse, fine = (
+        quietly(lambda block: matrix @ block, len(matrix), dim=4, tol=tol).num_matvecs for tol in (1e-2, 1e-9)
+    )
+    for at in range(1, coarse + 1):
+        file = Checkpoint(tmp_path / f"state{at}", "key")
+        matmul, _ = interrupting(matrix, at)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(matmul, len(matrix), dim=4, tol=1e-2, checkpoint=file)
+        pairs = quietly(lambda block: matrix @ block, len(matrix), dim=4, tol=1e-9, checkpoint=file)
+        assert bool(pairs.converged.all())
+        assert bool((true_residuals(matrix, pairs) <= 1e-9).all())
+        assert pairs.num_matvecs <= coarse + fine
 
 
 def test_a_larger_budget_goes_on_from_a_smaller_one(tmp_path):

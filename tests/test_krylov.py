@@ -148,6 +148,22 @@ def test_a_product_with_a_random_direction_that_raises_changes_nothing():
     assert torch.equal(basis.rows[0], grown(matrix, 1).rows[0])
 
 
+def test_a_basis_that_is_cut_goes_on_from_the_vector_it_is_given():
+    matrix = symmetric(SIGNED)
+    basis = grown(matrix, 12)
+    seen = basis.rows[:13].clone()
+    start = basis.beyond(basis.random_vector(), seen)
+    assert float(start.norm()) == pytest.approx(1.0, rel=1e-12)
+    assert torch.allclose(seen @ start, torch.zeros(13, dtype=torch.float64), **EXACT)
+    residuals = torch.arange(4, dtype=torch.float64)
+    basis.restrict(4, residuals, start)
+    assert torch.equal(basis.residual_parts(torch.eye(4, dtype=torch.float64))[1], residuals)
+    assert not bool(basis.residual_parts(torch.eye(4, dtype=torch.float64))[0].any())
+    basis.expand()
+    assert torch.equal(basis.rows[4], start)
+    check(basis, matrix)
+
+
 @pytest.mark.parametrize("wrong", [lambda b: b[:-1], lambda b: b * math.inf])
 def test_products_that_make_no_sense_are_refused(wrong):
     basis = KrylovBasis(wrong, 7, 5, 0, torch.float64, torch.device("cpu"))

@@ -160,11 +160,9 @@ class _Solver:
         try:
             if self.saver.load(basis):
                 advance(basis.num_matvecs)
-                if basis.pending is None and not self.wanted.settled(basis):
-                    # Converged to a larger tolerance: there is no residual to go on from.
+                start = None
+                if self.stuck():
                     start, basis.count = basis.rows[: self.dim].clone().T, 0
-                else:
-                    start = None
             if start is not None:
                 self.begin(start, advance)
             while True:
@@ -229,6 +227,15 @@ class _Solver:
         basis.projected[0, 0], basis.coupling[0] = value, coupling
         basis.rows[1], basis.is_pending = pending, True
 
+    def stuck(self) -> bool:
+        """Whether the pairs, set aside at a larger tolerance, have residuals in which there is no way to go on."""
+        basis, wanted = self.basis, self.wanted
+        if basis.count < self.dim or wanted.settled(basis):
+            return False
+        values, coefficients = wanted.ritz(basis)
+        carried = basis.residual_parts(coefficients[:, : self.dim])[1]
+        return bool((carried > wanted.bound(values, basis)).any())
+
     def converge(self, budget: int, advance: Callable[[int], None]) -> None:
         """Lanczos steps and restarts until the wanted pairs have settled or the budget is used."""
         basis = self.basis
@@ -287,11 +294,18 @@ class _Solver:
         return image
 
     def set_aside(self, residuals: Tensor) -> None:
-        """Keep the wanted vectors only, whose residuals are known."""
-        values, coefficients = (part[..., : self.dim] for part in self.wanted.ritz(self.basis))
-        self.left_out = self.wanted.ritz(self.basis)[0][self.dim : self.dim + 1].clone()
-        self.basis.keep(values, coefficients)
-        self.basis.restrict(self.dim, residuals)
+        """Keep the wanted vectors only, whose residuals are known, and a start for the search beyond all that was seen.
+
+        A start that is orthogonal to the next eigenvectors too, as far as they are known, does not spend its products
+        on finding them again.
+        """
+        basis = self.basis
+        values, coefficients = self.wanted.ritz(basis)
+        self.left_out = values[self.dim : self.dim + 1].clone()
+        seen = basis.rows[: basis.count + basis.is_pending]
+        start = basis.beyond(basis.random_vector(), seen) if len(seen) < basis.size else None
+        basis.keep(values[: self.dim], coefficients[:, : self.dim])
+        basis.restrict(self.dim, residuals, start)
 
     def search(self, budget: int, advance: Callable[[int], None]) -> bool:
         """Search the orthogonal complement of the wanted vectors from a random start; True if it held a wanted one."""
@@ -300,7 +314,7 @@ class _Solver:
         residuals = basis.carried[: self.dim].clone()
         news = 2 * wanted.crowded_bound(inside, float(inside[-1]), basis)
         while not self.searched and basis.num_matvecs < budget:
-            basis.expand()  # nothing is pending: from a random vector at first
+            basis.expand()
             advance(1)
             # Rayleigh-Ritz only ever improves the wanted values; second-order gains of settled pairs are no news.
             gains = wanted.merit(wanted.ritz(basis)[0][: self.dim]) - wanted.merit(inside)

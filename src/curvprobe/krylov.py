@@ -104,16 +104,20 @@ class KrylovBasis:
 
     def expand_towards(self, direction: Tensor) -> None:
         """Add what is new in ``direction`` to the basis."""
+        self.add(self.beyond(direction, self.rows[: self.count])[None])
+
+    def beyond(self, direction: Tensor, rows: Tensor) -> Tensor:
+        """What ``direction`` has beyond orthonormal rows that do not span everything, of unit length."""
         direction = direction.clone()
-        for _ in range(3):  # it may lie almost inside the basis
+        for _ in range(3):  # it may lie almost inside
             before = norm(direction)
-            orthogonalise(direction, self.rows[: self.count])
+            orthogonalise(direction, rows)
             after = norm(direction)
             if after > 0.1 * before:
                 break
             if after <= 1e-3 * before:
                 direction = self.random_vector()
-        self.add((direction / after)[None])
+        return direction / after
 
     def add(self, vectors: Tensor) -> None:
         """Add orthonormal rows (b, N), orthogonal to the basis, with one block product.
@@ -182,9 +186,14 @@ class KrylovBasis:
             self.projected[:count, :count] = torch.diag(values)
             self.count = count
 
-    def restrict(self, count: int, residuals: Tensor) -> None:
-        """Forget all but the first ``count`` rows, whose residual norms (count,) are carried from now on."""
+    def restrict(self, count: int, residuals: Tensor, pending: Tensor | None = None) -> None:
+        """Forget all but the first ``count`` rows, whose residual norms (count,) are carried from now on.
+
+        The basis grows next by ``pending``, a unit vector orthogonal to these rows.
+        """
         with self._update():
-            self.count, self.is_pending = count, False
+            self.count, self.is_pending = count, pending is not None
+            if pending is not None:
+                self.rows[count] = pending
             self.coupling.zero_()
             self.carried[:count], self.carried[count:] = residuals, 0.0

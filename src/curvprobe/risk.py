@@ -288,6 +288,15 @@ class EmpiricalRisk:
         if displacement is None and "gradient" in self._known:
             return self._known["gradient"].clone()
         self.check_dependence()
+        losses, weights, gradient = self._first_order_pass(displacement)
+        if not bool(gradient.isfinite().all()):
+            raise ValueError("the gradient of the risk is not finite although the losses are; check the loss there")
+        if displacement is None:
+            self._remember(losses, weights, gradient.clone())
+        return gradient
+
+    def _first_order_pass(self, displacement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses and weights, float64 (n,), and the gradient of the risk (N,) at ``w* + displacement``."""
         with self.undisturbed():
             total = torch.zeros(self.num_params, dtype=torch.float64, device=self.device)
             losses, weights = torch.empty(2, len(self), dtype=torch.float64)
@@ -299,12 +308,7 @@ class EmpiricalRisk:
                 losses[rows] = loss_sum.detach().double().cpu() / weights[rows]
                 check_weights(weights[rows], rows.start)
                 check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
-            gradient: Tensor = (total / weights.sum()).to(self.dtype)
-        if not bool(gradient.isfinite().all()):
-            raise ValueError("the gradient of the risk is not finite although the losses are; check the loss there")
-        if displacement is None:
-            self._remember(losses, weights, gradient.clone())
-        return gradient
+        return losses, weights, (total / weights.sum()).to(self.dtype)
 
     def remember_pass(self, loss_sum: Tensor, weight: Tensor, gradients: Sequence[Tensor]) -> None:
         """Keep what one pass over the whole sample at the solution has shown, so that it is not computed again."""
@@ -363,11 +367,12 @@ class EmpiricalRisk:
             step = torch.randn(self.num_params, generator=torch.Generator().manual_seed(0), dtype=self.dtype)
             sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in self._params.values()]
             beside = 0.01 * step.to(self.device) * self.flatten(sizes)
-            losses = self.losses(beside)
-            moments = (losses.mean(), losses.square().mean(), self.gradient(beside).double().norm())
+            self.check_dependence()
+            losses, weights, gradient = self._first_order_pass(beside)
+            moments = (losses.mean(), losses.square().mean(), gradient.double().norm())
             behaviour = [f"{float(x):.3e}" for x in moments]
             state = [self._params, self._kept, self._buffers]
-            content = [__version__, torch.__version__, state, self.digests(), behaviour, self.weights]
+            content = [__version__, torch.__version__, state, "".join(self.digests()), behaviour, weights]
             self._key = digest(content)
         return self._key
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from curvprobe.convergence import Wanted
 from curvprobe.krylov import KrylovBasis
 
-SEARCH_STEPS = 12
+SEARCH_STEPS = 10
 """Products of the search for missed copies, unless it can tell earlier; more, as far as the basis has room, while the
-best value outside may still belong inside. (Four missed copies in 6 of 40 seeds, twelve in none.)"""
+best value outside may still belong inside. benchmarks/solver.py counts what fewer miss in a crowded spectrum."""
 
 MISSED = 1e-4
 """Probability, over the random start of the search, of missing an eigenvector when the search ends early."""
