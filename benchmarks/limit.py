@@ -7,7 +7,7 @@ of the gradient kept evaluates the derivative only: 6 times. All that is not a m
 nothing, so that a small model cannot come near its floor.
 
 Measured are the first product of a matrix, and later products of the same matrix, which may use what the first one
-kept. The checks that come with the very first product of a risk are timed by themselves.
+kept; these also while freed memory is kept, as it is during an eigenvalue computation. The checks that come with the very first product of a risk are timed by themselves.
 
 Run: python benchmarks/limit.py [--models mlp] [--repeats 5]
 """
@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import curvprobe as cp
 from curvprobe.experiments.machine import describe, timed
+from curvprobe.memory import freed_memory_kept
 from curvprobe.tasks import Task
 
 RESULT = Path(__file__).parent / "results" / "limit.json"
@@ -73,19 +74,23 @@ def measure(name: str, repeats: int, rate: float) -> dict[str, Any]:
     very_first = seconds(lambda: cp.hessian(risk) @ vector)
     counts = plain_operations(plain(task))
     counted_first, _ = operations(lambda: cp.hessian(risk) @ vector)
-    first, later, forward = [], [], []
+    first, later, within, forward = [], [], [], []
     for _ in range(repeats):
         matrix = cp.hessian(risk)
         product = partial(matrix.__matmul__, vector)
         first.append(seconds(product))
         product()  # what is kept may be kept from the second product on
         later.append(statistics.median(seconds(product) for _ in range(3)))
+        with freed_memory_kept():
+            product()
+            within.append(statistics.median(seconds(product) for _ in range(3)))
         forward.append(seconds(partial(risk.losses, torch.zeros_like(vector))))
     counted_later, _ = operations(product)
     medians = {
         "forward": statistics.median(forward),
         "first": statistics.median(first),
         "later": statistics.median(later),
+        "later_within": statistics.median(within),
     }
     floor = {"fresh": counts["fresh"] / rate, "kept": counts["kept"] / rate}
     return {
@@ -100,6 +105,7 @@ def measure(name: str, repeats: int, rate: float) -> dict[str, Any]:
             "first_over_fresh_floor": medians["first"] / floor["fresh"],
             "later_over_fresh_floor": medians["later"] / floor["fresh"],
             "later_over_kept_floor": medians["later"] / floor["kept"],
+            "later_within_over_kept_floor": medians["later_within"] / floor["kept"],
             "first_over_forward": medians["first"] / medians["forward"],
             "later_over_forward": medians["later"] / medians["forward"],
         },
@@ -112,9 +118,13 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, model in result["models"].items():
-        for product, kind in (("first", "fresh"), ("later", "kept")):
+        for product, kind, label in (
+            ("first", "fresh", "first"),
+            ("later", "kept", "later"),
+            ("later_within", "kept", "later, freed memory kept"),
+        ):
             lines.append(
-                f"| {name} | {product} | {model['units'][kind]:.2g} | {model['floor_seconds'][kind]:.2g} "
+                f"| {name} | {label} | {model['units'][kind]:.2g} | {model['floor_seconds'][kind]:.2g} "
                 f"| {model['seconds'][product]:.2g} | {model['ratios'][f'{product}_over_{kind}_floor']:.2f} |"
             )
     rate = result["operations_per_second"] / 1e9

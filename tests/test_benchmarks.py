@@ -181,6 +181,20 @@ def test_comparison_with_the_paper_in_small(on_path, tmp_path, capsys):
         assert row["same_subspace_forwards_ratio"] > 10
 
 
+def test_searches_that_end_too_early_miss_copies(on_path, monkeypatch):
+    import solver
+
+    from curvprobe import search
+
+    monkeypatch.setattr(solver, "SIZE", 1000)
+    chosen = search.SEARCH_STEPS
+    rows = solver.by_search([2, 12], seeds=5)
+    assert search.SEARCH_STEPS == chosen
+    short, long = rows[::2], rows[1::2]
+    assert sum(row["missed"] for row in short) >= 5 > 1 >= sum(row["missed"] for row in long)
+    assert all(a["search"] < b["search"] for a, b in zip(short, long, strict=True))
+
+
 def test_costs_between_measured_sample_sizes_are_interpolated(on_path):
     import curve
 

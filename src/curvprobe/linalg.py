@@ -99,7 +99,7 @@ def _take_out(vector: Tensor, rows: Tensor) -> Tensor:
 
 def norm(vector: Tensor) -> float:
     """Euclidean norm accumulated in float64."""
-    return math.sqrt(max(0.0, float(inner(vector[None], vector))))
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
 def all_finite(values: Tensor) -> bool:

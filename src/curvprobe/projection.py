@@ -170,7 +170,7 @@ def mean_projection(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
         columns = range(0, subspace.dim, _BLOCK)
         products = [inner(basis.T, hessian(risk) @ basis[:, i : i + _BLOCK]) for i in columns]
         curved = torch.cat(products, dim=1).cpu()
-    slope = inner(basis.T, risk.gradient())  # first: the losses come with it
+    slope = quick_inner(basis.T, risk.gradient())  # first: the losses come with it
     return ProjectedSample(
         torch.tensor([risk.value()], dtype=torch.float64),
         torch.tensor([risk.total_weight], dtype=torch.float64),
@@ -197,7 +197,7 @@ def _project_one(risk: EmpiricalRisk, batch: Batch, basis: Tensor) -> tuple[Tens
     leaves = risk.leaves()
     loss_sum, weight = risk.batch_losses(leaves, batch, 1)
     gradients = risk.first_order((loss_sum / weight).sum(), leaves, create_graph=True)
-    slope = inner(basis.T, risk.flatten(gradients))
+    slope = quick_inner(basis.T, risk.flatten(gradients))
     products = along(risk, gradient_derivative(leaves, gradients), 1)(basis)
     block, curved = torch.empty_like(basis.T[:_BLOCK]), []  # memory of its own: fresh memory takes as long as the sums
     for start in range(0, basis.shape[1], _BLOCK):
