@@ -7,7 +7,8 @@ of the gradient kept evaluates the derivative only: 6 times. All that is not a m
 nothing, so that a small model cannot come near its floor.
 
 Measured are the first product of a matrix, and later products of the same matrix, which may use what the first one
-kept; these also while freed memory is kept, as it is during an eigenvalue computation. The checks that come with the very first product of a risk are timed by themselves.
+kept; these also while freed memory is kept, as it is during an eigenvalue computation. The checks that come with the
+very first product of a risk are timed by themselves.
 
 Run: python benchmarks/limit.py [--models mlp] [--repeats 5]
 """
