@@ -75,18 +75,18 @@ def measure(name: str, repeats: int, rate: float) -> dict[str, Any]:
     very_first = seconds(lambda: cp.hessian(risk) @ vector)
     counts = plain_operations(plain(task))
     counted_first, _ = operations(lambda: cp.hessian(risk) @ vector)
-    first, later, within, forward = [], [], [], []
+    first, later, forward = [], [], []
     for _ in range(repeats):
         matrix = cp.hessian(risk)
         product = partial(matrix.__matmul__, vector)
         first.append(seconds(product))
         product()  # what is kept may be kept from the second product on
         later.append(statistics.median(seconds(product) for _ in range(3)))
-        with freed_memory_kept():
-            product()
-            within.append(statistics.median(seconds(product) for _ in range(3)))
         forward.append(seconds(partial(risk.losses, torch.zeros_like(vector))))
     counted_later, _ = operations(product)
+    with freed_memory_kept():
+        product()
+        within = [seconds(product) for _ in range(3 * repeats)]
     medians = {
         "forward": statistics.median(forward),
         "first": statistics.median(first),

@@ -30,7 +30,7 @@ def stage_rows(row: dict[str, Any]) -> list[str]:
     lines = [
         f"| {dim} | I, eigenspace: seconds | {theirs['seconds']:.3g} | {ours['seconds']:.3g} "
         f"| {one['seconds_ratio']:.1f} |",
-        f"| {dim} | I: seconds, without our search for missed copies | {theirs['seconds']:.3g} | {alone:.3g} "
+        f"| {dim} | I: seconds, by the share of products without our search | {theirs['seconds']:.3g} | {alone:.3g} "
         f"| {theirs['seconds'] / alone:.1f} |",
         f"| {dim} | I: products (ours: {CERTIFYING_PRODUCTS} of them to certify, {ours['search_products']} to look for "
         f"missed copies) | {theirs['products']} | {ours['products']} | {one['products_ratio']:.1f} |",

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import curvprobe as cp
 from curvprobe.experiments.machine import describe, timed
+from curvprobe.memory import freed_memory_kept
 from curvprobe.tasks import Task
 
 RESULT = Path(__file__).parent / "results" / "scaling.json"
@@ -48,9 +49,10 @@ def in_turns(functions: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any,
 def power_steps(risk: cp.EmpiricalRisk, products: int) -> list[float]:
     """Seconds of successive Hessian products, as in a solve: every vector comes from the product before."""
     matrix, vector, seconds = cp.hessian(risk), random_block(risk.num_params, 1)[:, 0], []
-    for _ in range(products):
-        vector, elapsed = timed(CPU, matrix.__matmul__, vector / vector.norm())
-        seconds.append(elapsed)
+    with freed_memory_kept():
+        for _ in range(products):
+            vector, elapsed = timed(CPU, matrix.__matmul__, vector / vector.norm())
+            seconds.append(elapsed)
     return seconds
 
 

@@ -99,29 +99,29 @@ def spectra() -> dict[str, tuple[int, Tensor]]:
 def by_search(steps: list[int], seeds: int) -> list[dict[str, Any]]:
     """Solves that missed an eigenvalue, and products of the search, by its least number."""
     rows, chosen = [], search.SEARCH_STEPS
-    for name, (dim, spectrum) in spectra().items():
-        leading = spectrum.sort(descending=True).values[:dim]
-        for least in steps:
-            search.SEARCH_STEPS = least
-            pairs = [
-                cp.lanczos(partial(torch.mul, spectrum[:, None]), SIZE, dim=dim, dtype=torch.float64, seed=seed)
-                for seed in range(seeds)
-            ]
-            errors = [float((found.eigenvalues - leading).abs().max() / leading[0]) for found in pairs]
-            rows.append(
-                {
-                    "spectrum": name,
-                    "dim": dim,
-                    "least": least,
-                    "seeds": seeds,
-                    "missed": sum(error > 1.5e-3 for error in errors),
-                    "search": statistics.mean(found.num_search_matvecs for found in pairs),
-                    "products": statistics.mean(found.num_matvecs for found in pairs),
-                }
-            )
-            print(rows[-1], flush=True)
-    search.SEARCH_STEPS = chosen
+    try:
+        for name, (dim, spectrum) in spectra().items():
+            for least in steps:
+                search.SEARCH_STEPS = least
+                rows.append({"spectrum": name, "dim": dim, "least": least, **missed(spectrum, dim, seeds)})
+                print(rows[-1], flush=True)
+    finally:
+        search.SEARCH_STEPS = chosen
     return rows
+
+
+def missed(spectrum: Tensor, dim: int, seeds: int) -> dict[str, Any]:
+    """Over the seeds, how many solves lack an eigenvalue, and the mean numbers of products."""
+    matmul = partial(torch.mul, spectrum[:, None])
+    pairs = [cp.lanczos(matmul, len(spectrum), dim=dim, dtype=torch.float64, seed=seed) for seed in range(seeds)]
+    leading = spectrum.sort(descending=True).values[:dim]
+    errors = [float((found.eigenvalues - leading).abs().max() / leading[0]) for found in pairs]
+    return {
+        "seeds": seeds,
+        "missed": sum(error > 1.5e-3 for error in errors),
+        "search": statistics.mean(found.num_search_matvecs for found in pairs),
+        "products": statistics.mean(found.num_matvecs for found in pairs),
+    }
 
 
 def costs(risk: cp.EmpiricalRisk, repeats: int) -> dict[str, float]:

@@ -198,7 +198,8 @@ def test_copies_are_found_whatever_the_seed():
 def test_many_copies_cost_no_more_than_a_few_restarts(tol, seed):
     matrix = symmetric([10.0] * 10 + BULK, seed)
     pairs = solve(matrix, dim=12, tol=tol, seed=seed)
-    assert torch.allclose(pairs.eigenvalues[:10], torch.full((10,), 10.0, dtype=torch.float64), rtol=1e-6)
+    # An eigenvalue is off by the square of its residual over a gap, at the most.
+    assert torch.allclose(pairs.eigenvalues[:10], torch.full((10,), 10.0).double(), rtol=max(1e-8, 5 * tol**2))
     assert pairs.num_matvecs < 400  # 1000 is the whole budget
 
 
@@ -443,8 +444,8 @@ def test_the_search_seldom_ends_early_without_a_missed_copy():
     assert wrong <= 4  # 1 % of the searches, of which there are two or three each
 
 
-def test_the_search_starts_beyond_all_that_was_seen():
-    """It does not find the next eigenvectors again, which the iteration has found on the way to the wanted ones."""
+def test_the_search_starts_beyond_the_next_eigenvectors():
+    """It does not find again what the iteration has found on the way to the wanted ones."""
     bulk = 10 * torch.rand(2000, generator=torch.Generator().manual_seed(0))
     diagonal, vectors = torch.cat([torch.linspace(50, 30, 60), bulk]).double(), []
 
@@ -659,6 +660,20 @@ def test_an_interruption_at_any_product_and_then_a_smaller_tolerance(tmp_path):
         assert bool(pairs.converged.all())
         assert bool((true_residuals(matrix, pairs) <= 1e-9).all())
         assert pairs.num_matvecs <= coarse + fine
+
+
+def test_a_smaller_tolerance_without_products_to_reach_it_keeps_what_there_is(tmp_path):
+    matrix, file = symmetric(SIGNED), Checkpoint(tmp_path / "state", "key")
+    coarse = quietly(lambda block: matrix @ block, 67, dim=5, tol=1e-2).num_matvecs
+    quietly(lambda block: matrix @ block, 67, dim=5, tol=1e-2, max_matvecs=coarse - 1, checkpoint=file)
+    before = file.path.stat().st_size
+    pairs = quietly(lambda block: matrix @ block, 67, dim=5, tol=1e-9, max_matvecs=coarse, checkpoint=file)
+    assert pairs.vectors.shape == (67, 5)
+    assert float(true_residuals(matrix, pairs).max()) < 1e-2
+    assert not bool(pairs.converged.any())
+    assert pairs.num_matvecs <= coarse
+    assert file.path.stat().st_size >= before
+    assert bool(quietly(lambda block: matrix @ block, 67, dim=5, tol=1e-9, checkpoint=file).converged.all())
 
 
 def test_a_larger_budget_goes_on_from_a_smaller_one(tmp_path):

@@ -22,6 +22,7 @@ from curvprobe.checkpoint import Checkpoint, Saver
 from curvprobe.convergence import FLOOR, Wanted, Which
 from curvprobe.krylov import KrylovBasis, MatMul
 from curvprobe.linalg import inner, norm, orthogonalise, rotate
+from curvprobe.memory import freed_memory_kept
 from curvprobe.search import nothing_missed
 
 LEAN = 10
@@ -137,7 +138,7 @@ def lanczos(
             raise ValueError(f"start has {start.shape[1]} columns; expected 1 to {capacity}, all finite")
     basis = KrylovBasis(matmul, num_params, capacity, seed, dtype, torch.device(device))
     solver = _Solver(basis, Wanted(dim, which, tol), budget, seed, Saver(checkpoint))
-    with progress.bar("eigenspace (products)") as advance:
+    with freed_memory_kept(), progress.bar("eigenspace (products)") as advance:
         return solver.run(start, advance)
 
 
@@ -161,10 +162,11 @@ class _Solver:
             if self.saver.load(basis):
                 advance(basis.num_matvecs)
                 start = None
-                if self.stuck():
+                if self.stuck() and basis.num_matvecs + 2 * self.dim <= self.budget:
                     start, basis.count = basis.rows[: self.dim].clone().T, 0
             if start is not None:
                 self.begin(start, advance)
+                start = None  # its memory is wanted
             while True:
                 self.converge(self.budget - reserve, advance)
                 if not self.wanted.settled(basis):
@@ -294,17 +296,21 @@ class _Solver:
         return image
 
     def set_aside(self, residuals: Tensor) -> None:
-        """Keep the wanted vectors only, whose residuals are known, and a start for the search beyond all that was seen.
+        """Keep the wanted vectors only, whose residuals are known, and a start for the search.
 
-        A start that is orthogonal to the next eigenvectors too, as far as they are known, does not spend its products
-        on finding them again.
+        The start is orthogonal also to the next eigenvectors, as far as they are known not to be wanted: so the search
+        does not find them again. One with a residual up to half its distance from the last wanted eigenvalue holds
+        little of any eigenvector that is wanted.
         """
-        basis = self.basis
-        values, coefficients = self.wanted.ritz(basis)
+        basis, wanted = self.basis, self.wanted
+        values, coefficients = wanted.ritz(basis)
         self.left_out = values[self.dim : self.dim + 1].clone()
-        seen = basis.rows[: basis.count + basis.is_pending]
-        start = basis.beyond(basis.random_vector(), seen) if len(seen) < basis.size else None
-        basis.keep(values[: self.dim], coefficients[:, : self.dim])
+        pending, carried = basis.residual_parts(coefficients)
+        distance = wanted.merit(values[self.dim - 1 : self.dim]) - wanted.merit(values)
+        known = 2 * (pending.abs() + carried) < distance
+        known[: self.dim] = True
+        basis.keep(values[known], coefficients[:, known])
+        start = None if basis.spans_everything else basis.beyond(basis.random_vector())
         basis.restrict(self.dim, residuals, start)
 
     def search(self, budget: int, advance: Callable[[int], None]) -> bool:

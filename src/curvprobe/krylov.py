@@ -104,14 +104,14 @@ class KrylovBasis:
 
     def expand_towards(self, direction: Tensor) -> None:
         """Add what is new in ``direction`` to the basis."""
-        self.add(self.beyond(direction, self.rows[: self.count])[None])
+        self.add(self.beyond(direction)[None])
 
-    def beyond(self, direction: Tensor, rows: Tensor) -> Tensor:
-        """What ``direction`` has beyond orthonormal rows that do not span everything, of unit length."""
+    def beyond(self, direction: Tensor) -> Tensor:
+        """What is new in ``direction``, of unit length; the basis does not span everything."""
         direction = direction.clone()
-        for _ in range(3):  # it may lie almost inside
+        for _ in range(3):  # it may lie almost inside the basis
             before = norm(direction)
-            orthogonalise(direction, rows)
+            orthogonalise(direction, self.rows[: self.count])
             after = norm(direction)
             if after > 0.1 * before:
                 break

@@ -65,10 +65,10 @@ def default_budget(device: torch.device) -> int:
 def freed_memory_kept() -> Iterator[None]:
     """Have the GNU C library keep freed memory for the next product instead of giving it back to the system.
 
-    Every product allocates the same large tensors again, and a system that must clear each page anew takes a sixth of
-    the time for that, or more. At the end all that is free is given back, and the library's own rule comes back as it
-    stands after large tensors have been freed. Does nothing where another C library is at work, or where the
-    environment says how this one is to allocate.
+    Every product allocates the same large tensors again, and clearing their pages anew can take a sixth of its time. At
+    the end all that is free is given back; the thresholds stay where the library's own rule ends up as large tensors
+    are freed. Does nothing where another C library is at work, or where the environment says how this one is to
+    allocate.
     """
     global _keeping
     mallopt, trim = _allocator()
@@ -76,7 +76,7 @@ def freed_memory_kept() -> Iterator[None]:
         _keeping += 1
         if _keeping == 1:
             mallopt(_MMAP_MAX, 0)
-            mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(_TRIM_THRESHOLD, -1)  # never
     try:
         yield
     finally:
@@ -95,7 +95,7 @@ def _allocator() -> tuple[Callable[[int, int], object], Callable[[int], object]]
         name.startswith("MALLOC_") and name.endswith("_") for name in os.environ
     )
     if not stated:
-        with contextlib.suppress(OSError, AttributeError):
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # the last on Windows
             library = ctypes.CDLL(None)
             return library.mallopt, library.malloc_trim
     return (lambda *_: None), (lambda _: None)

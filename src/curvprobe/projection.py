@@ -158,6 +158,7 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
 
 
+@freed_memory_kept()
 def mean_projection(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     """The risk itself as one projected example: ``L_k``, ``U^T g^(k)``, ``U^T H^(k) U``, and the total weight.
 

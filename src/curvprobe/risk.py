@@ -289,8 +289,6 @@ class EmpiricalRisk:
             return self._known["gradient"].clone()
         self.check_dependence()
         losses, weights, gradient = self._first_order_pass(displacement)
-        if not bool(gradient.isfinite().all()):
-            raise ValueError("the gradient of the risk is not finite although the losses are; check the loss there")
         if displacement is None:
             self._remember(losses, weights, gradient.clone())
         return gradient
@@ -308,7 +306,11 @@ class EmpiricalRisk:
                 losses[rows] = loss_sum.detach().double().cpu() / weights[rows]
                 check_weights(weights[rows], rows.start)
                 check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
-        return losses, weights, (total / weights.sum()).to(self.dtype)
+            gradient: Tensor = (total / weights.sum()).to(self.dtype)
+        if not bool(gradient.isfinite().all()):
+            raise ValueError("the gradient of the risk is not finite although the losses are; check the loss there")
+        self._known.setdefault("weights", weights)
+        return losses, weights, gradient
 
     def remember_pass(self, loss_sum: Tensor, weight: Tensor, gradients: Sequence[Tensor]) -> None:
         """Keep what one pass over the whole sample at the solution has shown, so that it is not computed again."""

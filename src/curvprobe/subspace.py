@@ -18,7 +18,6 @@ from curvprobe.eigensolver import Eigenpairs, lanczos
 from curvprobe.examples import digest
 from curvprobe.linalg import inner, norm, orthogonalise
 from curvprobe.linearisation import Kind
-from curvprobe.memory import freed_memory_kept
 from curvprobe.risk import EmpiricalRisk
 
 
@@ -158,23 +157,22 @@ def top_eigenspace(
         raise ValueError(f"start is {start!r:.80}; expected a Subspace of {risk.num_params} parameters")
     slim, basis_size, device = plan_memory(risk, dim)
     matrix = CurvatureMatrix(slim, curvature, compile)
-    with freed_memory_kept():
-        pairs = lanczos(
-            lambda block: matrix @ block,
-            risk.num_params,
-            dim=dim,
-            which=which,
-            tol=tol,
-            max_matvecs=max_matvecs,
-            seed=seed,
-            dtype=risk.dtype,
-            device=device,
-            start=None if start is None else start.basis[:, :basis_size],
-            basis_size=basis_size,
-            checkpoint=None
-            if checkpoint is None
-            else Checkpoint(Path(checkpoint), digest([risk.key(), curvature, dim, which, seed])),
-        )
+    pairs = lanczos(
+        lambda block: matrix @ block,
+        risk.num_params,
+        dim=dim,
+        which=which,
+        tol=tol,
+        max_matvecs=max_matvecs,
+        seed=seed,
+        dtype=risk.dtype,
+        device=device,
+        start=None if start is None else start.basis[:, :basis_size],
+        basis_size=basis_size,
+        checkpoint=None
+        if checkpoint is None
+        else Checkpoint(Path(checkpoint), digest([risk.key(), curvature, dim, which, seed])),
+    )
     return spanned(pairs, curvature, risk)
 
 
