@@ -15,7 +15,8 @@ SEARCH_STEPS = 10
 best value outside may still belong inside. benchmarks/solver.py counts what fewer miss in a crowded spectrum."""
 
 MISSED = 1e-4
-"""Probability, over the random start of the search, of missing an eigenvector when the search ends early."""
+"""Probability, over the random start of the search, of missing an eigenvector when the search ends early; for one that
+lies partly in what the start leaves out, up to a few times that."""
 
 
 def nothing_missed(basis: KrylovBasis, wanted: Wanted, outside: Tensor, inside: Tensor) -> bool:
