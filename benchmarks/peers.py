@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--peers", nargs="*", choices=PACKAGES, default=list(PACKAGES))
     parser.add_argument("--dim", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--limit", type=float, default=900, help="seconds that one solve may take")
+    parser.add_argument("--limit", type=float, default=120, help="seconds that one solve may take")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
     methods = ["curvprobe", *options.peers]
