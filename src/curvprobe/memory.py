@@ -65,9 +65,9 @@ def default_budget(device: torch.device) -> int:
 def freed_memory_kept() -> Iterator[None]:
     """Have the GNU C library keep freed memory for the next product instead of giving it back to the system.
 
-    Every product allocates the same large tensors again, and clearing their pages anew can take a sixth of its time. At
-    the end all that is free is given back; the thresholds stay where the library's own rule ends up as large tensors
-    are freed. Does nothing where another C library is at work, or where the environment says how this one is to
+    Every product allocates the same large tensors again, and clearing their pages anew takes time: how much depends on
+    the machine. At the end all that is free is given back; the thresholds stay where the library's own rule ends up
+    as large tensors are freed. Does nothing where another C library is at work, or where the environment says how this one is to
     allocate.
     """
     global _keeping
