@@ -67,8 +67,8 @@ def freed_memory_kept() -> Iterator[None]:
 
     Every product allocates the same large tensors again, and clearing their pages anew takes time: how much depends on
     the machine. At the end all that is free is given back; the thresholds stay where the library's own rule ends up
-    as large tensors are freed. Does nothing where another C library is at work, or where the environment says how this one is to
-    allocate.
+    as large tensors are freed. Does nothing where another C library is at work, or where the environment says how this
+    one is to allocate.
     """
     global _keeping
     mallopt, trim = _allocator()
