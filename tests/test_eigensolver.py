@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import curvprobe as cp
-from curvprobe.checkpoint import Checkpoint
+from curvprobe.checkpoint import Checkpoint, Saver
+from curvprobe.convergence import Wanted
+from curvprobe.eigensolver import _Solver
+from curvprobe.krylov import KrylovBasis
 
 WHICH = ["algebraic", "magnitude", "smallest"]
 SIGNED = [10.0, -9.0, 8.0, -7.0, 6.0, 5.0, -4.0, *(3.0 * (-1) ** i / (i + 1) for i in range(60))]
@@ -458,6 +461,17 @@ def test_the_search_starts_beyond_the_next_eigenvectors():
     assert float((pairs.vectors.T @ start).norm()) < 1e-10
     assert float(start[45:47].abs().max()) < 1e-3 < float(start[60:].abs().max())
     assert pairs.num_search_matvecs <= 8  # from any random vector 11
+
+
+def test_the_search_does_not_leave_out_what_is_hardly_known():
+    matrix = symmetric(LONG)
+    basis = KrylovBasis(lambda block: matrix @ block, 150, 25, 0, torch.float64, torch.device("cpu"))
+    for _ in range(20):
+        basis.expand()
+    seen = basis.rows[:20].clone()
+    _Solver(basis, Wanted(3, "algebraic", 1e-3), 100, 0, Saver(None)).set_aside(torch.zeros(3).double())
+    assert float((basis.rows[:3] @ basis.pending).norm()) < 1e-12
+    assert float((seen @ basis.pending).norm()) > 0.05
 
 
 def test_a_space_that_was_seen_almost_whole_is_searched_too():

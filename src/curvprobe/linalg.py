@@ -99,7 +99,7 @@ def _take_out(vector: Tensor, rows: Tensor) -> Tensor:
 
 def norm(vector: Tensor) -> float:
     """Euclidean norm accumulated in float64."""
-    pieces = [vector[start : start + columns.step] for columns in [_chunks(vector[None])] for start in columns]
+    pieces = torch.split(vector, _chunks(vector[None]).step)
     parts = torch.stack([torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces])
     return float(torch.linalg.vector_norm(parts))
 

@@ -371,8 +371,7 @@ class EmpiricalRisk:
             beside = 0.01 * step.to(self.device) * self.flatten(sizes)
             self.check_dependence()
             losses, weights, gradient = self._first_order_pass(beside)
-            moments = (losses.mean(), losses.square().mean(), gradient.double().norm())
-            behaviour = [f"{float(x):.3e}" for x in moments]
+            behaviour = [f"{float(x):.3e}" for x in (losses.mean(), losses.square().mean(), gradient.double().norm())]
             state = [self._params, self._kept, self._buffers]
             content = [__version__, torch.__version__, state, "".join(self.digests()), behaviour, weights]
             self._key = digest(content)
