@@ -111,7 +111,7 @@ def test_lower_matmul_precision_does_not_reach_the_quick_inner_product():
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_one_value_that_is_not_finite_is_noticed(value, dtype):
-    values = torch.full((1000, 3), torch.finfo(dtype).max, dtype=dtype)  # their sum is infinite in float64
+    values = torch.full((1000, 3), torch.finfo(dtype).max, dtype=dtype)  # their sum overflows
     assert linalg.all_finite(values)
     values[567, 1] = value
     assert not linalg.all_finite(values)

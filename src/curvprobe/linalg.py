@@ -105,8 +105,8 @@ def norm(vector: Tensor) -> float:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no value is infinite or NaN; a sum shows it without a mask of the tensor's size."""
-    return math.isfinite(float(values.sum(dtype=torch.float64))) or bool(values.isfinite().all())
+    """Whether no value is infinite or NaN; a sum shows it without a mask of the tensor's size, unless it overflows."""
+    return math.isfinite(float(values.sum())) or bool(values.isfinite().all())
 
 
 def subtract_combination(vector: Tensor, rows: Tensor, coefficients: Tensor) -> None:
