@@ -11,7 +11,7 @@ help:
 	@echo "make figures draw the figures of docs/numbers.md"
 	@echo "make paper   repeat the paper's experiments for docs/paper.md (about an hour)"
 	@echo "make docs    build the documentation into site/"
-	@echo "make bench   run the benchmarks (about an hour and a half), rewrite benchmarks/results/ and the tables"
+	@echo "make bench   run the benchmarks (about two hours), rewrite benchmarks/results/ and the tables"
 
 .venv/run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
