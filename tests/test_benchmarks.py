@@ -181,6 +181,23 @@ def test_comparison_with_the_paper_in_small(on_path, tmp_path, capsys):
         assert row["same_subspace_forwards_ratio"] > 10
 
 
+def test_times_are_medians_and_ratios_medians_of_the_repeats(monkeypatch):
+    from curvprobe.experiments import comparison
+
+    case = cases.make("mlp")
+    task = cp.Task(case.model, case.loss, case.data, case.candidates)
+    scripted = iter([8.0, 1.0, 9.0, 9.0, 9.0, 3.0, *(60.0, 30.0, 6.0), *(40.0, 60.0, 2.0), *(80.0, 5.0, 5.0)])
+    monkeypatch.setattr(comparison, "timed", lambda _, act, *given, **named: (act(*given, **named), next(scripted)))
+
+    sides = comparison.both_sides(task)
+    stage1, risk, subspace, pairs = comparison.eigenspaces(task, sides, 2, repeats=3, seed=0)
+    assert (stage1["paper"]["seconds"], stage1["ours"]["seconds"], stage1["seconds_ratio"]) == (9.0, 3.0, 3.0)
+    stage2 = comparison.increments(sides, risk, subspace, pairs, repeats=3)[0]
+    seconds = [stage2[side]["seconds"] for side in ("paper", "paper_four_rows", "ours")]
+    assert seconds == [60.0, 30.0, 5.0]
+    assert (stage2["seconds_ratio"], stage2["four_rows_seconds_ratio"]) == (16.0, 5.0)
+
+
 def test_searches_that_end_too_early_miss_copies(on_path, monkeypatch):
     import solver
 
