@@ -14,9 +14,9 @@ import torch
 from machine import place, write
 
 import curvprobe as cp
-from curvprobe.expectation import features, squared_mean
+from curvprobe.criteria.expectation import features, squared_mean
 from curvprobe.experiments.machine import describe
-from curvprobe.intervals import student_reach
+from curvprobe.numerics.intervals import student_reach
 
 RESULT = Path(__file__).parent / "results" / "coverage_of_intervals.json"
 SIGMA, TOLERANCE = 0.3, 1e-3

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import curvprobe as cp
 from curvprobe.experiments.machine import describe, timed
-from curvprobe.memory import freed_memory_kept
+from curvprobe.runtime.memory import freed_memory_kept
 from curvprobe.tasks import Task
 
 RESULT = Path(__file__).parent / "results" / "limit.json"

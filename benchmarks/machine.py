@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from curvprobe.store import to_json
+from curvprobe.runtime.plain import to_json
 
 
 def place(machine: dict[str, Any]) -> str:

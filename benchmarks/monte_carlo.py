@@ -16,13 +16,13 @@ from machine import place, write
 from torch import Tensor
 
 import curvprobe as cp
-from curvprobe.estimators import control, summarise
+from curvprobe.criteria.draws import standard_normal
+from curvprobe.criteria.estimators import control, summarise
 from curvprobe.experiments.machine import describe
-from curvprobe.monte_carlo import probe_increments
-from curvprobe.probes import standard_normal
+from curvprobe.probing.monte_carlo import probe_increments
+from curvprobe.probing.validity import subspace_validity
 from curvprobe.tasks.digits import digits
 from curvprobe.tasks.text import text
-from curvprobe.validity import subspace_validity
 
 RESULT = Path(__file__).parent / "results" / "monte_carlo.json"
 SIGMAS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

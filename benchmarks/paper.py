@@ -14,7 +14,7 @@ from typing import Any
 from machine import place, write
 from models import nanochat
 
-from curvprobe.eigensolver import CERTIFYING_PRODUCTS
+from curvprobe.eigensolver.lanczos import CERTIFYING_PRODUCTS
 from curvprobe.experiments.comparison import compare
 from curvprobe.experiments.machine import describe
 

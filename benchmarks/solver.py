@@ -20,8 +20,8 @@ from models import mlp, nanochat
 from torch import Tensor
 
 import curvprobe as cp
-from curvprobe import search
-from curvprobe.eigensolver import CERTIFYING_PRODUCTS
+from curvprobe.eigensolver import search
+from curvprobe.eigensolver.lanczos import CERTIFYING_PRODUCTS
 from curvprobe.experiments.machine import describe, timed
 
 RESULT = Path(__file__).parent / "results" / "solver.json"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import curvprobe as cp
-from curvprobe.subspace import plan_memory
+from curvprobe.subspace.eigenspace import plan_memory
 from curvprobe.tasks.digits import digits
 from tests import cases
 

@@ -201,7 +201,7 @@ def test_times_are_medians_and_ratios_medians_of_the_repeats(monkeypatch):
 def test_searches_that_end_too_early_miss_copies(on_path, monkeypatch):
     import solver
 
-    from curvprobe import search
+    from curvprobe.eigensolver import search
 
     monkeypatch.setattr(solver, "SIZE", 1000)
     before = vars(search).copy()

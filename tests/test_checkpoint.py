@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from curvprobe.checkpoint import Checkpoint, Saver
+from curvprobe.eigensolver.checkpoint import Checkpoint, Saver
 from tests.test_eigensolver import SIGNED, symmetric
 from tests.test_krylov import basis_of, grown
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import curvprobe as cp
-from curvprobe import displaced
-from curvprobe.displaced import displaced_losses, in_blocks
+from curvprobe.risk import displaced
+from curvprobe.risk.displaced import displaced_losses, in_blocks
 from tests import cases
 from tests.test_curvature import block_of
 from tests.test_risk import state_of

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import curvprobe as cp
-from curvprobe.checkpoint import Checkpoint, Saver
-from curvprobe.convergence import Wanted
-from curvprobe.eigensolver import _Solver
-from curvprobe.krylov import KrylovBasis
+from curvprobe.eigensolver.checkpoint import Checkpoint, Saver
+from curvprobe.eigensolver.krylov import KrylovBasis
+from curvprobe.eigensolver.lanczos import _Solver
+from curvprobe.eigensolver.wanted import Wanted
 
 WHICH = ["algebraic", "magnitude", "smallest"]
 SIGNED = [10.0, -9.0, 8.0, -7.0, 6.0, 5.0, -4.0, *(3.0 * (-1) ** i / (i + 1) for i in range(60))]

@@ -9,7 +9,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import curvprobe as cp
-from curvprobe.examples import Examples, digest, overlap, to_model
+from curvprobe.risk.examples import Examples, to_model
+from curvprobe.runtime.digest import digest, overlap
 from tests import cases
 
 X = torch.arange(15, dtype=torch.float64).view(5, 3)

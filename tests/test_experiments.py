@@ -9,15 +9,15 @@ from typer.testing import CliRunner
 
 import curvprobe as cp
 from curvprobe.cli import app
-from curvprobe.examples import overlap
 from curvprobe.experiments import convergence, error_map, fc, growth, timing, validity
 from curvprobe.experiments.cost import Cost, dry_run
 from curvprobe.experiments.options import Options
+from curvprobe.experiments.over_seeds import exponent
 from curvprobe.experiments.run import EXPERIMENTS, check_options, rehearse, run_experiment
 from curvprobe.experiments.solutions import Language, converged, stream, streamed, unseen
-from curvprobe.experiments.summary import exponent
 from curvprobe.losses import causal_lm
-from curvprobe.store import Store
+from curvprobe.runtime.digest import overlap
+from curvprobe.runtime.store import Store
 
 for name in ("transformers", "sklearn", "matplotlib"):
     pytest.importorskip(name)

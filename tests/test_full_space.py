@@ -191,7 +191,7 @@ def test_gaussian_laws_of_ones_own_have_a_closed_form_and_a_control():
 
 @pytest.mark.parametrize("budget", [2**30, 20_000])
 def test_a_small_budget_holds_fewer_probes_and_changes_no_number(budget):
-    from curvprobe.full_space import _probes_held
+    from curvprobe.probing.full_space import _probes_held
 
     case = cases.make("mlp")
     risk = case.risk(memory_budget=budget, microbatch_size=2)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 import curvprobe as cp
-from curvprobe.increment import fresh_increments
+from curvprobe.criteria.increment import fresh_increments
 from tests import cases, reference
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import norm, t
 
-from curvprobe import intervals
+from curvprobe.numerics import intervals
 
 
 def test_tails_are_students_for_the_effective_number_of_terms():

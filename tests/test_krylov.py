@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curvprobe.krylov import KrylovBasis
+from curvprobe.eigensolver.krylov import KrylovBasis
 from tests.test_eigensolver import SIGNED, symmetric
 
 EXACT = {"rtol": 0, "atol": 1e-12}

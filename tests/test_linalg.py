@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from curvprobe import linalg
+from curvprobe.numerics import linalg
 
 LONG = 3_000_001
 

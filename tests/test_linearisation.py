@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import curvprobe as cp
-from curvprobe import linearisation
+from curvprobe.curvature import linearisation
 from tests import cases
 from tests.test_curvature import EXACT, block_of
 from tests.test_risk import Gate

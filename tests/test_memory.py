@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from curvprobe import memory
+from curvprobe.runtime import memory
 
 CPU = torch.device("cpu")
 

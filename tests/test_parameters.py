@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import curvprobe as cp
-from curvprobe.parameters import select_parameters, upcast
+from curvprobe.risk.parameters import select_parameters, upcast
 from tests import cases
 from tests.test_risk import CE, close
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import curvprobe as cp
-from curvprobe import projection
-from curvprobe.examples import digest
+from curvprobe.runtime.digest import digest
+from curvprobe.subspace import projection
 from tests import cases, reference
 
 DIM = 3

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import curvprobe as cp
-from curvprobe import sample_size
-from curvprobe.stationarity import moving_ratio
+from curvprobe.criteria import sample_size
+from curvprobe.criteria.sample import moving_ratio
 from tests.population import drawn, logistic
 from tests.test_expectation import SIGMA, sample_of
 

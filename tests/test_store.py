@@ -4,7 +4,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from curvprobe.store import Store, to_json, write_atomically
+from curvprobe.runtime.plain import to_json
+from curvprobe.runtime.store import Store, write_atomically
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 import curvprobe as cp
-from curvprobe.subspace import plan_memory
+from curvprobe.subspace.eigenspace import plan_memory
 from tests import cases, reference
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 import curvprobe as cp
-from curvprobe.examples import overlap
+from curvprobe.runtime.digest import overlap
 from curvprobe.tasks import Task
 from curvprobe.tasks.digits import digits
 from curvprobe.tasks.text import text

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import curvprobe as cp
-from curvprobe.trajectory import power_law
+from curvprobe.numerics.power_law import power_law
 
 
 def fitted(k: int, n: int = 5) -> cp.EmpiricalRisk:

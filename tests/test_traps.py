@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 import curvprobe as cp
-from curvprobe import examples
+from curvprobe.risk import examples
 from tests import cases, reference
 
 

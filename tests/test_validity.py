@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import curvprobe as cp
-from curvprobe.validity import QuadraticValidity, subspace_validity
+from curvprobe.criteria.verdicts import QuadraticValidity
+from curvprobe.probing.validity import subspace_validity
 from tests import cases, reference
 
 GRID = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]

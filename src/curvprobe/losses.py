@@ -9,13 +9,13 @@ terms (tokens of a sequence, say). Keyword arguments are set with :func:`functoo
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+
+from curvprobe.errors import CannotProbeError, CannotProbeTypeError
 
 __all__ = ["binary_cross_entropy", "causal_lm", "cross_entropy", "masked_lm", "mse"]
 
@@ -35,7 +35,7 @@ def _tensor(outputs: Any) -> Tensor:
         return logits
     if isinstance(outputs, tuple | list) and outputs and isinstance(outputs[0], Tensor):
         return outputs[0]
-    raise TypeError(
+    raise CannotProbeTypeError(
         f"the model returned {type(outputs).__name__}; expected a tensor or an object with .logits. "
         "Write a loss(outputs, batch) that picks the prediction from it."
     )
@@ -47,11 +47,13 @@ def _target(batch: Any, *names: str) -> Tensor:
             if name in batch:
                 target: Tensor = batch[name]
                 return target
-        raise ValueError(f"the batch has keys {sorted(batch)}; expected one of {list(names)} for the target")
+        raise CannotProbeError(f"the batch has keys {sorted(batch)}; expected one of {list(names)} for the target")
     if isinstance(batch, tuple | list) and len(batch) >= 2:
         second: Tensor = batch[1]
         return second
-    raise TypeError(f"the batch is a {type(batch).__name__} without a target; expected (inputs, targets) or a dict")
+    raise CannotProbeTypeError(
+        f"the batch is a {type(batch).__name__} without a target; expected (inputs, targets) or a dict"
+    )
 
 
 def _labels(batch: Any) -> Tensor:
@@ -68,7 +70,7 @@ def _labels(batch: Any) -> Tensor:
 def _matching(prediction: Tensor, target: Tensor) -> Tensor:
     """The target in the shape and dtype of the prediction."""
     if target.numel() != prediction.numel():
-        raise ValueError(
+        raise CannotProbeError(
             f"the model predicts shape {tuple(prediction.shape)} and the targets have shape {tuple(target.shape)}; "
             "expected as many targets as predictions"
         )
@@ -94,7 +96,9 @@ def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> 
     """
     logits, target = _tensor(outputs), _target(batch, "labels", "targets")
     if target.dim() == 1 and target.is_floating_point():
-        raise TypeError(f"the targets are {target.dtype}; expected class indices of an integer type: targets.long()")
+        raise CannotProbeTypeError(
+            f"the targets are {target.dtype}; expected class indices of an integer type: targets.long()"
+        )
     target = target if target.is_floating_point() else target.long()
     return functional.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
 
@@ -178,90 +182,3 @@ def masked_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 # ---- what a loss must be and return
-
-
-def split_loss(result: Any, rows: int) -> tuple[Tensor, Tensor]:
-    """Summed losses and weights (n,) from what the user's loss returned."""
-    pair = isinstance(result, tuple) and len(result) == 2
-    loss_sum = result[0] if pair else result
-    if not isinstance(loss_sum, Tensor) or not loss_sum.is_floating_point():
-        raise TypeError(
-            f"the loss returned {type(result).__name__}; expected a floating-point tensor of one loss per example "
-            "(n,), or (loss_sum (n,), weight (n,))"
-        )
-    if loss_sum.dim() == 0:
-        raise ValueError(
-            f"the loss returned a scalar for {rows} examples; expected one loss per example, shape ({rows},): "
-            "use reduction='none', or a ready loss from curvprobe.losses"
-        )
-    if loss_sum.shape != (rows,):
-        raise ValueError(
-            f"the loss has shape {tuple(loss_sum.shape)} for {rows} examples; expected ({rows},): average over an "
-            "example's own terms, or return (loss_sum, weight)"
-        )
-    if not pair:
-        return loss_sum, torch.ones_like(loss_sum)
-    weight = torch.as_tensor(result[1], device=loss_sum.device)
-    if weight.shape != (rows,):
-        raise ValueError(f"the weights have shape {tuple(weight.shape)} for {rows} examples; expected ({rows},)")
-    return loss_sum, weight.detach().to(loss_sum.dtype)
-
-
-def check_finite(losses: Tensor, start: int, total: int, *, displaced: bool = False) -> None:
-    bad = (~losses.isfinite()).nonzero().flatten()
-    if len(bad):
-        where = "at the displaced parameters; take a smaller sigma" if displaced else "at the solution; check its data"
-        row = int(bad[0])
-        raise ValueError(f"the loss of example {start + row} of {total} is {float(losses[row])} {where}")
-
-
-def check_weights(weights: Tensor, start: int) -> None:
-    bad = (~((weights > 0) & weights.isfinite())).nonzero().flatten()
-    if len(bad):
-        row = int(bad[0])
-        raise ValueError(
-            f"example {start + row} has weight {float(weights[row])}; expected a positive number of loss terms: "
-            "leave out examples without any"
-        )
-
-
-def check_loss(loss: Any) -> None:
-    while isinstance(loss, functools.partial):
-        loss = loss.func
-    if isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == "torch.nn.functional":
-        name = type(loss).__name__ if isinstance(loss, nn.Module) else loss.__name__
-        if isinstance(loss, nn.Module) and not type(loss).__module__.startswith("torch.nn"):
-            return
-        raise TypeError(
-            f"loss is torch's {name}, which takes (input, target) and reduces over the batch; expected "
-            "loss(outputs, batch) giving one loss per example: use curvprobe.losses, or write one"
-        )
-    if not callable(loss):
-        raise TypeError(f"loss is a {type(loss).__name__}; expected a function loss(outputs, batch)")
-
-
-def check_depends(loss_sum: Tensor) -> None:
-    if not loss_sum.requires_grad:
-        raise ValueError(
-            "the loss depends on no parameter of the model; expected one that can be differentiated: neither the "
-            "model nor the loss may detach, convert to NumPy or run under torch.no_grad()"
-        )
-
-
-def check_repeatable(first: Tensor, again: Tensor, tolerance: float) -> None:
-    if not torch.allclose(first, again, rtol=tolerance, atol=tolerance):
-        raise ValueError(
-            "two evaluations of the same examples gave different losses; expected a deterministic model. "
-            "Call model.eval(), and take out functional dropout and other noise"
-        )
-
-
-def check_independent(together: Tensor, alone: Tensor, tolerance: float) -> None:
-    scale = max(float(together.abs().max()), 1e-3)
-    for row in range(len(together)):
-        if abs(float(alone[row]) - float(together[row])) > tolerance * scale:
-            raise ValueError(
-                f"the loss of example {row} is {float(alone[row]):.8g} by itself and {float(together[row]):.8g} in a "
-                f"batch of {len(together)}; expected losses that do not depend on the rest of the batch. Reduce over "
-                "the example's own terms only, and take out layers that mix examples"
-            )

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from curvprobe.result import Analysis
+from curvprobe.analysis.result import Analysis
+from curvprobe.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from curvprobe.concentration import ConcentrationCurve
-    from curvprobe.trajectory import Trajectory
+    from curvprobe.analysis.concentration import ConcentrationCurve
+    from curvprobe.analysis.trajectory import Trajectory
 
 _PARTS = (("level", "#4c72b0"), ("slope", "#dd8452"), ("curvature", "#55a868"))
 _SAVED = ("png", "pdf")
@@ -26,7 +27,7 @@ def panels(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (5.2,
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'curvprobe[plots]'") from error
+        raise MissingExtraError("figures need matplotlib: pip install 'curvprobe[plots]'") from error
     # No pyplot: no window, no global state.
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
@@ -39,10 +40,7 @@ def _new_figure() -> tuple[Figure, Axes]:
 
 def plot_eigenvalues(analysis: Analysis) -> Figure:
     """Eigenvalues against their index, with residuals as error bars; hollow where not converged."""
-    space = analysis.subspace
-    assert space.eigenvalues is not None
-    assert space.residuals is not None
-    assert space.converged is not None
+    space = analysis.spectrum
     values, converged = space.eigenvalues.numpy(), space.converged.numpy()
     bounds = (space.residuals * space.eigenvalues[0].abs()).numpy()
     index = numpy.arange(1, len(values) + 1)
@@ -116,7 +114,7 @@ def plot_validity(analysis: Analysis) -> Figure:
             first = False
     axes.axvline(analysis.sigma, color="black", linewidth=0.8)
     axes.set(xlabel="sigma (parameter units)", ylabel="relative error of the quadratic model")
-    axes.set_title(f"{validity.num_probes} directions in the top-{analysis.subspace.dim} eigenspace")
+    axes.set_title(f"{validity.num_probes} directions in the top-{analysis.spectrum.dim} eigenspace")
     axes.legend(frameon=False, fontsize="small")
     return figure
 

@@ -1,10 +1,13 @@
-"""The ``curvprobe`` command: arguments to the library, and where the results lie."""
+"""The ``curvprobe`` command: arguments to the library, and where the results lie.
+
+Imports everything; nothing imports it.
+"""
 
 import sys
 
 from curvprobe.cli import analysis, experiment
 from curvprobe.cli.app import app
-from curvprobe.memory import freed_memory_kept
+from curvprobe.runtime.memory import freed_memory_kept
 
 __all__ = ["analysis", "app", "experiment", "main"]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-import curvprobe
-from curvprobe.analysis import analyze
+from curvprobe.analysis.analyze import analyze
 from curvprobe.cli.app import app
 from curvprobe.cli.messages import plain_errors, say
 from curvprobe.cli.options import (
@@ -27,9 +27,9 @@ from curvprobe.cli.options import (
     as_bytes,
     number,
 )
-from curvprobe.result import Analysis
-from curvprobe.risk import EmpiricalRisk
-from curvprobe.store import SCHEMA_VERSION, Store, to_json, write_atomically
+from curvprobe.errors import ArgumentError, MissingExtraError
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime.store import Store
 from curvprobe.tasks import Task, load_task
 
 
@@ -137,7 +137,7 @@ def _analyse(task: Task, k: int | None, sigma: str, out: Path, memory_budget: fl
         say(task.description)
     risk = task.risk(memory_budget=None if memory_budget is None else as_bytes(memory_budget))
     if k is not None and not 1 <= k <= len(risk):
-        raise ValueError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
+        raise ArgumentError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
     chosen: float | Literal["auto"] = "auto" if sigma == "auto" else number(sigma)
     analysis = analyze(
         risk if k is None else risk[:k],
@@ -147,15 +147,20 @@ def _analyse(task: Task, k: int | None, sigma: str, out: Path, memory_budget: fl
         **options,
     )
     typer.echo(str(analysis))
-    typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_save_figures(analysis, out)])}")
 
-
-def _save_figures(analysis: Analysis, out: Path) -> list[str]:
-    try:
+    def figures() -> list[Path]:
         from curvprobe.plots import save_figures
 
-        return [path.name for path in save_figures(analysis, out)]
-    except ImportError as error:
+        return save_figures(analysis, out)
+
+    typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_drawn(figures)])}")
+
+
+def _drawn(figures: Callable[[], list[Path]]) -> list[str]:
+    """Names of the figures' files; none where the plotting library is not installed."""
+    try:
+        return [path.name for path in figures()]
+    except MissingExtraError as error:
         say(f"No figures: {error}")
         return []
 
@@ -182,7 +187,7 @@ def trajectory(
     Example: curvprobe trajectory examples/my_training.py:train --ks 25,50,100,200 --sigma 0.01 --out runs/path
     """
     with plain_errors():
-        from curvprobe.trajectory import trajectory as follow
+        from curvprobe.analysis.trajectory import trajectory as follow
 
         sizes = _sizes(ks)
         budget = None if memory_budget is None else as_bytes(memory_budget)
@@ -193,35 +198,23 @@ def trajectory(
         def trained(k: int) -> EmpiricalRisk:
             return (largest if k == sizes[-1] else load_task(train, k)).risk(memory_budget=budget)
 
-        path = follow(
-            trained,
-            sizes,
-            candidates=largest.candidates,
-            dim=dim,
-            sigma=sigma,
-            tol=tol,
-            seed=seed,
-            out=out,
-        )
+        new = largest.candidates
+        path = follow(trained, sizes, candidates=new, dim=dim, sigma=sigma, tol=tol, seed=seed, out=out)
         typer.echo(str(path))
-        config = {"train": train, "ks": sizes, "dim": dim, "sigma": sigma, "tol": tol, "seed": seed}
-        record = {"schema_version": SCHEMA_VERSION, "version": curvprobe.__version__, "config": config}
-        write_atomically(out / "result.json", to_json(record | {"trajectory": path.to_json()}))
-        names = ["result.json"]
-        try:
+
+        def figures() -> list[Path]:
             from curvprobe.plots import plot_trajectory, save
 
-            names += [path.name for path in save({"trajectory": plot_trajectory(path)}, out)]
-        except ImportError as error:
-            say(f"No figures: {error}")
-        typer.echo(f"\nWritten to {out}/: {', '.join(names)}")
+            return save({"trajectory": plot_trajectory(path)}, out)
+
+        typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_drawn(figures)])}")
 
 
 def _sizes(ks: str) -> list[int]:
     try:
         sizes = [int(k) for k in ks.split(",")]
     except ValueError:
-        raise ValueError(f"--ks is {ks!r}; expected whole numbers such as 50,100,200") from None
+        raise ArgumentError(f"--ks is {ks!r}; expected whole numbers such as 50,100,200") from None
     if sizes != sorted(set(sizes)):
-        raise ValueError(f"--ks is {ks!r}; expected ascending sample sizes")
+        raise ArgumentError(f"--ks is {ks!r}; expected ascending sample sizes")
     return sizes

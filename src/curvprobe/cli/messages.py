@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
-import curvprobe
+from curvprobe.errors import CurvprobeError
 
 
 def say(message: str, style: str | None = None) -> None:
@@ -22,7 +20,7 @@ def say(message: str, style: str | None = None) -> None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Show warnings and this package's own errors as plain lines; others with their traceback. Exit code 1."""
+    """Show warnings and what this package refuses as plain lines; other errors with their traceback. Exit code 1."""
     shown = warnings.showwarning
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -31,10 +29,7 @@ def plain_errors() -> Iterator[None]:
     warnings.showwarning = show
     try:
         yield
-    except (ValueError, TypeError, ImportError) as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not Path(raised_in).is_relative_to(Path(curvprobe.__file__).parent):
-            raise  # in the task's code, or a defect here: the traceback is needed
+    except CurvprobeError as error:
         say(f"Error: {error}", style="red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:

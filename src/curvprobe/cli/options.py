@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from curvprobe.errors import ArgumentError
+
 K = Annotated[int | None, typer.Option(help="Examples in the sample: the first K of the task's data. Default: all.")]
 Dim = Annotated[int, typer.Option(help="Dimension D of the top eigenspace of the Hessian.")]
 Sigma = Annotated[
@@ -51,11 +53,11 @@ def number(sigma: str) -> float:
     try:
         return float(sigma)
     except ValueError:
-        raise ValueError(f"--sigma is {sigma!r}; expected 'auto' or a positive number") from None
+        raise ArgumentError(f"--sigma is {sigma!r}; expected 'auto' or a positive number") from None
 
 
 def as_bytes(gib: float) -> int:
     """The value of --memory-budget, from GiB."""
     if not 0 < gib < math.inf:
-        raise ValueError(f"--memory-budget is {gib}; expected a positive number of GiB")
+        raise ArgumentError(f"--memory-budget is {gib}; expected a positive number of GiB")
     return int(gib * 2**30)

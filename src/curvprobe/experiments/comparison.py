@@ -14,17 +14,20 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from curvprobe.curvature import hessian
-from curvprobe.estimators import control, gaussian_moment, quadratic_monte_carlo, summarise
+from curvprobe.criteria.draws import standard_normal
+from curvprobe.criteria.estimators import Estimate, control, gaussian_moment, quadratic_monte_carlo, summarise
+from curvprobe.criteria.increment import QuadraticIncrement, increment
+from curvprobe.curvature.matrix import hessian
 from curvprobe.experiments import paper_procedure as procedure
 from curvprobe.experiments.machine import timed
-from curvprobe.increment import QuadraticIncrement, increment
-from curvprobe.linalg import inner, norm
-from curvprobe.monte_carlo import probe_increments
-from curvprobe.probes import SubspaceProbe, standard_normal
-from curvprobe.projection import mean_projection, project
-from curvprobe.risk import EmpiricalRisk
-from curvprobe.subspace import Subspace, top_eigenspace
+from curvprobe.numerics.linalg import inner, norm
+from curvprobe.probing.joining import Joining
+from curvprobe.probing.laws import SubspaceProbe
+from curvprobe.probing.monte_carlo import probe_increments
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.subspace.eigenspace import top_eigenspace
+from curvprobe.subspace.projection import mean_projection, project
+from curvprobe.subspace.spaces import Eigenspace, Subspace
 from curvprobe.tasks import Task
 
 SIGMAS = (1e-3, 1e-2)
@@ -86,10 +89,10 @@ def compare(
 
 def eigenspaces(
     task: Task, sides: Sides, dim: int, repeats: int, seed: int
-) -> tuple[dict[str, object], EmpiricalRisk, Subspace, procedure.Eigenpairs]:
+) -> tuple[dict[str, object], EmpiricalRisk, Eigenspace, procedure.Eigenpairs]:
     """Ours with all that a user pays for: making the risk, its checks, and the certificates."""
 
-    def find() -> tuple[EmpiricalRisk, Subspace]:
+    def find() -> tuple[EmpiricalRisk, Eigenspace]:
         risk = task.risk()
         return risk, top_eigenspace(risk, dim=dim, seed=seed)
 
@@ -100,7 +103,6 @@ def eigenspaces(
         (risk, subspace), ours = timed(sides.device, find)
         times.append((ours, theirs))
     ours, theirs = (median(column) for column in zip(*times, strict=True))
-    assert subspace.eigenvalues is not None
     result = {
         "repeats": repeats,
         "ours": {
@@ -211,50 +213,71 @@ def moments(
 
     The two sides draw in their own subspaces; ``same_subspace_forwards_ratio`` has direct Monte Carlo in ours.
     """
-    k = len(sides.risk)
-    rows = []
-    for sigma in SIGMAS:
-        law = SubspaceProbe(subspace, sigma)
-        z = law.coordinates(num_probes, seed)
-        draws = sigma * standard_normal(num_probes, subspace.dim, seed).to(pairs.basis)  # the paper's are independent
-        closed, closed_seconds = timed(sides.device, gaussian_moment, ours, sigma=sigma)
-        _, quadratic_seconds = timed(sides.device, quadratic_monte_carlo, ours, sigma=sigma, num_probes=num_probes)
-        true, our_seconds = timed(sides.device, probe_increments, sides.risk, sides.new, law, num_probes, seed)
-        controlled = control(closed, ours, true, z)
-        their_closed, their_closed_seconds = timed(sides.device, procedure.closed_form, theirs, sigma)
-        _, their_quadratic_seconds = timed(sides.device, procedure.quadratic_increments, theirs, draws)
-        steps = (pairs.basis @ z for z in draws)
-        direct, their_seconds = timed(
-            sides.device, procedure.direct_increments, sides.mean, sides.before, sides.after, steps
-        )
-        squares = direct.double().square()
-        stderr = float(squares.std()) / math.sqrt(num_probes)
-        forwards = (2 * k + 1) / (k + 1)
-        rows.append(
-            {
-                "sigma": sigma,
-                "ours": {
-                    "closed_form": closed.value,
-                    "controlled": controlled.value,
-                    "stderr": controlled.stderr,
-                    "forwards_per_draw": k + 1,
-                    "monte_carlo_seconds": our_seconds,
-                    "quadratic_seconds": quadratic_seconds,
-                    "closed_form_seconds": closed_seconds,
-                },
-                "paper": {
-                    "closed_form": their_closed,
-                    "direct": float(squares.mean()),
-                    "stderr": stderr,
-                    "forwards_per_draw": 2 * k + 1,
-                    "monte_carlo_seconds": their_seconds,
-                    "quadratic_seconds": their_quadratic_seconds,
-                    "closed_form_seconds": their_closed_seconds,
-                },
-                "seconds_ratio": their_seconds / our_seconds,
-                "forwards_ratio": (stderr / controlled.stderr) ** 2 * forwards,
-                # The spread of single draws in our subspace, as if they were independent and not pairs.
-                "same_subspace_forwards_ratio": (summarise(true).stderr / controlled.stderr) ** 2 * forwards,
-            }
-        )
-    return rows
+    return [_moments_at(sigma, sides, subspace, pairs, ours, theirs, num_probes, seed) for sigma in SIGMAS]
+
+
+def _moments_at(
+    sigma: float,
+    sides: Sides,
+    subspace: Subspace,
+    pairs: procedure.Eigenpairs,
+    ours: QuadraticIncrement,
+    theirs: procedure.Coefficients,
+    num_probes: int,
+    seed: int,
+) -> dict[str, object]:
+    our_side, true, controlled = _our_moments(sigma, sides, subspace, ours, num_probes, seed)
+    their_side = _their_moments(sigma, sides, pairs, theirs, num_probes, seed)
+    forwards = float(their_side["forwards_per_draw"]) / float(our_side["forwards_per_draw"])
+    return {
+        "sigma": sigma,
+        "ours": our_side,
+        "paper": their_side,
+        "seconds_ratio": their_side["monte_carlo_seconds"] / our_side["monte_carlo_seconds"],
+        "forwards_ratio": (their_side["stderr"] / controlled.stderr) ** 2 * forwards,
+        # The spread of single draws in our subspace, as if they were independent and not pairs.
+        "same_subspace_forwards_ratio": (summarise(true).stderr / controlled.stderr) ** 2 * forwards,
+    }
+
+
+def _our_moments(
+    sigma: float, sides: Sides, subspace: Subspace, ours: QuadraticIncrement, num_probes: int, seed: int
+) -> tuple[dict[str, float], Tensor, Estimate]:
+    """What ours tells and takes, the true increments behind it, and the controlled estimate."""
+    law, joining = SubspaceProbe(subspace, sigma), Joining(sides.risk, sides.new)
+    closed, closed_seconds = timed(sides.device, gaussian_moment, ours, sigma=sigma)
+    _, quadratic_seconds = timed(sides.device, quadratic_monte_carlo, ours, sigma=sigma, num_probes=num_probes)
+    true, seconds = timed(sides.device, probe_increments, joining, law, num_probes, seed)
+    controlled = control(closed, ours, true, law.coordinates(num_probes, seed))
+    side = {
+        "closed_form": closed.value,
+        "controlled": controlled.value,
+        "stderr": controlled.stderr,
+        "forwards_per_draw": len(sides.risk) + 1,
+        "monte_carlo_seconds": seconds,
+        "quadratic_seconds": quadratic_seconds,
+        "closed_form_seconds": closed_seconds,
+    }
+    return side, true, controlled
+
+
+def _their_moments(
+    sigma: float, sides: Sides, pairs: procedure.Eigenpairs, theirs: procedure.Coefficients, num_probes: int, seed: int
+) -> dict[str, float]:
+    """What the paper's procedure tells and takes."""
+    # Its draws are independent, ours come in pairs.
+    draws = sigma * standard_normal(num_probes, pairs.basis.shape[1], seed).to(pairs.basis)
+    closed, closed_seconds = timed(sides.device, procedure.closed_form, theirs, sigma)
+    _, quadratic_seconds = timed(sides.device, procedure.quadratic_increments, theirs, draws)
+    steps = (pairs.basis @ z for z in draws)
+    direct, seconds = timed(sides.device, procedure.direct_increments, sides.mean, sides.before, sides.after, steps)
+    squares = direct.double().square()
+    return {
+        "closed_form": closed,
+        "direct": float(squares.mean()),
+        "stderr": float(squares.std()) / math.sqrt(num_probes),
+        "forwards_per_draw": 2 * len(sides.risk) + 1,
+        "monte_carlo_seconds": seconds,
+        "quadratic_seconds": quadratic_seconds,
+        "closed_form_seconds": closed_seconds,
+    }

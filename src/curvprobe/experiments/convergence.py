@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from curvprobe.estimators import control, gaussian_moment, summarise
+from curvprobe.criteria.estimators import control, gaussian_moment, summarise
+from curvprobe.criteria.increment import QuadraticIncrement, increment
 from curvprobe.experiments import paper_procedure as procedure
 from curvprobe.experiments.cost import Cost, eigenspace_cost
-from curvprobe.experiments.models import each_model
+from curvprobe.experiments.each_model import each_model
+from curvprobe.experiments.experiment import Experiment
 from curvprobe.experiments.options import Options
+from curvprobe.experiments.released import released
 from curvprobe.experiments.solutions import PAPER, SMALL, Language, Solution
-from curvprobe.increment import QuadraticIncrement, increment
-from curvprobe.monte_carlo import probe_increments
-from curvprobe.probes import SubspaceProbe
-from curvprobe.projection import mean_projection, project
-from curvprobe.risk import EmpiricalRisk
-from curvprobe.store import Store
-from curvprobe.subspace import top_eigenspace
+from curvprobe.probing.joining import Joining
+from curvprobe.probing.laws import SubspaceProbe
+from curvprobe.probing.monte_carlo import probe_increments
+from curvprobe.runtime.store import Store
+from curvprobe.subspace.eigenspace import top_eigenspace
+from curvprobe.subspace.projection import mean_projection, project
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,9 +140,7 @@ NEARER = 100.0
 """Steps that many times smaller show rounding alone: the model's own error is a millionth of what it was."""
 
 
-def rounding_error(
-    risk: EmpiricalRisk, new: EmpiricalRisk, model: QuadraticIncrement, law: SubspaceProbe, seed: int
-) -> float:
+def rounding_error(joining: Joining, model: QuadraticIncrement, law: SubspaceProbe, seed: int) -> float:
     """Error of a second moment by rounding of the losses.
 
     A model may compute parts of its loss in float32 whatever its parameters are, and the closed form takes the level
@@ -148,7 +148,7 @@ def rounding_error(
     from the quadratic model, which is exact there.
     """
     near = SubspaceProbe(law.subspace, law.scale / NEARER)
-    off = probe_increments(risk, new, near, 16, seed) - model.at(near.coordinates(16, seed))
+    off = probe_increments(joining, near, 16, seed) - model.at(near.coordinates(16, seed))
     return 2 * abs(float(model.level)) * float(off.square().mean().sqrt())
 
 
@@ -165,7 +165,8 @@ def estimates(solution: Solution, settings: Settings, seed: int, *, literal: boo
         SubspaceProbe(space, settings.sigma),
         2 * max(settings.draws),
     )
-    z, true = law.coordinates(most, seed), probe_increments(risk, new, law, most, seed)
+    joining = Joining(risk, new)
+    z, true = law.coordinates(most, seed), probe_increments(joining, law, most, seed)
     rows = []
     for count in settings.draws:
         found = (
@@ -177,20 +178,19 @@ def estimates(solution: Solution, settings: Settings, seed: int, *, literal: boo
         )
         rows.append([[e.value, e.stderr] for e in found])
     table = torch.tensor(rows, dtype=torch.float64)
-    says = (
-        _literal(solution, settings, seed)
-        if literal
-        else (math.nan, math.nan, torch.full((len(settings.draws), 2), math.nan))
-    )
-    assert closed.shape is not None
+    says = (math.nan, math.nan, torch.full((len(settings.draws), 2), math.nan))
+    if literal:
+        says = _literal(solution, settings, seed)
+    single = [closed.value, closed.shape or 0.0, rounding_error(joining, model, law, seed), *says[:2]]
+    whole, shape, rounding, literal_closed, literal_same = torch.tensor(single, dtype=torch.float64)
     return Estimates(
-        torch.tensor(closed.value, dtype=torch.float64),
-        torch.tensor(closed.shape, dtype=torch.float64),
-        torch.tensor(rounding_error(risk, new, model, law, seed), dtype=torch.float64),
+        whole,
+        shape,
+        rounding,
         table[:, :, 0].T.contiguous(),
         table[:, :, 1].T.contiguous(),
-        torch.tensor(says[0], dtype=torch.float64),
-        torch.tensor(says[1], dtype=torch.float64),
+        literal_closed,
+        literal_same,
         says[2][:, 0].double().contiguous(),
         says[2][:, 1].double().contiguous(),
     )
@@ -201,18 +201,15 @@ def _literal(solution: Solution, settings: Settings, seed: int) -> tuple[float, 
 
     The sample's last example joins.
     """
-    mean, after = solution.mean, solution.data
-    before = procedure.take(after, slice(0, len(solution.risk) - 1))
-    pairs = procedure.power_iteration(mean, procedure.take(before, slice(0, 4)), settings.dim, seed=seed, signed=False)
-    model = procedure.coefficients_on_subsets(mean, pairs.basis, before, after, seed=seed)
+    found = released(solution, settings.dim, seed)
     generator = torch.Generator().manual_seed(seed)
     z = settings.sigma * torch.randn(max(settings.draws), settings.dim, generator=generator)
-    squares = procedure.direct_increments(mean, before, after, (pairs.basis @ row for row in z.to(pairs.basis)))
-    squares = squares.double().square().cpu()
+    steps = (found.basis @ row for row in z.to(found.basis))
+    squares = procedure.direct_increments(found.mean, found.before, found.after, steps).double().square().cpu()
     rows = [[float(squares[:n].mean()), float(squares[:n].std()) / math.sqrt(n)] for n in settings.draws]
-    same = procedure.coefficients(mean, pairs.basis, before, after)
-    closed = procedure.closed_form(model, settings.sigma), procedure.closed_form(same, settings.sigma)
-    return *closed, torch.tensor(rows, dtype=torch.float64)
+    models = (found.model, found.on_the_same_rows())
+    ours, same = (procedure.closed_form(model, settings.sigma) for model in models)
+    return ours, same, torch.tensor(rows, dtype=torch.float64)
 
 
 def findings(result: dict[str, Any]) -> list[str]:
@@ -295,3 +292,6 @@ def cost(settings: Settings, options: Options) -> Cost:
     if options.literal:
         total = total + Cost(0, most * (2 * k - 1), (20 + 2) * settings.dim * 4, 0)
     return total * settings.seeds
+
+
+EXPERIMENT = Experiment("convergence", ABOUT, PRESETS, cost, measure, findings, figures, has_literal=True)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from curvprobe.curvature import hessian
+from curvprobe.curvature.matrix import hessian
+from curvprobe.errors import NotFiniteError
 from curvprobe.experiments.solutions import Language
-from curvprobe.risk import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk
 
 ASSUMED_RATE = 2e13
 """Floating-point operations a second of one GPU in float32, for a dry run: below half of an H100's peak."""
@@ -116,7 +117,7 @@ def dry_run(cost: Cost, language: Language, risk: EmpiricalRisk, needed: int, av
     flops = counter.get_total_flops()
     product = hessian(one) @ torch.ones(one.num_params, dtype=one.dtype, device=one.device)
     if not bool(product.isfinite().all()):
-        raise ValueError("a Hessian-vector product at full size is not finite")
+        raise NotFiniteError("a Hessian-vector product at full size is not finite")
     total = flops * float(cost.forwards + TRAINING * cost.trained + PRODUCT * cost.products)
     held = cost.vectors * one.num_params * one.dtype.itemsize + one.footprint.least
     logits = (1, language.context, language.vocabulary)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from curvprobe.experiments import growth
-from curvprobe.experiments.growth import PRESETS as PRESETS
-from curvprobe.experiments.growth import Settings
-from curvprobe.experiments.growth import cost as cost
+from curvprobe.experiments.experiment import Experiment
+from curvprobe.experiments.growth import PRESETS, Growth, Settings, cost
 from curvprobe.experiments.options import Options
-from curvprobe.experiments.summary import exponent, over_seeds, said
-from curvprobe.store import Store
+from curvprobe.experiments.over_seeds import exponent, over_seeds, said
+from curvprobe.runtime.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,29 +30,10 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
     """Curves of every criterion, over the candidates ("expected") and for the first of them ("single")."""
     run = growth.measure(settings, options, store)
     ks = torch.tensor(run.ks, dtype=torch.float64)
-    level, parts, increments = run["level"], run["top"].sum(2), run["increments"]
-    curves = {
-        "expected": {
-            "delta1": level.abs().mean(2),
-            "delta2": increments.square().mean((3, 4)),
-            "delta2_subspace": parts.mean(2),
-        },
-        "single": {
-            "delta1": level.abs()[:, :, 0],
-            "delta2": increments.square().mean(3)[..., 0],
-            "delta2_subspace": parts[:, :, 0],
-        },
-    }
-    if options.literal:
-        curves["literal"] = {
-            "delta1": run["literal_delta1"],
-            "delta2": run["literal_isotropic"],
-            "delta2_subspace": run["literal_subspace"],
-        }
-    dispersion, count = run["dispersion"], len(settings.sigmas)
+    curves, dispersion = _curves(run, literal=options.literal), run["dispersion"]
     late = slice(len(ks) // 2, None)
     # The criterion over candidates is f^2 (|mean shift|^2 + V): the share of V, in the largest dimension.
-    spread_share = dispersion.sum(2) / (ks[:, None] + 1) ** 2 / parts.mean(2)[:, :, -1]
+    spread_share = dispersion.sum(2) / (ks[:, None] + 1) ** 2 / run["top"].sum(2).mean(2)[:, :, -1]
     return {
         "ks": run.ks,
         "sigmas": settings.sigmas,
@@ -73,16 +53,46 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
             for which, named in curves.items()
         },
         "spread_share": over_seeds(spread_share),
-        "dispersion": {
-            "total": over_seeds(dispersion.sum(2)),
-            "parts": over_seeds(dispersion),
-            **{
-                f"{when}exponents": {
-                    "total": [exponent(ks[at], dispersion.sum(2)[:, at, s]) for s in range(count)],
-                    "shape": [exponent(ks[at], dispersion[:, :, 1:].sum(2)[:, at, s]) for s in range(count)],
-                }
-                for when, at in (("", slice(None)), ("late_", late))
-            },
+        "dispersion": _dispersion_of(dispersion, ks, late),
+    }
+
+
+def _curves(run: Growth, *, literal: bool) -> dict[str, dict[str, Tensor]]:
+    """Every criterion over the candidates, for the first of them, and by the paper's released procedure."""
+    level, parts, increments = run["level"], run["top"].sum(2), run["increments"]
+    curves = {
+        "expected": {
+            "delta1": level.abs().mean(2),
+            "delta2": increments.square().mean((3, 4)),
+            "delta2_subspace": parts.mean(2),
+        },
+        "single": {
+            "delta1": level.abs()[:, :, 0],
+            "delta2": increments.square().mean(3)[..., 0],
+            "delta2_subspace": parts[:, :, 0],
+        },
+    }
+    if literal:
+        curves["literal"] = {
+            "delta1": run["literal_delta1"],
+            "delta2": run["literal_isotropic"],
+            "delta2_subspace": run["literal_subspace"],
+        }
+    return curves
+
+
+def _dispersion_of(dispersion: Tensor, ks: Tensor, late: slice) -> dict[str, Any]:
+    """The landscape dispersion (seeds, K, 3, S), its parts, and the powers of k it goes as."""
+    total, shape = dispersion.sum(2), dispersion[:, :, 1:].sum(2)
+    return {
+        "total": over_seeds(total),
+        "parts": over_seeds(dispersion),
+        **{
+            f"{when}exponents": {
+                name: [exponent(ks[at], values[:, at, s]) for s in range(dispersion.shape[3])]
+                for name, values in (("total", total), ("shape", shape))
+            }
+            for when, at in (("", slice(None)), ("late_", late))
         },
     }
 
@@ -194,3 +204,6 @@ def _dispersion(result: dict[str, Any], ks: torch.Tensor) -> Figure:
     axes[0, 0].set_ylabel("dispersion V (squared loss units)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
     return figure
+
+
+EXPERIMENT = Experiment("decay", ABOUT, PRESETS, cost, measure, findings, figures, grows=True, has_literal=True)

@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from curvprobe.estimators import control, gaussian_moment, summarise
+from curvprobe.criteria.draws import standard_normal
+from curvprobe.criteria.estimators import control, gaussian_moment, summarise
+from curvprobe.criteria.increment import increment
 from curvprobe.experiments import paper_procedure as procedure
 from curvprobe.experiments.cost import Cost, eigenspace_cost
-from curvprobe.experiments.models import each_model
+from curvprobe.experiments.each_model import each_model
+from curvprobe.experiments.experiment import Experiment
 from curvprobe.experiments.options import Options
+from curvprobe.experiments.released import Released, released
 from curvprobe.experiments.solutions import PAPER, SMALL, Language, Solution
-from curvprobe.increment import increment
-from curvprobe.monte_carlo import probe_increments
-from curvprobe.probes import SubspaceProbe, standard_normal
-from curvprobe.projection import mean_projection, project
-from curvprobe.store import Store
-from curvprobe.subspace import top_eigenspace
+from curvprobe.probing.joining import Joining
+from curvprobe.probing.laws import SubspaceProbe
+from curvprobe.probing.monte_carlo import probe_increments
+from curvprobe.runtime.store import Store
+from curvprobe.subspace.eigenspace import top_eigenspace
+from curvprobe.subspace.projection import mean_projection, project
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,40 +118,31 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
 def one_map(solution: Solution, settings: Settings, seed: int, *, literal: bool) -> Map:
     """Every dimension and sigma from one eigenspace; in float64, for float32's rounding hides the model's error."""
     risk, new = solution.risk.in_double(), solution.new[:1].in_double()
-    shape = (len(settings.dims), len(settings.sigmas))
-    space = top_eigenspace(risk, dim=max(settings.dims), tol=1e-4, seed=seed)
+    joining, space = Joining(risk, new), top_eigenspace(risk, dim=max(settings.dims), tol=1e-4, seed=seed)
     whole = increment(mean_projection(risk, space), project(new, space))
-    cells = torch.full((8, *shape), torch.nan, dtype=torch.float64)
-    pairs, model = _literal_model(solution, settings, seed) if literal else (None, None)
+    cells = torch.full((8, len(settings.dims), len(settings.sigmas)), torch.nan, dtype=torch.float64)
+    theirs = released(solution, max(settings.dims), seed) if literal else None
     for m, dim in enumerate(settings.dims):
         for s, sigma in enumerate(settings.sigmas):
             law, inc = SubspaceProbe(space.truncate(dim), sigma), whole.truncate(dim)
             z = law.coordinates(settings.num_probes, seed)
-            independent = sigma * standard_normal(settings.num_probes, dim, seed)
-            true = probe_increments(risk, new, law, settings.num_probes, seed)
+            true = probe_increments(joining, law, settings.num_probes, seed)
             closed, direct = gaussian_moment(inc, sigma=sigma), summarise(true, antithetic=True)
             controlled = control(closed, inc, true, z)
             values = [closed.value, closed.shape, direct.value, direct.stderr, controlled.value, controlled.stderr]
             cells[:6, m, s] = torch.tensor(values, dtype=torch.float64)
-            if pairs is not None and model is not None:
-                before = procedure.take(solution.data, slice(0, len(risk) - 1))
-                basis = pairs.basis[:, :dim]
-                steps = (basis @ row for row in independent.to(basis))
-                direct_says = procedure.direct_increments(solution.mean, before, solution.data, steps).double()
-                cells[6, m, s] = procedure.closed_form(model.truncate(dim), sigma)
-                cells[7, m, s] = float(direct_says.square().mean())
+            if theirs is not None:
+                cells[6:, m, s] = _released_cell(theirs, dim, sigma, settings.num_probes, seed)
     return Map(*cells)
 
 
-def _literal_model(
-    solution: Solution, settings: Settings, seed: int
-) -> tuple[procedure.Eigenpairs, procedure.Coefficients]:
-    """Basis and quadratic model of the released procedure; the sample's last example joins."""
-    mean, after = solution.mean, solution.data
-    before = procedure.take(after, slice(0, len(solution.risk) - 1))
-    rows = procedure.take(before, slice(0, 4))
-    pairs = procedure.power_iteration(mean, rows, max(settings.dims), seed=seed, signed=False)
-    return pairs, procedure.coefficients_on_subsets(mean, pairs.basis, before, after, seed=seed)
+def _released_cell(theirs: Released, dim: int, sigma: float, num_probes: int, seed: int) -> Tensor:
+    """Closed form and direct Monte Carlo of the released procedure, float64 (2,)."""
+    basis, independent = theirs.basis[:, :dim], sigma * standard_normal(num_probes, dim, seed)
+    steps = (basis @ row for row in independent.to(basis))
+    increments = procedure.direct_increments(theirs.mean, theirs.before, theirs.after, steps).double()
+    closed = procedure.closed_form(theirs.model.truncate(dim), sigma)
+    return torch.tensor([closed, float(increments.square().mean())], dtype=torch.float64)
 
 
 def findings(result: dict[str, Any]) -> list[str]:
@@ -210,3 +205,6 @@ def cost(settings: Settings, options: Options) -> Cost:
     if options.literal:
         total = total + Cost(0, cells * (2 * k - 1), (20 + 2) * dim * 4, 0)
     return total * settings.seeds
+
+
+EXPERIMENT = Experiment("error-map", ABOUT, PRESETS, cost, measure, findings, figures, has_literal=True)

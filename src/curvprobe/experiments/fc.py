@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from curvprobe import progress
-from curvprobe.displaced import displaced_losses, in_blocks
 from curvprobe.experiments.cost import Cost
+from curvprobe.experiments.experiment import Experiment
 from curvprobe.experiments.machine import code_of
 from curvprobe.experiments.options import Options
-from curvprobe.experiments.summary import exponent, over_seeds, said
-from curvprobe.probes import IsotropicProbe
-from curvprobe.risk import EmpiricalRisk
-from curvprobe.store import Store
+from curvprobe.experiments.over_seeds import exponent, over_seeds, said
+from curvprobe.probing.laws import IsotropicProbe
+from curvprobe.risk.displaced import displaced_losses, in_blocks
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime import progress
+from curvprobe.runtime.store import Stage, Store
 from curvprobe.tasks.digits import digits
 
 if TYPE_CHECKING:
@@ -99,41 +100,42 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
                     return curves(risk, risk.on(task.candidates), settings, seed)
 
                 key = [code_of(Curves), settings.k, hidden, settings.sigmas, settings.num_probes, settings.orders, seed]
-                found.setdefault(hidden, []).append(store.stage(f"fc-{name}-seed{seed}", key, Curves, compute)[0])
+                found.setdefault(hidden, []).append(store.result(Stage(f"fc-{name}-seed{seed}", key, Curves, compute)))
                 advance(1)
     ks = torch.arange(1, settings.k, dtype=torch.float64)
     shown = sorted({int(k) for k in torch.logspace(0, torch.tensor(float(settings.k - 1)).log10(), 60).round()})
-    rows = [k - 1 for k in shown]
-    late = ks >= settings.k / 8
-    networks = []
-    for hidden, models in found.items():
-        absolute, square = (torch.stack([getattr(m, name) for m in models]) for name in ("absolute", "square"))
-        variance = torch.stack([m.variance for m in models])
-        scaled = ks * absolute
-        networks.append(
-            {
-                "hidden": hidden,
-                "num_params": models[0].num_params,
-                "loss": over_seeds(torch.tensor([m.loss for m in models], dtype=torch.float64)),
-                "gradient_norm": max(m.gradient_norm for m in models),
-                "absolute": over_seeds(absolute[:, :, rows]),
-                "square": over_seeds(square[:, :, rows]),
-                "variance": over_seeds(variance),
-                "held_out": over_seeds(torch.stack([m.held_out for m in models])),
-                "plateau": over_seeds(scaled[:, :, late].mean(2)),
-                "plateau_slope": exponent(ks[late], scaled[:, 0, late]),
-                "square_exponent": exponent(ks[late], square[:, 0, late]),
-                # Of the mean square to its exact expectation over all orders.
-                "square_to_exact": over_seeds((square * ks * (ks + 1) / variance[..., None])[:, :, late].mean(2)),
-            }
-        )
     return {
         "k": settings.k,
         "ks": shown,
         "sigmas": settings.sigmas,
         "depth": settings.depth,
         "width": settings.width,
-        "networks": networks,
+        "networks": [_network(hidden, models, ks, shown, settings) for hidden, models in found.items()],
+    }
+
+
+def _network(
+    hidden: tuple[int, ...], models: list[Curves], ks: Tensor, shown: list[int], settings: Settings
+) -> dict[str, Any]:
+    """One size of network over its seeds."""
+    rows, late = [k - 1 for k in shown], ks >= settings.k / 8
+    absolute, square = (torch.stack([getattr(m, name) for m in models]) for name in ("absolute", "square"))
+    variance = torch.stack([m.variance for m in models])
+    scaled = ks * absolute
+    return {
+        "hidden": hidden,
+        "num_params": models[0].num_params,
+        "loss": over_seeds(torch.tensor([m.loss for m in models], dtype=torch.float64)),
+        "gradient_norm": max(m.gradient_norm for m in models),
+        "absolute": over_seeds(absolute[:, :, rows]),
+        "square": over_seeds(square[:, :, rows]),
+        "variance": over_seeds(variance),
+        "held_out": over_seeds(torch.stack([m.held_out for m in models])),
+        "plateau": over_seeds(scaled[:, :, late].mean(2)),
+        "plateau_slope": exponent(ks[late], scaled[:, 0, late]),
+        "square_exponent": exponent(ks[late], square[:, 0, late]),
+        # Of the mean square to its exact expectation over all orders.
+        "square_to_exact": over_seeds((square * ks * (ks + 1) / variance[..., None])[:, :, late].mean(2)),
     }
 
 
@@ -229,3 +231,6 @@ def cost(settings: Settings, options: Options) -> Cost:  # noqa: ARG001 - as of 
     """Of all networks: about 1500 passes of L-BFGS over the sample, and the steps."""
     passes = len(settings.sigmas) * settings.num_probes
     return Cost(1500 * settings.k, passes * settings.k, 0, 0) * (len(settings.shapes) * settings.seeds)
+
+
+EXPERIMENT = Experiment("fc", ABOUT, PRESETS, cost, measure, findings, figures, reads_text=False)

@@ -9,29 +9,30 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from curvprobe import progress
-from curvprobe.estimators import moment_parts
-from curvprobe.examples import digest
-from curvprobe.expectation import pool_dispersion
+from curvprobe.criteria.decay import parts_by_dim_and_sigma
+from curvprobe.criteria.expectation import pool_dispersion
+from curvprobe.criteria.increment import fresh_increments
+from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.experiments import paper_procedure as procedure
 from curvprobe.experiments.cost import Cost, eigenspace_cost
 from curvprobe.experiments.machine import code_of
 from curvprobe.experiments.options import Options
+from curvprobe.experiments.released import ROWS, released
 from curvprobe.experiments.solutions import PAPER, SMALL, Language, Solution, converged, stream
 from curvprobe.experiments.subspaces import Functionals, functionals
-from curvprobe.full_space import full_space_parts
-from curvprobe.increment import fresh_increments
-from curvprobe.linalg import norm
-from curvprobe.monte_carlo import candidate_increments
-from curvprobe.probes import IsotropicProbe
-from curvprobe.projection import ProjectedSample, mean_projection, project
-from curvprobe.store import Store
-from curvprobe.subspace import random_subspace, top_eigenspace
+from curvprobe.numerics.linalg import norm
+from curvprobe.probing.full_space import full_space_parts
+from curvprobe.probing.joining import Joining
+from curvprobe.probing.laws import IsotropicProbe
+from curvprobe.probing.monte_carlo import candidate_increments
+from curvprobe.runtime import progress
+from curvprobe.runtime.digest import digest
+from curvprobe.runtime.store import Stage, Store
+from curvprobe.subspace.eigenspace import top_eigenspace
+from curvprobe.subspace.projection import mean_projection, project
+from curvprobe.subspace.spaces import random_subspace
 
 T = TypeVar("T")
-
-LITERAL_ROWS = 4
-"""Sequences behind each Hessian of the paper's procedure."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def at_sizes(
                     return look(next(solutions), seed)
 
                 key = [code_of(kind), str(looked_at), source, k, seed, options.device]
-                points.append(store.stage(f"{options.weights}{name}-seed{seed}-k{k}", key, kind, compute)[0])
+                points.append(store.result(Stage(f"{options.weights}{name}-seed{seed}-k{k}", key, kind, compute)))
                 advance(1)
             runs.append(points)
     return runs
@@ -239,18 +240,16 @@ def _solutions(
 def at_solution(solution: Solution, settings: Settings, seed: int) -> Point:
     """Every criterion at one solution."""
     risk, new, dim = solution.risk, solution.new, max(settings.dims)
-    bent = risk if settings.hessian_examples is None else risk[: settings.hessian_examples]
-    space = top_eigenspace(bent, dim=dim, seed=seed)
+    joining = Joining(risk, new)
+    few_rows = risk if settings.hessian_examples is None else risk[: settings.hessian_examples]
+    space = top_eigenspace(few_rows, dim=dim, seed=seed)
     null = random_subspace(risk, dim, seed=seed)
     fresh = project(new, space)
     few = new[: settings.trace_candidates]
     full = full_space_parts(risk, few, sigma=1.0, num_probes=settings.trace_products, seed=seed)
     increments = [
-        candidate_increments(risk, new, IsotropicProbe(sigma), settings.num_probes, seed) for sigma in settings.sigmas
+        candidate_increments(joining, IsotropicProbe(sigma), settings.num_probes, seed) for sigma in settings.sigmas
     ]
-    assert space.eigenvalues is not None
-    assert space.residuals is not None
-    shares = new.weights / (risk.total_weight + new.weights)
     return Point(
         k=len(risk),
         num_params=risk.num_params,
@@ -260,7 +259,7 @@ def at_solution(solution: Solution, settings: Settings, seed: int) -> Point:
         residual=float(space.residuals.max()),
         num_matvecs=space.num_matvecs,
         increments=torch.stack(increments),
-        level=shares * (new.losses() - risk.value()),
+        level=joining.factors * (new.losses() - risk.value()),
         top=_parts(mean_projection(risk, space), fresh, settings),
         random=_parts(mean_projection(risk, null), project(new, null), settings),
         full_slope=full.slope,
@@ -272,45 +271,26 @@ def at_solution(solution: Solution, settings: Settings, seed: int) -> Point:
 def _parts(mean: ProjectedSample, fresh: ProjectedSample, settings: Settings) -> Tensor:
     """Level, slope and curvature parts for every candidate, (3, m, M, S)."""
     increments = next(fresh_increments(mean, fresh, [1]))  # the mean is one example that weighs as all of them
-    cells = [
-        torch.stack(
-            [
-                torch.stack(moment_parts(increments.truncate(dim), torch.tensor(sigma, dtype=torch.float64)))
-                for sigma in settings.sigmas
-            ],
-            dim=-1,
-        )
-        for dim in settings.dims
-    ]
-    return torch.stack(cells, dim=-2)
+    return parts_by_dim_and_sigma(increments, settings.dims, torch.tensor(settings.sigmas, dtype=torch.float64))
 
 
 def literal_criteria(solution: Solution, settings: Settings, seed: int) -> Literal:
-    """The criteria as the paper's released procedure computes them.
-
-    Deflated power iteration without signs on four rows, each projected Hessian on four rows of its own, two means in
-    the model's precision, and one next example, on which the model was trained: the sample's own last one.
-    """
-    mean, k = solution.mean, len(solution.risk)
-    before, after = procedure.take(solution.data, slice(0, k - 1)), solution.data
-    rows = torch.randperm(k - 1, generator=torch.Generator().manual_seed(seed))[:LITERAL_ROWS]
-    pairs = procedure.power_iteration(
-        mean, procedure.take(before, rows.to(solution.risk.device)), max(settings.dims), seed=seed, signed=False
-    )
-    model = procedure.coefficients_on_subsets(mean, pairs.basis, before, after, rows=LITERAL_ROWS, seed=seed)
+    """The criteria as the paper's released procedure computes them; see :class:`Released`."""
+    found = released(solution, max(settings.dims), seed, at_random=True)
     generator = torch.Generator().manual_seed(seed)
     isotropic = []
     for sigma in settings.sigmas:
         noise = (
-            sigma * torch.randn(solution.risk.num_params, generator=generator).to(pairs.basis)
+            sigma * torch.randn(solution.risk.num_params, generator=generator).to(found.basis)
             for _ in range(settings.num_probes)
         )
-        isotropic.append(float(procedure.direct_increments(mean, before, after, noise).square().mean()))
+        increments = procedure.direct_increments(found.mean, found.before, found.after, noise)
+        isotropic.append(float(increments.square().mean()))
     return Literal(
-        torch.tensor(float(model.level.abs()), dtype=torch.float64),
+        torch.tensor(float(found.model.level.abs()), dtype=torch.float64),
         torch.tensor(isotropic, dtype=torch.float64),
-        _closed_forms(model, settings),
-        _closed_forms(procedure.coefficients(mean, pairs.basis, before, after), settings),
+        _closed_forms(found.model, settings),
+        _closed_forms(found.on_the_same_rows(), settings),
     )
 
 
@@ -328,7 +308,7 @@ def cost(settings: Settings, options: Options) -> Cost:
         products += 0 if bent == k else dim * k
         forwards = len(settings.sigmas) * settings.num_probes * (k + m)
         if options.literal:
-            products += 20 * dim * LITERAL_ROWS + 2 * dim * LITERAL_ROWS + 2 * dim * k
+            products += 20 * dim * ROWS + 2 * dim * ROWS + 2 * dim * k
             forwards += len(settings.sigmas) * settings.num_probes * 2 * k
         total = total + eigenspace_cost(bent, dim) + Cost(0, forwards, products, 0)
     trained = settings.ks[-1] if options.weights == "sequential" else 2000 * sum(settings.converged_ks)

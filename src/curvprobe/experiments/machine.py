@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import platform
@@ -12,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from curvprobe.examples import digest
+from curvprobe.runtime.digest import digest
 from curvprobe.version import __version__
 
 P = ParamSpec("P")
@@ -35,9 +36,18 @@ def describe() -> dict[str, object]:
     }
 
 
-def code_of(kind: type) -> str:
-    """Digest of the file that defines a stage's kind, and what fills it: changed code makes other numbers."""
-    return digest(Path(inspect.getfile(kind)).read_bytes())
+def code_of(source: Callable[..., object]) -> str:
+    """Digest of the code of the file in which a class or function is defined: changed code makes other numbers.
+
+    Comments, docstrings and the way it is laid out do not count.
+    """
+    tree = ast.parse(Path(inspect.getfile(source)).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [
+                part for part in node.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+            ]
+    return digest(ast.dump(tree))
 
 
 def timed(device: torch.device, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from curvprobe.experiments import growth
 from curvprobe.experiments.cost import Cost
-from curvprobe.experiments.growth import PRESETS as PRESETS
-from curvprobe.experiments.growth import Growth, Settings
+from curvprobe.experiments.experiment import Experiment
+from curvprobe.experiments.growth import PRESETS, Growth, Settings
 from curvprobe.experiments.options import Options
+from curvprobe.experiments.over_seeds import spread
 from curvprobe.experiments.subspaces import NAMES
-from curvprobe.experiments.summary import spread
-from curvprobe.store import Store
+from curvprobe.runtime.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,3 +172,6 @@ def _subspaces(compared: dict[str, Any]) -> Figure:
         panel.set(title=f"{title}, over that of the top-{compared['dim']} eigenspace")
         panel.title.set_fontsize("small")
     return figure
+
+
+EXPERIMENT = Experiment("ratio", ABOUT, PRESETS, cost, measure, findings, figures, grows=True, has_literal=True)

@@ -5,34 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
+from curvprobe.errors import ArgumentError, MissingExtraError
 from curvprobe.experiments import convergence, decay, error_map, fc, ratio, timing, validity
 from curvprobe.experiments.cost import DryRun, dry_run
+from curvprobe.experiments.experiment import Experiment
 from curvprobe.experiments.machine import describe
 from curvprobe.experiments.options import Options
 from curvprobe.experiments.solutions import Language
 from curvprobe.losses import causal_lm
-from curvprobe.risk import EmpiricalRisk
-from curvprobe.store import SCHEMA_VERSION, Store, to_json, write_atomically
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime.store import RESULT, Store
 from curvprobe.tasks.digits import digits
 
 Preset = Literal["cpu", "paper"]
 
-EXPERIMENTS: dict[str, ModuleType] = {
-    "decay": decay,
-    "ratio": ratio,
-    "validity": validity,
-    "convergence": convergence,
-    "error-map": error_map,
-    "timing": timing,
-    "fc": fc,
+EXPERIMENTS: dict[str, Experiment] = {
+    module.EXPERIMENT.name: module.EXPERIMENT for module in (decay, ratio, validity, convergence, error_map, timing, fc)
 }
-"""Each has ``ABOUT``, ``PRESETS``, ``cost``, ``measure``, ``findings`` and ``figures``."""
+"""By name."""
 
-_GROWING = ("decay", "ratio")
-_LITERAL = (*_GROWING, "convergence", "error-map")
+EXPERIMENT_VERSION = 1
+"""Of an experiment's ``result.json``."""
+
 _PACED_BY = 32
 """Examples by which the pace of a machine is judged, at most."""
 
@@ -46,21 +42,26 @@ class Finished:
     paths: list[Path]
 
 
-def check_options(name: str, options: Options) -> None:
+def check_options(experiment: Experiment, options: Options) -> None:
     """Refuse options that the experiment has no use for.
 
     Raises:
-        ValueError: says which.
+        ArgumentError: says which.
     """
-    if options.weights == "converged" and name not in _GROWING:
-        raise ValueError(f"converged weights came for {name}; expected for {' or '.join(_GROWING)} only")
-    if options.literal and name not in _LITERAL:
+    name, reads = experiment.name, experiment.has_language(options)
+    if options.weights == "converged" and not experiment.grows:
+        growing = " or ".join(one.name for one in EXPERIMENTS.values() if one.grows)
+        raise ArgumentError(f"converged weights came for {name}; expected for {growing} only")
+    if options.literal and not experiment.has_literal:
         always = "; timing always has the paper's procedure beside" if name == "timing" else ""
-        raise ValueError(f"literal came for {name}; expected for {', '.join(_LITERAL)} only{always}")
-    if options.device != "cpu" and not _has_language(name, options):
-        raise ValueError(f"the device {options.device} came for {name} on scikit-learn's digits, which runs on the cpu")
-    if options.text is not None and not _has_language(name, options):
-        raise ValueError(f"a text came for {name} on scikit-learn's digits, which needs none")
+        those = ", ".join(one.name for one in EXPERIMENTS.values() if one.has_literal)
+        raise ArgumentError(f"literal came for {name}; expected for {those} only{always}")
+    if options.device != "cpu" and not reads:
+        raise ArgumentError(
+            f"the device {options.device} came for {name} on scikit-learn's digits, which runs on the cpu"
+        )
+    if options.text is not None and not reads:
+        raise ArgumentError(f"a text came for {name} on scikit-learn's digits, which needs none")
 
 
 def run_experiment(
@@ -87,66 +88,69 @@ def run_experiment(
     Raises:
         ValueError: for a name or option that does not exist, or a text that is too short.
     """
-    module, options = _module(name), options or Options()
-    check_options(name, options)
-    folder = Store.at(out).directory
-    assert folder is not None
-    store = Store.at(folder / "stages" if stages is None else stages)
-    chosen = module.PRESETS[preset] if settings is None else settings
-    expected = module.cost(chosen, options).seconds(_pacemaker(name, chosen, options, store))
+    experiment, options = named(name), options or Options()
+    check_options(experiment, options)
+    results = Store.at(out)
+    store = Store.at(Path(out) / "stages" if stages is None else stages)
+    chosen = experiment.presets[preset] if settings is None else settings
+    expected = experiment.cost(chosen, options).seconds(_pacemaker(experiment, chosen, options, store))
     say(f"{name}: estimate {expected / 60:.1f} minutes on this machine, less what is finished already")
-    result = module.measure(chosen, options, store)
-    findings = module.findings(result)
+    result = experiment.measure(chosen, options, store)
+    findings = experiment.findings(result)
     record: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": EXPERIMENT_VERSION,
         "experiment": name,
         "preset": preset if settings is None else "own",
         "options": asdict(options) | {"text": None if options.text is None else options.text.name},
         "settings": asdict(chosen),
         "machine": describe(),
         "estimate_seconds": expected,
-        "seconds": sum(store.seconds.values()),  # of all points, also those of earlier runs
+        "seconds": store.seconds,  # of all points, also those of earlier runs
         "findings": findings,
         "result": result,
     }
-    write_atomically(folder / "result.json", to_json(record))
-    paths = [folder / "result.json"]
+    Store(results.directory, store.finished).write_result(record)
+    return Finished(record, findings, [Path(out) / RESULT, *_drawn(experiment, result, Path(out), say)])
+
+
+def _drawn(experiment: Experiment, result: dict[str, Any], folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """Paths of the figures; none where the plotting library is not installed."""
     try:
         from curvprobe.plots import save
 
-        paths += save(module.figures(result), folder)
-    except ImportError as error:
+        return save(experiment.figures(result), folder)
+    except MissingExtraError as error:
         say(f"No figures: {error}")
-    return Finished(record, findings, paths)
+        return []
 
 
 def rehearse(name: str, *, preset: Preset = "cpu", options: Options | None = None) -> DryRun | float:
     """What the full run would take: of a language model, by passing one sequence through it at its full size; of a
     classifier of digits, the seconds on this machine."""
-    module, options = _module(name), options or Options()
-    check_options(name, options)
-    settings = module.PRESETS[preset]
-    cost, risk = module.cost(settings, options), _pacemaker(name, settings, options, Store(None), examples=1)
-    if not _has_language(name, options):
+    experiment, options = named(name), options or Options()
+    check_options(experiment, options)
+    settings = experiment.presets[preset]
+    cost = experiment.cost(settings, options)
+    risk = _pacemaker(experiment, settings, options, Store(None), examples=1)
+    if not experiment.has_language(options):
         return float(cost.seconds(risk))
-    needed = settings.ks[-1] + settings.candidates if name in _GROWING else settings.trained + 1
-    return dry_run(cost, settings.language, risk, needed, len(settings.language.sequences(options.text, Store(None))))
+    available = len(settings.language.sequences(options.text, Store(None)))
+    return dry_run(cost, settings.language, risk, experiment.sequences_needed(settings), available)
 
 
-def _module(name: str) -> ModuleType:
+def named(name: str) -> Experiment:
+    """The experiment of this name."""
     if name not in EXPERIMENTS:
-        raise ValueError(f"the experiment is {name!r}; expected one of {', '.join(EXPERIMENTS)}")
+        raise ArgumentError(f"the experiment is {name!r}; expected one of {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name]
 
 
-def _has_language(name: str, options: Options) -> bool:
-    return name != "fc" and options.weights == "sequential"
-
-
-def _pacemaker(name: str, settings: Any, options: Options, store: Store, examples: int | None = None) -> EmpiricalRisk:
+def _pacemaker(
+    experiment: Experiment, settings: Any, options: Options, store: Store, examples: int | None = None
+) -> EmpiricalRisk:
     """The experiment's model, untrained, on a few of its examples: by default its sample, where that is small."""
     examples = examples or min(_PACED_BY, getattr(settings, "k", _PACED_BY))
-    if not _has_language(name, options):
+    if not experiment.has_language(options):
         return digits(512, rounds=0).risk()[: 16 * examples]  # an image is much less than a sequence
     language: Language = settings.language
     model = language.model(options.seed).to(options.device).eval()

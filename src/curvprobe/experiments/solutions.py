@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from curvprobe import losses, progress
-from curvprobe.examples import digest
+from curvprobe import losses
+from curvprobe.errors import ArgumentError
 from curvprobe.experiments.machine import code_of
 from curvprobe.experiments.paper_procedure import Batch, MeanLoss, take
 from curvprobe.losses import Loss
-from curvprobe.risk import EmpiricalRisk
-from curvprobe.store import Store
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime import progress
+from curvprobe.runtime.digest import digest
+from curvprobe.runtime.store import Stage, Store
 from curvprobe.tasks.digits import digits
 from curvprobe.tasks.text import help_topics, nanochat, token_sequences
 
@@ -69,10 +71,10 @@ class Language:
         try:
             content = text.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"the text {str(text)!r} cannot be read as UTF-8: {error}") from error
+            raise ArgumentError(f"the text {str(text)!r} cannot be read as UTF-8: {error}") from error
         parts = [part for part in content.split("\n\n") if part]
         sizes = (self.vocabulary, self.context)
-        key = [code_of(Kept), *sizes, digest(content.encode())]
+        key = [code_of(Language), *sizes, digest(content.encode())]
         return _kept(store, f"tokens-{digest(key)[:8]}", key, lambda: token_sequences(parts, *sizes))
 
 
@@ -101,16 +103,9 @@ PAPER = Language(
 """The paper's d6, without its value embeddings: 36 million parameters, for one GPU."""
 
 
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """A stage of one tensor."""
-
-    tensor: Tensor
-
-
 def _kept(store: Store, name: str, key: object, compute: Callable[[], Tensor]) -> Tensor:
     """What several experiments need, from the first of them; its seconds are no stage's of their own."""
-    return Store(store.directory).stage(name, key, Kept, lambda: Kept(compute()))[0].tensor
+    return Store(store.directory).result(Stage(name, key, Tensor, compute))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +140,7 @@ class Solution:
 def check_length(sequences: Tensor, needed: int) -> None:
     """Refuse a text that is too short for a stream of so many sequences."""
     if len(sequences) < needed:
-        raise ValueError(
+        raise ArgumentError(
             f"the text has {len(sequences)} sequences of {sequences.shape[1]} tokens and the experiment needs "
             f"{needed}; give a longer one with --text"
         )
@@ -171,7 +166,7 @@ def stream(
         ValueError: for sizes that the batch does not make, or a text with too few sequences.
     """
     if any(k % language.batch for k in ks) or list(ks) != sorted(set(ks)):
-        raise ValueError(f"ks is {list(ks)}; expected ascending multiples of the batch, which is {language.batch}")
+        raise ArgumentError(f"ks is {list(ks)}; expected ascending multiples of the batch, which is {language.batch}")
     check_length(sequences, ks[-1] + candidates)
     tokens = _shuffled(sequences, seed)
     model = language.model(seed).to(device)
@@ -210,7 +205,7 @@ def unseen(tokens: Tensor, k: int, count: int) -> Tensor:
     fresh = (i for i in range(k, len(tokens)) if tuple(tokens[i].tolist()) not in seen)
     rows = list(itertools.islice(fresh, count))
     if len(rows) < count:
-        raise ValueError(
+        raise ArgumentError(
             f"of the {len(tokens) - k} sequences after the first {k} only {len(rows)} are not among these, and the "
             f"experiment needs {count} to come next; give a longer or less repetitive text with --text"
         )
@@ -246,7 +241,7 @@ def streamed(
         solution = next(stream(language, sequences, [trained], candidates, seed=seed, device=device))
         return parameters_to_vector(solution.module.parameters()).detach()
 
-    key = [code_of(Kept), str(language), digest(sequences), trained, seed, device]
+    key = [code_of(Language), str(language), digest(sequences), trained, seed, device]
     weights = _kept(store, f"weights-{digest(key)[:8]}", key, train)
     model = language.model(seed).to(device)
     vector_to_parameters(weights.to(device), model.parameters())

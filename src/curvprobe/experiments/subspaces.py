@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvprobe.criteria.increment import fresh_increments
 from curvprobe.experiments.solutions import Solution
-from curvprobe.increment import fresh_increments
-from curvprobe.projection import mean_projection, project
-from curvprobe.subspace import Subspace, gradient_subspace, random_subspace, top_eigenspace
+from curvprobe.subspace.eigenspace import top_eigenspace
+from curvprobe.subspace.gradients import gradient_subspace
+from curvprobe.subspace.projection import mean_projection, project
+from curvprobe.subspace.spaces import Eigenspace, Subspace, random_subspace
 
 LOOSE = 1e-2
 """Tolerance of the Hessian's bottom, where the spectrum is crowded."""
@@ -49,6 +51,6 @@ def functionals(solution: Solution, dim: int, seed: int) -> Functionals:
         model = next(fresh_increments(mean_projection(risk, space), project(new, space), [1]))
         traces = model.curvature.diagonal(dim1=-2, dim2=-1).sum(-1)
         bent = 2 * model.curvature.square().sum((-2, -1)) + traces.square()
-        residual = torch.nan if space.residuals is None else float(space.residuals.max())
+        residual = float(space.residuals.max()) if isinstance(space, Eigenspace) else torch.nan
         rows.append([float(bent.mean()), float(model.slope.square().sum(-1).mean()), residual])
     return Functionals(*torch.tensor(rows, dtype=torch.float64).T.contiguous())

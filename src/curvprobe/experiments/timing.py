@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from curvprobe.experiments.comparison import SIGMAS, compare
 from curvprobe.experiments.cost import Cost, eigenspace_cost
+from curvprobe.experiments.each_model import each_model
+from curvprobe.experiments.experiment import Experiment
 from curvprobe.experiments.machine import describe
-from curvprobe.experiments.models import each_model
 from curvprobe.experiments.options import Options
 from curvprobe.experiments.solutions import PAPER, SMALL, Language, Solution
-from curvprobe.store import Store, to_json
+from curvprobe.runtime.store import Store
 from curvprobe.tasks import Task
 
 if TYPE_CHECKING:
@@ -57,25 +57,44 @@ class Settings:
 PRESETS = {"cpu": Settings(SMALL, trained=1024, dim=24, seeds=4), "paper": Settings(PAPER, trained=10_000)}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` returns, as JSON."""
-
-    record: str
-
-
 def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any]:
     """Seconds of every stage, medians over the models, and ratios of the same run."""
-    found = each_model(
+    rows = each_model(
         "timing",
         settings,
         options,
         store,
-        Comparison,
-        lambda solution, seed: Comparison(to_json(_compare_at(solution, settings, seed)).decode()),
+        dict,
+        lambda solution, seed: _compare_at(solution, settings, seed),
         also=describe(),  # another machine has other seconds
     )
-    rows = [json.loads(comparison.record) for comparison in found]
+    cells = _cells(rows)
+    sides = ("ours", "paper")
+    return {
+        "dim": settings.dim,
+        "k": settings.k,
+        "num_probes": settings.num_probes,
+        "num_params": rows[0]["num_params"],
+        "paper_seconds": PAPER_SECONDS,
+        "seconds": {
+            stage: {side: median(cell[side] for cell in values) for side in sides} for stage, values in cells.items()
+        },
+        "ratios": {stage: median(cell["paper"] / cell["ours"] for cell in values) for stage, values in cells.items()},
+        "direct_over_closed_form": {
+            side: median(d[side] / c[side] for d, c in zip(cells["direct"], cells["closed form"], strict=True))
+            for side in sides
+        },
+        "products": {side: median(row["stage1"][side]["products"] for row in rows) for side in sides},
+        "largest_residual": {side: max(row["stage1"][side]["largest_residual"] for row in rows) for side in sides},
+        "curvature_error": {
+            side: max(row["stage2"][side]["curvature_error"] for row in rows) for side in (*sides, "paper_four_rows")
+        },
+        "rows": rows,
+    }
+
+
+def _cells(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """Seconds of both sides by stage, one for each model."""
     cells: dict[str, list[dict[str, float]]] = {}
     for row in rows:
         small = row["stage3"][0]
@@ -88,31 +107,7 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
             ("closed form", small["ours"]["closed_form_seconds"], small["paper"]["closed_form_seconds"]),
         ):
             cells.setdefault(stage, []).append({"ours": ours, "paper": paper})
-    return {
-        "dim": settings.dim,
-        "k": settings.k,
-        "num_probes": settings.num_probes,
-        "num_params": rows[0]["num_params"],
-        "paper_seconds": PAPER_SECONDS,
-        "seconds": {
-            stage: {side: median(cell[side] for cell in values) for side in ("ours", "paper")}
-            for stage, values in cells.items()
-        },
-        "ratios": {stage: median(cell["paper"] / cell["ours"] for cell in values) for stage, values in cells.items()},
-        "direct_over_closed_form": {
-            side: median(d[side] / c[side] for d, c in zip(cells["direct"], cells["closed form"], strict=True))
-            for side in ("ours", "paper")
-        },
-        "products": {side: median(row["stage1"][side]["products"] for row in rows) for side in ("ours", "paper")},
-        "largest_residual": {
-            side: max(row["stage1"][side]["largest_residual"] for row in rows) for side in ("ours", "paper")
-        },
-        "curvature_error": {
-            side: max(row["stage2"][side]["curvature_error"] for row in rows)
-            for side in ("ours", "paper", "paper_four_rows")
-        },
-        "rows": rows,
-    }
+    return cells
 
 
 def _compare_at(solution: Solution, settings: Settings, seed: int) -> dict[str, object]:
@@ -169,3 +164,6 @@ def cost(settings: Settings, options: Options) -> Cost:  # noqa: ARG001 - as of 
     checks = Cost(0, 0, 2 * dim * k + 2 * 2 * dim * (k + 1), 0)
     ours = eigenspace_cost(k, dim) + Cost(settings.trained, draws * (k + 1), 3 * dim, 2 * dim)
     return (ours + theirs + checks) * settings.seeds
+
+
+EXPERIMENT = Experiment("timing", ABOUT, PRESETS, cost, measure, findings, figures)

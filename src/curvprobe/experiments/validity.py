@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from curvprobe.curvature import hessian
+from curvprobe.curvature.matrix import hessian
 from curvprobe.experiments.cost import Cost
-from curvprobe.experiments.models import each_model
+from curvprobe.experiments.each_model import each_model
+from curvprobe.experiments.experiment import Experiment
 from curvprobe.experiments.options import Options
+from curvprobe.experiments.over_seeds import over_seeds
 from curvprobe.experiments.solutions import PAPER, SMALL, Language, Solution
-from curvprobe.experiments.summary import over_seeds
-from curvprobe.linalg import inner
-from curvprobe.risk import EmpiricalRisk
-from curvprobe.store import Store
+from curvprobe.numerics.linalg import inner
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,3 +200,6 @@ def cost(settings: Settings, options: Options) -> Cost:  # noqa: ARG001 - as of 
     k, probes = settings.k, settings.num_probes
     forwards = 4 * len(settings.sigmas) * probes * k
     return Cost(settings.trained, forwards, 4 * probes * k, 4 * probes) * settings.seeds
+
+
+EXPERIMENT = Experiment("validity", ABOUT, PRESETS, cost, measure, findings, figures)

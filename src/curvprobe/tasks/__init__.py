@@ -12,9 +12,10 @@ from typing import Any, cast
 
 from torch import nn
 
+from curvprobe.errors import ArgumentError
 from curvprobe.losses import Loss
-from curvprobe.parameters import Selection
-from curvprobe.risk import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.parameters import Selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ def load_task(spec: str, *arguments: Any) -> Task:
     """
     task = load_function(spec)(*arguments)
     if not isinstance(task, Task):
-        raise ValueError(f"{spec} returned a {type(task).__name__}; expected a curvprobe.Task")
+        raise ArgumentError(f"{spec} returned a {type(task).__name__}; expected a curvprobe.Task")
     return task
 
 
@@ -74,11 +75,11 @@ def load_function(spec: str) -> Callable[..., Any]:
     """
     place, colon, function = spec.rpartition(":")
     if not colon or not place or not function:
-        raise ValueError(f"the task is {spec!r}; expected file.py:function or module:function")
+        raise ArgumentError(f"the task is {spec!r}; expected file.py:function or module:function")
     if place.endswith(".py"):
         path = Path(place)
         if not path.is_file():
-            raise ValueError(f"the task's file {place!r} does not exist")
+            raise ArgumentError(f"the task's file {place!r} does not exist")
         name = f"curvprobe_task_{path.stem}"
         module_spec = importlib.util.spec_from_file_location(name, path)
         assert module_spec is not None
@@ -94,8 +95,8 @@ def load_function(spec: str) -> Callable[..., Any]:
         except ModuleNotFoundError as error:
             if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
                 raise
-            raise ValueError(f"the task's module {place!r} was not found; expected file.py:function too") from error
+            raise ArgumentError(f"the task's module {place!r} was not found; expected file.py:function too") from error
     maker = getattr(module, function, None)
     if not callable(maker):
-        raise ValueError(f"{place} has no function {function!r}")
+        raise ArgumentError(f"{place} has no function {function!r}")
     return cast(Callable[..., Any], maker)

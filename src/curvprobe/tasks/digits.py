@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from curvprobe import losses, progress
+from curvprobe import losses
+from curvprobe.errors import ArgumentError, MissingExtraError
+from curvprobe.runtime import progress
 from curvprobe.tasks import Task
 from curvprobe.tasks.trained import load_or_train
 
@@ -37,10 +39,10 @@ def digits(
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits task needs scikit-learn: pip install 'curvprobe[digits]'") from error
+        raise MissingExtraError("the digits task needs scikit-learn: pip install 'curvprobe[digits]'") from error
     images, labels = load_digits(return_X_y=True)
     if not 1 <= k < len(images):
-        raise ValueError(f"k is {k}; the digits task has {len(images)} images: expected 1 to {len(images) - 1}")
+        raise ArgumentError(f"k is {k}; the digits task has {len(images)} images: expected 1 to {len(images) - 1}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     x = torch.as_tensor(images, dtype=torch.float32)[order] / 16 - 0.5
     y = torch.as_tensor(labels)[order]

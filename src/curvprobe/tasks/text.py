@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvprobe import losses, progress
+from curvprobe import losses
+from curvprobe.errors import ArgumentError, MissingExtraError
+from curvprobe.runtime import progress
 from curvprobe.tasks import Task
 from curvprobe.tasks.trained import load_or_train
 
@@ -49,9 +51,9 @@ def text(
     held_out = len(sequences) // 10
     training, rest = sequences[:-held_out], sequences[-held_out:]
     if not 1 <= k <= len(training):
-        raise ValueError(f"k is {k}; the text task has {len(training)} training sequences")
+        raise ArgumentError(f"k is {k}; the text task has {len(training)} training sequences")
     if not 1 <= candidates <= len(rest):
-        raise ValueError(f"candidates is {candidates}; the text task has {len(rest)} held-out sequences")
+        raise ArgumentError(f"candidates is {candidates}; the text task has {len(rest)} held-out sequences")
     model = nanochat(
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
@@ -84,7 +86,7 @@ def token_sequences(documents: Sequence[str], vocabulary: int, context: int) -> 
     try:
         from tokenizers import ByteLevelBPETokenizer
     except ImportError as error:
-        raise ImportError("text needs transformers and tokenizers: pip install 'curvprobe[text]'") from error
+        raise MissingExtraError("text needs transformers and tokenizers: pip install 'curvprobe[text]'") from error
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(documents, vocab_size=vocabulary, show_progress=False)
     tokens = torch.tensor(tokenizer.encode("\n\n".join(documents)).ids)
@@ -99,7 +101,9 @@ def nanochat(
     try:
         from transformers import NanoChatConfig, NanoChatForCausalLM
     except ImportError as error:
-        raise ImportError("the text task needs transformers and tokenizers: pip install 'curvprobe[text]'") from error
+        raise MissingExtraError(
+            "the text task needs transformers and tokenizers: pip install 'curvprobe[text]'"
+        ) from error
     make_config: Any = NanoChatConfig
     config = make_config(
         vocab_size=vocab_size,

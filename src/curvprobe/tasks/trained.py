@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from curvprobe.store import write_atomically
+from curvprobe.runtime.store import write_atomically
 
 
 def load_or_train(model: nn.Module, train: Callable[[], None], cache: Path | None, key: str) -> None:

@@ -1,0 +1,108 @@
+"""Results in files: what ``result.json`` holds, and how it is read back, whichever version wrote it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from curvprobe.analysis.result import RESULT_VERSION, Analysis
+from curvprobe.analysis.trajectory import TRAJECTORY_VERSION, Trajectory
+from curvprobe.criteria.expectation import PARTS, SOURCES
+from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.errors import ArgumentError
+from curvprobe.runtime.store import RESULT, read_stage
+from curvprobe.subspace.spaces import Eigenspace
+
+
+def load(path: str | Path) -> Analysis | Trajectory:
+    """A finished run, from its folder or its result file; no model is needed.
+
+    Args:
+        path: folder of a run, or a ``result.json`` of this or an earlier version. Where the stages that the result
+            rests on lie beside it, the eigenspace and the projected examples come too.
+
+    Returns:
+        What :func:`curvprobe.analyze` or :func:`curvprobe.trajectory` returned then. A number that was not finite comes
+        back as NaN, or as infinity where nothing else makes sense.
+
+    Raises:
+        ValueError: where nothing is found, or something else than such a result.
+
+    Example:
+        >>> import tempfile, torch, curvprobe as cp
+        >>> x = torch.linspace(-2, 2, 40, dtype=torch.float64)[:, None]
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)).double()
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (x[::2], x[::2].sin()))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     analysis = cp.analyze(risk, (x[1::2], x[1::2].sin()), dim=3, tol=1e-6, out=folder)
+        ...     again = cp.load(folder)
+        >>> str(again) == str(analysis), again.sample.gradient.shape
+        (True, torch.Size([20, 3]))
+    """
+    file = Path(path) / RESULT if Path(path).is_dir() else Path(path)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"no result could be read from {str(file)!r}: {error}; expected a run's folder") from error
+    if not isinstance(record, dict) or not {"trajectory", "first_candidate"} & record.keys():
+        raise ArgumentError(
+            f"{str(file)!r} is of something else than an analysis or a trajectory; read it with json.load"
+        )
+    newest = TRAJECTORY_VERSION if "trajectory" in record else RESULT_VERSION
+    if record.get("schema_version") not in range(1, newest + 1):
+        raise ArgumentError(
+            f"{str(file)!r} has schema version {record.get('schema_version')!r}; this version of curvprobe reads 1 to "
+            f"{newest}"
+        )
+    try:
+        if "trajectory" in record:
+            return Trajectory.from_json(_upgraded_trajectory(record)["trajectory"])
+        return Analysis.from_json(_upgraded(record), **_bulk(record, file.parent))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArgumentError(f"{str(file)!r} is not a whole result of an analysis or a trajectory: {error!r}") from error
+
+
+def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of the first version with what it left out, as far as it can be told."""
+    if record["schema_version"] > 1:
+        return record
+    for row in record["first_candidate"].values():
+        row.setdefault("p", 2.0)
+    record["first_candidate"]["delta1"]["p"] = 1.0
+    record["validity"].setdefault("change", [None] * len(record["validity"]["sigmas"]))
+    record["validity"].setdefault("loss", record["sample"]["loss"])
+    several = record["sample"]["num_candidates"] > 1
+    for name in ("expected", "doubling"):
+        if record[name] is not None:
+            record[name].setdefault("contributions", [])
+            record[name].setdefault("pool", not several)
+    if record["concentration"] is not None:
+        record["concentration"].setdefault("num_params", record["sample"]["num_params"])
+    return record
+
+
+def _upgraded_trajectory(record: dict[str, Any]) -> dict[str, Any]:
+    if record["schema_version"] == 1:
+        unknown = {source: {part: {"value": None, "stderr": None} for part in PARTS} for source in SOURCES}
+        for expected in record["trajectory"]["expected"]:
+            low, high = expected["rms_interval"]
+            interval = [low**2, None if high is None else high**2]
+            expected |= {"interval": interval, "table": unknown, "contributions": [], "grow_by": 1, "pool": False}
+    return record
+
+
+def _bulk(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The eigenspace and the projections, where the stages that the result rests on lie beside it."""
+    kinds: dict[str, tuple[str, type[Any]]] = {
+        "subspace": ("eigenspace", Eigenspace),
+        "sample": ("sample", ProjectedSample),
+        "fresh": ("candidates", ProjectedSample),
+    }
+    # The first version did not name its stages; what lay beside the result was what it rested on.
+    keys = record.get("stages", {name: None for name, _ in kinds.values()})
+    found = {}
+    for attribute, (name, kind) in kinds.items():
+        stage = read_stage(folder, name, kind, keys[name]) if name in keys else None
+        found[attribute] = None if stage is None else stage[0]
+    return found

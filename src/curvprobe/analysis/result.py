@@ -1,0 +1,352 @@
+"""The frozen result of an analysis: as a text, as flat metrics, as JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvprobe.analysis.concentration import ConcentrationCurve
+from curvprobe.analysis.law_table import LawTable
+from curvprobe.analysis.stationarity import Stationarity
+from curvprobe.analysis.table import estimate_row, expected_lines, floor_lines, indented, mean_lines
+from curvprobe.criteria.decay import DecayCurve
+from curvprobe.criteria.estimators import Estimate
+from curvprobe.criteria.expectation import ExpectedCriterion
+from curvprobe.criteria.ranking import Ranking
+from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.criteria.sample_size import RequiredSampleSize
+from curvprobe.criteria.theory import TheoryChecks
+from curvprobe.criteria.verdicts import QuadraticValidity
+from curvprobe.runtime.plain import number, numbers
+from curvprobe.subspace.spaces import Eigenspace
+
+ESTIMATES = {
+    "delta1": "delta1",
+    "delta2_subspace_closed_form": "closed_form",
+    "delta2_subspace_quadratic_monte_carlo": "quadratic",
+    "delta2_subspace_direct_monte_carlo": "direct",
+    "delta2_subspace_controlled_monte_carlo": "controlled",
+    "delta2_isotropic_monte_carlo": "isotropic",
+    "delta2_isotropic_controlled_monte_carlo": "isotropic_controlled",
+    "delta2_isotropic_closed_form": "isotropic_closed_form",
+}
+"""Name in tables and loggers of every estimate for the first candidate, and the attribute that holds it."""
+
+_OF_THE_MODEL = {
+    "delta2_subspace_closed_form",
+    "delta2_subspace_quadratic_monte_carlo",
+    "delta2_isotropic_closed_form",
+}
+
+RESULT_VERSION = 2
+"""Of ``result.json``: 1 left out of the validity what rounding is judged by, of expectations the candidates' own
+contributions, and the keys of the stages."""
+
+
+_OPTIONAL: tuple[tuple[str, str, Any], ...] = (
+    ("expected", "expected", ExpectedCriterion),
+    ("doubling", "doubling", ExpectedCriterion),
+    ("required", "required_sample_size", RequiredSampleSize),
+    ("laws", "laws", LawTable),
+    ("concentration", "concentration", ConcentrationCurve),
+)
+"""Attribute, key in ``result.json`` and kind of what an analysis may lack."""
+
+SHOWN = 6
+"""Eigenvalues in the text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The eigenvalues of an eigenspace with their certificates, without its basis; see :class:`Eigenspace`.
+
+    Attributes:
+        eigenvalues, residuals, converged: (D,).
+        next_eigenvalue: estimate of the first one left out.
+        num_matvecs: products used.
+    """
+
+    eigenvalues: Tensor
+    residuals: Tensor
+    converged: Tensor
+    next_eigenvalue: float
+    num_matvecs: int
+
+    @classmethod
+    def of(cls, space: Eigenspace) -> Spectrum:
+        """That of an eigenspace."""
+        return cls(space.eigenvalues, space.residuals, space.converged, space.next_eigenvalue, space.num_matvecs)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return len(self.eigenvalues)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        names = ("eigenvalues", "residuals", "converged", "next_eigenvalue", "num_matvecs")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Spectrum:
+        """What :meth:`to_json` has written."""
+        return cls(
+            numbers(record["eigenvalues"]),
+            numbers(record["residuals"], math.inf),
+            torch.tensor(record["converged"]),
+            number(record["next_eigenvalue"]),
+            record["num_matvecs"],
+        )
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:SHOWN].tolist())
+        return (
+            f"Top-{self.dim} eigenvalues: {values}{', ...' if self.dim > SHOWN else ''}; next about "
+            f"{self.next_eigenvalue:.4g}\n  {int(self.converged.sum())} of {self.dim} certified, largest residual "
+            f"{float(self.residuals.max()):.1e} of the first eigenvalue, {self.num_matvecs} Hessian products"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What :func:`curvprobe.analyze` found; print it for a table.
+
+    Attributes:
+        k: examples in the sample.
+        num_candidates: examples outside it that were tried as the next one.
+        num_params, dtype: of the probed parameters.
+        loss, gradient_norm: of the empirical risk at the solution: value, and Euclidean norm of the gradient.
+        spectrum: the top-D eigenvalues, with residuals.
+        validity: error of the quadratic model over sigma.
+        sigma: standard deviation of the probe; ``sigma_source`` tells where it comes from.
+        delta1: pointwise criterion for the first candidate.
+        closed_form: Delta_2^(D) for the first candidate, on the quadratic model, split into its parts.
+        quadratic: the same by Monte Carlo on the quadratic model.
+        direct: Delta_2^(D) for the first candidate, by Monte Carlo on the true loss.
+        controlled: the same draws with the quadratic model as control variate: the best estimate of the truth where the
+            model is valid; elsewhere take whichever of the two has the smaller standard error.
+        isotropic: Delta_2 for the first candidate, by Monte Carlo on the true loss.
+        isotropic_controlled: some of these draws with the quadratic model as control variate.
+        isotropic_closed_form: the same on the quadratic model, by stochastic traces.
+        surrogate_error: relative error of the quadratic model of the first candidate's increment, in the draws of
+            ``direct``: root mean square over that of the increment's change.
+        expected: Delta_2^(D) averaged over the candidates as the next example, with its interval and table; for a
+            single candidate over the sample's own examples, in all orders; None where there is but one of each.
+        doubling: the same when as many join as there are.
+        required: sample size for the tolerance; None where none was given.
+        stationarity: how far the solution is from a minimiser.
+        theory: the paper's statements, for the first candidate.
+        laws: the first candidate under other laws; None unless asked for.
+        concentration: share of the full-space signal that subspaces capture; None unless asked for.
+        ranking: which candidates would move the landscape most.
+        decay: criteria against k, averaged over the candidates.
+        shares: criteria against sigma at the full sample, averaged over the candidates.
+        notes: what a reader should know before trusting the numbers.
+        config, versions: how it was made.
+        seconds: of every stage; a stage that was found on disk has 0.
+        subspace: the top-D eigenspace; None where a result file was read without the stages that it rests on.
+        sample, fresh: projected sample and candidates; None likewise.
+    """
+
+    k: int
+    num_candidates: int
+    num_params: int
+    dtype: str
+    loss: float
+    gradient_norm: float
+    spectrum: Spectrum
+    validity: QuadraticValidity
+    sigma: float
+    sigma_source: str
+    delta1: Estimate
+    closed_form: Estimate
+    quadratic: Estimate
+    direct: Estimate
+    controlled: Estimate
+    isotropic: Estimate
+    isotropic_controlled: Estimate
+    isotropic_closed_form: Estimate
+    surrogate_error: float
+    expected: ExpectedCriterion | None
+    doubling: ExpectedCriterion | None
+    required: RequiredSampleSize | None
+    stationarity: Stationarity
+    theory: TheoryChecks
+    laws: LawTable | None
+    concentration: ConcentrationCurve | None
+    ranking: Ranking
+    decay: DecayCurve
+    shares: DecayCurve
+    notes: tuple[str, ...]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    seconds: dict[str, float]
+    subspace: Eigenspace | None = None
+    sample: ProjectedSample | None = None
+    fresh: ProjectedSample | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Of the quadratic model at the chosen sigma: valid, marginal or invalid."""
+        return self.validity.verdict(self.sigma)
+
+    @property
+    def isotropic_distance(self) -> float:
+        """Isotropic closed form less Monte Carlo on the true loss, in standard errors: how that model is judged."""
+        stderr = math.hypot(self.isotropic.stderr, self.isotropic_closed_form.stderr)
+        return (self.isotropic_closed_form.value - self.isotropic.value) / stderr if stderr > 0 else 0.0
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every estimate for the first candidate, by name."""
+        return {name: getattr(self, attribute) for name, attribute in ESTIMATES.items()}
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for an experiment logger, keyed ``curvprobe/...``."""
+        values: dict[str, float] = {
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "k": self.k,
+            "sigma": self.sigma,
+            "num_matvecs": self.spectrum.num_matvecs,
+            "residual_max": float(self.spectrum.residuals.max()),
+            "quadratic_error": self.validity.error_at(self.sigma),
+            "expected_delta2_subspace": float(self.decay.value[-1, -1, 0]),
+            "expected_delta2_subspace_stderr": float(self.decay.stderr[-1, -1, 0]),
+            "expected_shape": float(self.decay.shape[-1, -1, 0]),
+            "expected_shape_stderr": float(self.decay.shape_stderr[-1, -1, 0]),
+            "quadratic_error_stderr": self.validity.stderr_at(self.sigma),
+        }
+        values |= {f"eigenvalue_{i + 1}": float(value) for i, value in enumerate(self.spectrum.eigenvalues)}
+        for name, estimate in self.estimates().items():
+            values[name] = estimate.value
+            values[f"{name}_stderr"] = estimate.stderr
+        for part in ("level", "slope", "curvature"):
+            values[f"expected_{part}"] = float(getattr(self.decay, part)[-1, -1, 0])
+        return {f"curvprobe/{name}": float(value) for name, value in values.items()}
+
+    def to_dataframe(self) -> Any:
+        """The estimates as a pandas DataFrame, one row each."""
+        import pandas
+
+        return pandas.DataFrame([{"criterion": name, **row} for name, row in self.rows().items()])
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Every estimate for the first candidate as plain values, with what it is an estimate of."""
+        return {
+            name: {"target": "quadratic model" if name in _OF_THE_MODEL else "true loss", **estimate.to_json()}
+            for name, estimate in self.estimates().items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the bulk tensors, as ``result.json`` holds it."""
+        return {
+            "schema_version": RESULT_VERSION,
+            "versions": self.versions,
+            "config": self.config,
+            "sample": {
+                "k": self.k,
+                "num_candidates": self.num_candidates,
+                "num_params": self.num_params,
+                "dtype": self.dtype,
+                "loss": self.loss,
+                "gradient_norm": self.gradient_norm,
+            },
+            "eigenspace": self.spectrum.to_json(),
+            "validity": self.validity.to_json() | {"increment_error_of_monte_carlo": self.surrogate_error},
+            "isotropic_closed_form_in_standard_errors": self.isotropic_distance,
+            "sigma": {"value": self.sigma, "source": self.sigma_source, "verdict": self.verdict},
+            "first_candidate": self.rows(),
+            "expected": None if self.expected is None else self.expected.to_json(),
+            "doubling": None if self.doubling is None else self.doubling.to_json(),
+            "required_sample_size": None if self.required is None else self.required.to_json(),
+            "stationarity": self.stationarity.to_json(),
+            "theory": self.theory.to_json(),
+            "laws": None if self.laws is None else self.laws.to_json(),
+            "concentration": None if self.concentration is None else self.concentration.to_json(),
+            "ranking": self.ranking.to_json(),
+            "decay": self.decay.to_json(),
+            "shares": self.shares.to_json(),
+            "notes": self.notes,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any], **bulk: Any) -> Analysis:
+        """What :meth:`to_json` has written, with the bulk tensors where they are at hand."""
+        rows = record["first_candidate"]
+        parts: dict[str, Any] = {attribute: Estimate.from_json(rows[name]) for name, attribute in ESTIMATES.items()}
+        for attribute, key, kind in _OPTIONAL:
+            parts[attribute] = None if record[key] is None else kind.from_json(record[key])
+        return cls(
+            **record["sample"],
+            spectrum=Spectrum.from_json(record["eigenspace"]),
+            validity=QuadraticValidity.from_json(record["validity"]),
+            sigma=record["sigma"]["value"],
+            sigma_source=record["sigma"]["source"],
+            surrogate_error=number(record["validity"]["increment_error_of_monte_carlo"], math.inf),
+            **parts,
+            stationarity=Stationarity.from_json(record["stationarity"]),
+            theory=TheoryChecks.from_json(record["theory"]),
+            ranking=Ranking.from_json(record["ranking"]),
+            decay=DecayCurve.from_json(record["decay"]),
+            shares=DecayCurve.from_json(record["shares"]),
+            notes=tuple(record["notes"]),
+            config=record["config"],
+            versions=record["versions"],
+            seconds=record["seconds"],
+            **bulk,
+        )
+
+    def __str__(self) -> str:
+        at = self.sigma
+        error, stderr = (100 * found for found in (self.validity.error_at(at), self.validity.stderr_at(at)))
+        lines = [
+            f"Sample: {self.k} examples, {self.num_candidates} candidates; {self.num_params} parameters ({self.dtype})",
+            f"Solution: loss {self.loss:.5g}, gradient norm {self.gradient_norm:.2e}",
+            str(self.spectrum),
+            f"Probe: sigma = {at:.3g} ({self.sigma_source}); the quadratic model is {self.verdict} there, error "
+            f"{error:.2g} +- {stderr:.1g} % ({100 * self.surrogate_error:.2g} % for the first candidate in all draws "
+            "of Monte Carlo)",
+            *floor_lines(self.validity, self.dtype),
+            "",
+            *self._first_candidate_lines(),
+            "",
+            *mean_lines(self.decay, self.num_candidates),
+            *expected_lines(self.expected, self.doubling),
+            *([] if self.required is None else [str(self.required)]),
+            "",
+            str(self.stationarity),
+            str(self.theory),
+            str(self.ranking),
+        ]
+        if self.laws is not None:
+            lines += ["", "If the first candidate is added, under other laws:", *indented(str(self.laws))]
+        if self.concentration is not None:
+            lines += ["", str(self.concentration)]
+        if self.notes:
+            lines += ["", "Notes:", *(f"  - {note}" for note in self.notes)]
+        return "\n".join(lines)
+
+    def _first_candidate_lines(self) -> list[str]:
+        subspace = f"Delta_2^({self.spectrum.dim})"
+        distance = f"{abs(self.isotropic_distance):.1f} standard errors from the true loss"
+        rows = [
+            ("Delta_1 at the solution", self.delta1, "true loss, loss units"),
+            (f"{subspace} closed form", self.closed_form, "quadratic model"),
+            (f"{subspace} quadratic Monte Carlo", self.quadratic, "quadratic model"),
+            (f"{subspace} direct Monte Carlo", self.direct, "true loss"),
+            (f"{subspace} controlled Monte Carlo", self.controlled, "true loss"),
+            ("Delta_2 isotropic Monte Carlo", self.isotropic, "true loss"),
+            ("Delta_2 isotropic controlled", self.isotropic_controlled, "true loss"),
+            ("Delta_2 isotropic closed form", self.isotropic_closed_form, f"quadratic model, {distance}"),
+        ]
+        return [
+            "If the first candidate is added (squared loss units; rms in loss units):",
+            *(estimate_row(*row) for row in rows),
+            f"  (A probe is {self.sigma * self.spectrum.dim**0.5:.2g} from the solution in the subspace, and "
+            f"{self.sigma * self.num_params**0.5:.2g} when isotropic.)",
+        ]

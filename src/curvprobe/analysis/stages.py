@@ -1,0 +1,199 @@
+"""The stages of an analysis: each a name, what its result depends on, and how it is computed."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from curvprobe.analysis.concentration import ConcentrationCurve, concentration_curve
+from curvprobe.analysis.law_table import LawTable, compare_laws
+from curvprobe.criteria.estimators import Estimate
+from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.criteria.verdicts import QuadraticValidity
+from curvprobe.eigensolver.wanted import Which
+from curvprobe.probing.full_space import full_space_moment, quadratic_model_at
+from curvprobe.probing.joining import Joining
+from curvprobe.probing.laws import IsotropicProbe, SubspaceProbe
+from curvprobe.probing.monte_carlo import probe_increments
+from curvprobe.probing.named_laws import default_laws
+from curvprobe.probing.validity import subspace_validity
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime.digest import digest
+from curvprobe.runtime.store import Stage
+from curvprobe.subspace.eigenspace import top_eigenspace
+from curvprobe.subspace.gradients import gradient_norms
+from curvprobe.subspace.named import subspace_makers
+from curvprobe.subspace.projection import project
+from curvprobe.subspace.spaces import Eigenspace
+
+FULL_SPACE_PRODUCTS = 24
+"""Hessian products for the traces of the isotropic closed form."""
+
+CONTROLLED_DRAWS = 16
+"""Isotropic draws at which the quadratic model is the control: a Hessian product on the sample for each pair."""
+
+VALIDITY_CANDIDATES, VALIDITY_DRAWS = 32, 16
+"""Candidates whose increments the quadratic model is judged by, and draws of Monte Carlo at which it is."""
+
+CONCENTRATION_CANDIDATES = 100
+"""Candidates that the concentration curve is averaged over."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an analysis was asked for; see :func:`curvprobe.analyze`."""
+
+    dim: int
+    sigma: float | Literal["auto"]
+    which: Which
+    tol: float
+    max_matvecs: int | None
+    num_probes: int
+    seed: int
+    compile: bool
+
+    @property
+    def solver(self) -> dict[str, Any]:
+        """The arguments of the eigenspace."""
+        names = ("dim", "which", "tol", "max_matvecs", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """The sample, the candidates and the settings that all stages depend on."""
+
+    risk: EmpiricalRisk
+    new: EmpiricalRisk
+    settings: Settings
+
+    @cached_property
+    def first(self) -> Joining:
+        """The first candidate as the next example."""
+        return Joining(self.risk, self.new[:1])
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Hashes of the sample's and the candidates' risks."""
+        return [self.risk.key(), self.new.key()]
+
+
+# ---- one stage each, in the order of the work ------------------------------------------------------------------------
+
+
+def eigenspace(job: Job, unfinished: Path | None) -> Stage[Eigenspace]:
+    """The top eigenspace of the Hessian; ``unfinished`` keeps the solver's state."""
+    risk, s = job.risk, job.settings
+    return Stage(
+        "eigenspace",
+        [job.keys[0], s.solver],
+        Eigenspace,
+        lambda: top_eigenspace(risk, **s.solver, checkpoint=unfinished, compile=s.compile),
+    )
+
+
+def basis_key(space: Eigenspace) -> str:
+    """By the basis itself: computed anew elsewhere, an eigenspace may come with other signs or another rotation."""
+    return digest(space.basis)
+
+
+def sample(job: Job, space: Eigenspace, basis: str) -> Stage[ProjectedSample]:
+    """The sample, projected."""
+    return Stage("sample", [job.keys[0], basis], ProjectedSample, lambda: project(job.risk, space))
+
+
+def candidates(job: Job, space: Eigenspace, basis: str) -> Stage[ProjectedSample]:
+    """The candidates, projected."""
+    return Stage("candidates", [*job.keys, basis], ProjectedSample, lambda: project(job.new, space))
+
+
+def validity(
+    job: Job, space: Eigenspace, basis: str, sample: ProjectedSample, fresh: ProjectedSample, grid: list[float]
+) -> Stage[QuadraticValidity]:
+    """Error of the quadratic model over a grid of sigmas, along the directions of Monte Carlo's own draws."""
+    s = job.settings
+
+    def compute() -> QuadraticValidity:
+        judged = job.new[:VALIDITY_CANDIDATES]
+        directions = SubspaceProbe(space, 1.0).coordinates(s.num_probes, s.seed)[:VALIDITY_DRAWS]
+        few = fresh[: len(judged)]
+        return subspace_validity(job.risk, grid, space, sample.mean(), directions, new=judged, fresh=few)
+
+    return Stage("validity", [*job.keys, basis, grid, s.num_probes, s.seed], QuadraticValidity, compute)
+
+
+def monte_carlo(job: Job, space: Eigenspace, basis: str, sigma: float) -> Stage[Tensor]:
+    """True increments of the first candidate at draws in the subspace."""
+    s = job.settings
+    return Stage(
+        "monte_carlo",
+        [*job.keys, basis, sigma, s.num_probes, s.seed],
+        Tensor,
+        lambda: probe_increments(job.first, SubspaceProbe(space, sigma), s.num_probes, s.seed),
+    )
+
+
+def isotropic(job: Job, sigma: float) -> Stage[Tensor]:
+    """The same at isotropic draws."""
+    s = job.settings
+    return Stage(
+        "isotropic",
+        [*job.keys, sigma, s.num_probes, s.seed],
+        Tensor,
+        lambda: probe_increments(job.first, IsotropicProbe(sigma), s.num_probes, s.seed),
+    )
+
+
+def isotropic_model(job: Job, sigma: float) -> Stage[Tensor]:
+    """The quadratic model's increments at the first of the isotropic draws."""
+    s, count = job.settings, min(job.settings.num_probes, CONTROLLED_DRAWS)
+
+    def compute() -> Tensor:
+        draws = IsotropicProbe(sigma).displacements(job.risk, s.num_probes, s.seed)
+        return quadratic_model_at(job.first, itertools.islice(draws, count), count)
+
+    return Stage("isotropic_model", [*job.keys, sigma, s.num_probes, s.seed], Tensor, compute)
+
+
+def full_space(job: Job, sigma: float) -> Stage[Estimate]:
+    """The isotropic criterion in closed form, by stochastic traces."""
+    risk, new, seed = job.first.risk, job.first.new, job.settings.seed
+    return Stage(
+        "full_space",
+        [*job.keys, sigma, seed],
+        Estimate,
+        lambda: full_space_moment(risk, new, sigma=sigma, num_probes=FULL_SPACE_PRODUCTS, seed=seed),
+    )
+
+
+def norms(job: Job) -> Stage[Tensor]:
+    """Norm of every candidate's gradient."""
+    return Stage("gradient_norms", [job.keys[1]], Tensor, lambda: gradient_norms(job.new))
+
+
+def laws(job: Job, space: Eigenspace, basis: str, sigma: float) -> Stage[LawTable]:
+    """The first candidate under other laws."""
+    s = job.settings
+
+    def compute() -> LawTable:
+        others = default_laws(job.risk, space, sigma, tol=s.tol, seed=s.seed)
+        return compare_laws(job.risk, job.first.new, others, num_probes=s.num_probes, seed=s.seed)
+
+    return Stage("laws", [*job.keys, basis, sigma, s.num_probes, s.tol, s.seed], LawTable, compute)
+
+
+def concentration(job: Job, space: Eigenspace, basis: str, sigma: float) -> Stage[ConcentrationCurve]:
+    """How much of the full-space signal this subspace and others capture."""
+    s = job.settings
+
+    def compute() -> ConcentrationCurve:
+        few = job.new[:CONCENTRATION_CANDIDATES]
+        makers = subspace_makers(job.risk, few, s.dim, tol=s.tol, seed=s.seed, hessian=space)
+        return concentration_curve(job.risk, few, sigma=sigma, subspaces=makers, seed=s.seed)
+
+    return Stage("concentration", [*job.keys, basis, sigma, s.tol, s.seed], ConcentrationCurve, compute)

@@ -1,0 +1,62 @@
+"""Lines of the text that a result prints."""
+
+from __future__ import annotations
+
+import torch
+
+from curvprobe.criteria.decay import DecayCurve
+from curvprobe.criteria.estimators import Estimate
+from curvprobe.criteria.expectation import ExpectedCriterion
+from curvprobe.criteria.verdicts import QuadraticValidity
+
+
+def estimate_row(name: str, e: Estimate, comment: str) -> str:
+    """One estimate with its error, and what it is an estimate of."""
+    error = "exact" if e.stderr == 0 and not e.num_probes else f"+- {e.stderr:.1e}"
+    if comment.startswith("quadratic model") and not e.num_probes:
+        error = "exact for the model"
+    return f"  {name:<38} {e.value:>12.5e}  {error:<20} rms {e.rms:.3e}  {comment}"
+
+
+def mean_lines(curve: DecayCurve, num_candidates: int) -> list[str]:
+    """The criterion averaged over the candidates, and its parts, at the largest sample and dimension of the curve."""
+    dim = int(curve.dims[-1])
+    value, stderr = float(curve.value[-1, -1, 0]), float(curve.stderr[-1, -1, 0])
+    level, slope, curvature = (float(getattr(curve, part)[-1, -1, 0]) for part in ("level", "slope", "curvature"))
+    total, several = level + slope + curvature or 1.0, num_candidates > 1
+    spread = f" +- {stderr:.1e}" if several else " (one candidate: no standard error)"
+    return [
+        f"Averaged over the {num_candidates} candidates as the next example: Delta_2^({dim}) = "
+        f"{value:.5e}{spread}, rms {value**0.5:.3e} loss units",
+        f"  of it level {100 * level / total:.2f} %, slope {100 * slope / total:.2g} %, curvature "
+        f"{100 * curvature / total:.2g} %; shape (all but the level) {slope + curvature:.3e}"
+        + (f" +- {float(curve.shape_stderr[-1, -1, 0]):.1e}" if several else ""),
+    ]
+
+
+def expected_lines(expected: ExpectedCriterion | None, doubling: ExpectedCriterion | None) -> list[str]:
+    """What is expected of the next example, and of as many again."""
+    if expected is None or doubling is None:
+        return []
+    low, high = expected.rms_interval
+    lines, of = list[str](), "the rms"
+    if expected.pool:
+        lines, of = [f"Averaged over all orders of the sample itself: rms {expected.rms:.3e} loss units"], "it"
+    return [
+        *lines,
+        f"  95 % interval of {of}: [{low:.3e}, {high:.3e}]; {doubling.rms:.3e} when as many join as there are",
+        *indented("\n".join(str(expected).split("\n")[1:])),
+    ]
+
+
+def floor_lines(validity: QuadraticValidity, dtype: str) -> list[str]:
+    """Where rounding takes over: as measured in the model's own precision, and by the unit roundoff of bfloat16."""
+    measured, rough = validity.precision_floor, validity.rounding_floor(torch.bfloat16)
+    lines = [] if measured is None else [f"  Below sigma = {measured:.2g} rounding in {dtype} takes over."]
+    where = "at every sigma that was tried" if rough is None else f"below sigma = {rough:.2g}"
+    return [*lines, f"  In bfloat16, rounding of the losses would hide the increment's change {where}."]
+
+
+def indented(text: str) -> list[str]:
+    """The lines of a text, two spaces in."""
+    return [f"  {line}" for line in text.split("\n")]

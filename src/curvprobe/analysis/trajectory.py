@@ -1,0 +1,245 @@
+"""The criteria along training or a growing sample, with the weights that belong to each size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvprobe.criteria.expectation import ExpectedCriterion, expected_criterion, pool_dispersion
+from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.errors import ArgumentError
+from curvprobe.numerics.intervals import standard_error
+from curvprobe.numerics.linalg import inner, norm
+from curvprobe.numerics.power_law import PowerLaw, power_law
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime import progress
+from curvprobe.runtime.digest import digest
+from curvprobe.runtime.plain import number, numbers
+from curvprobe.runtime.store import Stage, Store
+from curvprobe.subspace.eigenspace import top_eigenspace
+from curvprobe.subspace.projection import project
+from curvprobe.subspace.spaces import Eigenspace
+from curvprobe.version import __version__
+
+TRAJECTORY_VERSION = 2
+"""Of a trajectory's ``result.json``: 1 left out the tables of the expectations."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """What a trajectory found at every sample size.
+
+    Attributes:
+        ks: int (K,), sample sizes.
+        loss, gradient_norm: float64 (K,), of the risk at its own solution.
+        dispersion: (K,), landscape dispersion V of the sample, squared loss units.
+        dispersion_parts: (K, 3), its level, slope and curvature parts.
+        dispersion_stderr: (K,), over the examples.
+        expected: the expected criterion at every size, over the candidates where there are any.
+        overlap: (K - 1,), ``|U^T U'|_F^2 / D`` of neighbouring eigenspaces: 1 for the same, D / N for unrelated ones.
+        num_matvecs: int (K,), products of each eigenspace.
+        fit: of the dispersion over k.
+    """
+
+    ks: Tensor
+    loss: Tensor
+    gradient_norm: Tensor
+    dispersion: Tensor
+    dispersion_parts: Tensor
+    dispersion_stderr: Tensor
+    expected: tuple[ExpectedCriterion, ...]
+    overlap: Tensor
+    num_matvecs: Tensor
+    fit: PowerLaw
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'k':>7} {'loss':>11} {'|gradient|':>12} {'dispersion V':>14}   RMS increment [95 %]  overlap  products"
+        ]
+        for i, k in enumerate(self.ks.tolist()):
+            low, high = self.expected[i].rms_interval
+            shared = f"{float(self.overlap[i - 1]):8.3f}" if i else "        "
+            lines.append(
+                f"{k:>7} {float(self.loss[i]):>11.4g} {float(self.gradient_norm[i]):>12.2e} "
+                f"{float(self.dispersion[i]):>14.4g}   {self.expected[i].rms:.3e} [{low:.2e}, {high:.2e}] {shared} "
+                f"{int(self.num_matvecs[i]):>9}"
+            )
+        low, high = self.fit.interval
+        lines.append(f"V grows as k^{self.fit.exponent:.2f}, 95 % interval [{low:.2f}, {high:.2f}]")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number, as ``result.json`` holds it."""
+        return {name: getattr(self, name) for name in (*_NUMBERS, "ks", "num_matvecs")} | {
+            "expected": [expected.to_json() for expected in self.expected],
+            "fit": asdict(self.fit),
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Trajectory:
+        """What :meth:`to_json` has written."""
+        fit = record["fit"]
+        low, high = fit["interval"]
+        return cls(
+            **{name: numbers(record[name]) for name in _NUMBERS},
+            ks=torch.tensor(record["ks"]),
+            num_matvecs=torch.tensor(record["num_matvecs"]),
+            expected=tuple(ExpectedCriterion.from_json(expected) for expected in record["expected"]),
+            fit=PowerLaw(
+                number(fit["exponent"]), (number(low, -math.inf), number(high, math.inf)), number(fit["at_one"])
+            ),
+        )
+
+
+_NUMBERS = ("loss", "gradient_norm", "dispersion", "dispersion_parts", "dispersion_stderr", "overlap")
+
+
+def trajectory(
+    solutions: Callable[[int], EmpiricalRisk] | Sequence[EmpiricalRisk],
+    ks: Sequence[int] | None = None,
+    *,
+    candidates: Any = None,
+    dim: int = 10,
+    sigma: float = 1e-3,
+    tol: float = 1e-3,
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> Trajectory:
+    """Dispersion and criteria along sample sizes, at the weights that were trained on each.
+
+    At fixed weights the decay with k is arithmetic; what can differ from task to task is how the dispersion V changes
+    when the weights follow the sample.
+
+    Args:
+        solutions: maps a sample size k to the risk on the first k examples at weights trained on them (retrained, or
+            streaming through the data); or the risks themselves, one for each checkpoint, such as
+            ``cp.EmpiricalRisk(model, loss, data[:k])`` made after each stretch of training (a risk keeps its own copy
+            of the weights).
+        ks: sample sizes, ascending; not needed where the risks came.
+        candidates: next examples in any form that the risk takes, outside every sample; None takes each sample for a
+            draw from the population.
+        dim: dimension of each eigenspace; the one before is its start.
+        sigma: standard deviation in parameter units.
+        tol: of the eigenspaces.
+        seed: of the eigenspaces.
+        out: folder for ``result.json`` and the finished eigenspaces and projections, which are found again when it is
+            repeated.
+
+    Raises:
+        ValueError: for fewer than 2 sizes, sizes beside risks, or candidates that a sample holds.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> x = torch.linspace(-1, 1, 64, dtype=torch.float64)[torch.randperm(64, generator=torch.manual_seed(0)), None]
+        >>> def fitted(k):   # least squares through the first k points of a cubic
+        ...     model = torch.nn.Linear(1, 1, bias=False).double()
+        ...     model.weight.data = torch.linalg.lstsq(x[:k], x[:k] ** 3).solution
+        ...     return cp.EmpiricalRisk(model, cp.losses.mse, (x[:k], x[:k] ** 3))
+        >>> path = cp.trajectory(fitted, [8, 16, 32, 64], dim=1, sigma=0.01)
+        >>> path.overlap.tolist(), path.fit.interval[0] < path.fit.exponent < path.fit.interval[1]
+        ([1.0, 1.0, 1.0], True)
+    """
+    sizes = _sizes(solutions, ks)
+    store, looks = Store.at(out), list[_Look]()
+    with progress.bar("trajectory (sample sizes)", len(sizes)) as advance:
+        for i, k in enumerate(sizes):
+            risk = solutions(k) if callable(solutions) else solutions[i]
+            if len(risk) != k:
+                raise ArgumentError(f"solutions({k}) returned a risk on {len(risk)} examples; expected {k}")
+            new = None if candidates is None else risk.on(candidates)
+            before = looks[-1].space if looks else None
+            space, sample, fresh = _project(risk, new, before, store, dim=dim, tol=tol, seed=seed)
+            shared = math.nan if before is None else float(inner(before.basis.T, space.basis).square().sum()) / dim
+            looks.append(
+                _Look(
+                    risk.value(),
+                    norm(risk.gradient()),
+                    pool_dispersion(sample, sigma),
+                    expected_criterion(sample, fresh, sigma),
+                    space,
+                    shared,
+                )
+            )
+            advance(1)
+    found = _trajectory(sizes, looks)
+    config = {"ks": sizes, "dim": dim, "sigma": sigma, "tol": tol, "seed": seed}
+    store.write_result(
+        {"schema_version": TRAJECTORY_VERSION, "version": __version__, "config": config, "trajectory": found.to_json()}
+    )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What one sample size shows; ``terms`` (n, 3) are those of the dispersion, ``overlap`` is with the one before."""
+
+    loss: float
+    gradient_norm: float
+    terms: Tensor
+    expected: ExpectedCriterion
+    space: Eigenspace
+    overlap: float
+
+
+def _trajectory(sizes: list[int], looks: list[_Look]) -> Trajectory:
+    dispersion = torch.tensor([float(look.terms.sum(1).mean()) for look in looks], dtype=torch.float64)
+    return Trajectory(
+        ks=torch.tensor(sizes),
+        loss=torch.tensor([look.loss for look in looks], dtype=torch.float64),
+        gradient_norm=torch.tensor([look.gradient_norm for look in looks], dtype=torch.float64),
+        dispersion=dispersion,
+        dispersion_parts=torch.stack([look.terms.mean(0) for look in looks]),
+        dispersion_stderr=torch.tensor([standard_error(look.terms.sum(1)) for look in looks], dtype=torch.float64),
+        expected=tuple(look.expected for look in looks),
+        overlap=torch.tensor([look.overlap for look in looks[1:]], dtype=torch.float64),
+        num_matvecs=torch.tensor([look.space.num_matvecs for look in looks]),
+        fit=power_law(torch.tensor(sizes), dispersion),
+    )
+
+
+def _sizes(solutions: Callable[[int], EmpiricalRisk] | Sequence[EmpiricalRisk], ks: Sequence[int] | None) -> list[int]:
+    """The sample sizes, from the one place that tells them."""
+    if callable(solutions) and ks is None:
+        raise ArgumentError("ks is None; expected the sample sizes for which to call solutions(k)")
+    if not callable(solutions) and ks is not None:
+        raise ArgumentError("ks came beside the risks themselves, whose sizes are their own; expected one of the two")
+    sizes = [len(risk) for risk in solutions] if not callable(solutions) else [int(k) for k in ks or ()]
+    if len(sizes) < 2 or min(sizes) < 2:
+        raise ArgumentError(f"the sample sizes are {sizes}; expected at least 2 of them, each at least 2")
+    return sizes
+
+
+def _project(
+    risk: EmpiricalRisk,
+    new: EmpiricalRisk | None,
+    before: Eigenspace | None,
+    store: Store,
+    *,
+    dim: int,
+    tol: float,
+    seed: int,
+) -> tuple[Eigenspace, ProjectedSample, ProjectedSample | None]:
+    """Eigenspace and projections at one size."""
+    key = risk.key()
+    name = f"trajectory-k{len(risk)}-{key[:8]}"  # checkpoints may have one size
+    space = store.result(
+        Stage(
+            f"{name}-eigenspace",
+            [key, dim, tol, seed, None if before is None else digest(before.basis)],
+            Eigenspace,
+            lambda: top_eigenspace(risk, dim=dim, tol=tol, seed=seed, start=before),
+        )
+    )
+    basis = digest(space.basis)
+    sample = store.result(Stage(f"{name}-sample", [key, basis], ProjectedSample, lambda: project(risk, space)))
+    if new is None:
+        return space, sample, None
+    candidates = [key, new.key(), basis]
+    fresh = Stage(f"{name}-candidates", candidates, ProjectedSample, lambda: project(new, space))
+    return space, sample, store.result(fresh)

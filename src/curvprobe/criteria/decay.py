@@ -1,0 +1,135 @@
+"""The criteria at every sample size, dimension and sigma, from one projection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvprobe.criteria.draws import check_sigma
+from curvprobe.criteria.estimators import moment_parts
+from curvprobe.criteria.increment import QuadraticIncrement, fresh_increments, prefix_increments
+from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.errors import ArgumentError
+from curvprobe.runtime.plain import numbers
+
+
+@dataclass(frozen=True, eq=False)
+class DecayCurve:
+    """Criteria of the quadratic model at many k, sigmas and dimensions, float64.
+
+    Attributes:
+        ks: int (K,), sample sizes; the next example is the (k+1)-th.
+        sigmas: (S,).
+        dims: int (M,).
+        delta1: (K,), pointwise criterion, loss units.
+        level, slope, curvature: (K, M, S), parts of Delta_2^(D), squared loss units.
+        stderr, shape_stderr: (K, M, S), standard errors of ``value`` and ``shape`` over the fresh examples; zero for a
+            single next example, where the closed form is exact.
+    """
+
+    ks: Tensor
+    sigmas: Tensor
+    dims: Tensor
+    delta1: Tensor
+    level: Tensor
+    slope: Tensor
+    curvature: Tensor
+    stderr: Tensor
+    shape_stderr: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """Delta_2^(D), (K, M, S)."""
+        return self.level + self.slope + self.curvature
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        names = ("ks", "sigmas", "dims", "delta1", "value", "stderr", "level", "slope", "curvature", "shape")
+        return {name: getattr(self, name) for name in (*names, "shape_stderr")}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> DecayCurve:
+        """What :meth:`to_json` has written."""
+        whole = {name: torch.tensor(record[name]) for name in ("ks", "dims")}
+        names = ("sigmas", "delta1", "level", "slope", "curvature", "stderr", "shape_stderr")
+        return cls(**whole, **{name: numbers(record[name]) for name in names})
+
+    @property
+    def shape(self) -> Tensor:
+        """Shape criterion, (K, M, S): the value without its level part."""
+        return self.slope + self.curvature
+
+
+def decay_curve(
+    sample: ProjectedSample,
+    ks: Sequence[int] | None = None,
+    sigma: float | Sequence[float] = 1e-3,
+    dims: Sequence[int] | None = None,
+    *,
+    fresh: ProjectedSample | None = None,
+) -> DecayCurve:
+    r"""Delta_1 and Delta_2^(D) at every k, every D' <= D and any sigma, from one projection.
+
+    .. math:: \Delta_2^{(D)}(k+1) = f^2 | \psi_{k+1} - \bar\psi_k |^2, \quad
+        \psi_i = ( l_i + \sigma^2 \mathrm{tr} B_i / 2, \; \sigma c_i, \; \sigma^2 \mathrm{vec} B_i / \sqrt 2 )
+
+    The solution and the subspace stay fixed while k grows.
+
+    Args:
+        sample: n examples in order.
+        ks: sample sizes; None is every one.
+        sigma: one or several standard deviations in parameter units.
+        dims: dimensions D'; None is the sample's own D.
+        fresh: examples outside the sample; each is tried as the next one and the criteria are averaged. None takes
+            the sample's own example k + 1.
+
+    Raises:
+        ValueError: for a k, sigma or dimension out of range.
+
+    Source: derived in docs/theory.md from the closed form of Kiselev & Grabovoy (2026), arXiv:2604.14870.
+
+    Example:
+        >>> import torch
+        >>> from curvprobe.criteria.sample import ProjectedSample
+        >>> sample = ProjectedSample(torch.arange(4.0), torch.ones(4), torch.zeros(4, 1), torch.zeros(4, 1, 1))
+        >>> decay_curve(sample, ks=[1, 3], sigma=0.1).delta1
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    sigmas = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1)
+    if len(sigmas) == 0:
+        raise ArgumentError("sigma is empty; expected at least one standard deviation")
+    for value in sigmas:
+        check_sigma(value)
+    chosen_dims = [sample.dim] if dims is None else [int(d) for d in dims]
+    if not chosen_dims or not all(1 <= d <= sample.dim for d in chosen_dims):
+        raise ArgumentError(f"dims is {chosen_dims}; expected dimensions from 1 to {sample.dim}")
+    last = len(sample) - (fresh is None)
+    chosen_ks = list(range(1, last + 1)) if ks is None else [int(k) for k in ks]
+    if fresh is None:
+        increments = prefix_increments(sample, chosen_ks)
+        parts, first = parts_by_dim_and_sigma(increments, chosen_dims, sigmas), increments.level.abs()
+        stderr = torch.zeros_like(parts[:2])
+    else:
+        rows = []
+        for increments in fresh_increments(sample, fresh, chosen_ks):  # one k at a time bounds memory
+            by_candidate = parts_by_dim_and_sigma(increments, chosen_dims, sigmas)
+            both = torch.stack([by_candidate.sum(0), by_candidate[1:].sum(0)])  # value and shape
+            spread = both.std(1) if len(fresh) > 1 else torch.full_like(both[:, 0], math.nan)
+            rows.append((by_candidate.mean(1), increments.level.abs().mean(), spread / math.sqrt(len(fresh))))
+        means, firsts, errors = zip(*rows, strict=True)
+        parts, first, stderr = torch.stack(means, dim=1), torch.stack(firsts), torch.stack(errors, dim=1)
+    return DecayCurve(torch.as_tensor(chosen_ks), sigmas, torch.as_tensor(chosen_dims), first, *parts, *stderr)
+
+
+def parts_by_dim_and_sigma(increments: QuadraticIncrement, dims: Sequence[int], sigmas: Tensor) -> Tensor:
+    """Level, slope and curvature parts of the moment at every dimension and sigma, (3, ..., M, S)."""
+    cells = [
+        torch.stack([torch.stack(moment_parts(increments.truncate(dim), sigma)) for sigma in sigmas], dim=-1)
+        for dim in dims
+    ]
+    return torch.stack(cells, dim=-2)

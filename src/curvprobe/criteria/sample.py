@@ -1,0 +1,89 @@
+"""Every example's loss, gradient and Hessian in the coordinates of a subspace: what all criteria are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvprobe.errors import ArgumentError
+from curvprobe.numerics.rows import resolve_rows
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectedSample:
+    """Per-example statistics of a sample in a subspace, float64 on the CPU.
+
+    Attributes:
+        loss: (n,) mean loss of every example at the solution.
+        weight: (n,) number of loss terms.
+        gradient: (n, D), ``U^T g_i``.
+        hessian: (n, D, D), ``U^T H_i U``, symmetric.
+        digests: content hash of every example; empty when unknown.
+
+    Example:
+        >>> import torch
+        >>> sample = ProjectedSample(torch.ones(4), torch.ones(4), torch.zeros(4, 2), torch.zeros(4, 2, 2))
+        >>> len(sample), sample.dim, len(sample[:3]), sample.truncate(1).gradient.shape
+        (4, 2, 3, torch.Size([4, 1]))
+    """
+
+    loss: Tensor
+    weight: Tensor
+    gradient: Tensor
+    hessian: Tensor
+    digests: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "weight", "gradient", "hessian"):
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().double().cpu().contiguous())
+        n, dim = self.gradient.shape if self.gradient.dim() == 2 else (-1, -1)
+        shapes = [tuple(t.shape) for t in (self.loss, self.weight, self.gradient, self.hessian)]
+        if shapes != [(n,), (n,), (n, dim), (n, dim, dim)] or n < 1:
+            raise ArgumentError(
+                f"loss, weight, gradient and hessian have shapes {shapes}; expected (n,), (n,), (n, D), (n, D, D)"
+            )
+        if self.digests and len(self.digests) != n:
+            raise ArgumentError(f"{len(self.digests)} digests came for {n} examples")
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.gradient.shape[1]
+
+    def __getitem__(self, selection: int | slice | Sequence[int] | Tensor) -> ProjectedSample:
+        """Some of the examples; a single position gives a sample of one."""
+        rows = resolve_rows(selection, len(self))
+        digests = tuple(self.digests[i] for i in rows) if self.digests else ()
+        return ProjectedSample(self.loss[rows], self.weight[rows], self.gradient[rows], self.hessian[rows], digests)
+
+    def truncate(self, dim: int) -> ProjectedSample:
+        """The same examples in the span of the first ``dim`` basis vectors."""
+        if not 1 <= dim <= self.dim:
+            raise ArgumentError(f"dim is {dim}; expected 1 to {self.dim}")
+        return ProjectedSample(
+            self.loss, self.weight, self.gradient[:, :dim], self.hessian[:, :dim, :dim], self.digests
+        )
+
+    def mean(self) -> ProjectedSample:
+        """The weighted mean of the examples, as one example that carries their total weight."""
+        share = self.weight / self.weight.sum()
+        return ProjectedSample(
+            (share @ self.loss)[None],
+            self.weight.sum()[None],
+            (share @ self.gradient)[None],
+            torch.einsum("n,nde->de", share, self.hessian)[None],
+        )
+
+
+def moving_ratio(sample: ProjectedSample) -> float:
+    """Squared mean gradient in the subspace over its expectation at a minimiser of the population's risk."""
+    share = sample.weight / sample.weight.sum()
+    mean = share @ sample.gradient
+    scatter = float((share.square()[:, None] * (sample.gradient - mean).square()).sum())
+    return float(torch.sum(mean.square())) / scatter if scatter > 0 else 0.0

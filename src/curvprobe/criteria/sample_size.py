@@ -1,0 +1,216 @@
+"""How many examples it takes until one more moves the landscape by no more than a tolerance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from curvprobe.criteria.draws import check_sigma
+from curvprobe.criteria.expectation import FEWEST, check_fresh, features, pool_dispersion, squared_mean
+from curvprobe.criteria.sample import ProjectedSample, moving_ratio
+from curvprobe.criteria.verdicts import QuadraticValidity
+from curvprobe.errors import ArgumentError
+from curvprobe.numerics.intervals import ShiftAndSpread, mean_interval
+from curvprobe.runtime.plain import number
+
+
+@dataclass(frozen=True)
+class RequiredSampleSize:
+    """How many examples it takes until one more moves the landscape by no more than a tolerance.
+
+    Attributes:
+        value: the smallest sample size, or None where the data do not support an answer.
+        interval: 95 % confidence interval of it.
+        tolerance: on the RMS increment, in loss units.
+        verdict: "supported", or why there is no answer.
+        assumptions: what the number rests on.
+    """
+
+    value: int | None
+    interval: tuple[float, float]
+    tolerance: float
+    verdict: str
+    assumptions: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> RequiredSampleSize:
+        """What :meth:`to_json` has written."""
+        low, high = record["interval"]
+        return cls(**record | {"interval": (number(low), number(high, math.inf))})
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        size = f"{self.value} [{low:.0f}, {high:.0f}]" if self.value else "no answer"
+        first = f"Sample size for an rms of {self.tolerance:g} loss units: {size}; {self.verdict}"
+        return first + (f"\n  (if {self.assumptions})" if self.value else "")
+
+
+ASSUMPTIONS = (
+    "the solution and the subspace stay as they are; examples to come are drawn like the candidates; the quadratic "
+    "model holds at this sigma"
+)
+
+LARGEST = 1e18
+"""No sample is larger."""
+
+FARTHEST = 100.0
+"""Factor from the size within which the ends of its interval are sought."""
+
+GRID = 81
+
+WIDEST = 4.0
+"""Ratio of the interval's ends above which there is no answer."""
+
+MOVING = 4.0
+"""Squared mean gradient, over what the scatter of the gradients explains, above which the point is not stationary."""
+
+
+def required_sample_size(
+    sample: ProjectedSample,
+    fresh: ProjectedSample | None,
+    sigma: float | Tensor,
+    tolerance: float,
+    *,
+    validity: QuadraticValidity | None = None,
+    widest: float = WIDEST,
+    allow_overlap: bool = False,
+) -> RequiredSampleSize:
+    r"""The smallest k at which one more example moves the landscape by no more than ``tolerance``.
+
+    .. math:: \min \{ \kappa : R(\kappa) \le \tau \}, \quad R^2(\kappa) = \frac{1}{(\kappa + 1)^2}
+        \Big( \big(\tfrac{k}{\kappa}\big)^2 |\mu - \bar\psi_k|^2 + \mathrm{tr}\,\Sigma
+        \big(1 + \tfrac{\kappa - k}{\kappa^2}\big) \Big)
+
+    for :math:`\kappa \ge k`: by then the examples that have joined pull the sample's mean towards the candidates'.
+    Below k the sample's mean is taken as it is. Examples of unequal weight are counted at the candidates' mean weight.
+    Without candidates
+    :math:`R^2(\kappa) = \mathrm{tr}\,\Sigma / (\kappa (\kappa + 1))`.
+
+    Args:
+        sample: the k examples that define the risk.
+        fresh: candidates outside the sample, or None.
+        sigma: standard deviation in parameter units, scalar or (D,).
+        tolerance: tau, on the root mean square of the increment, in loss units.
+        validity: of the quadratic model; an answer is refused where the model is not valid at sigma (one sigma for
+            all directions: a grid says nothing of several).
+        widest: ratio of the interval's ends above which an answer is refused.
+        allow_overlap: take candidates that the sample holds too.
+
+    Returns:
+        The size with a 95 % interval (bootstrap over the examples), or None with the reason.
+
+    Raises:
+        ValueError: for a tolerance that is not positive, or candidates in the sample.
+
+    Source: derived in docs/theory.md.
+
+    Example:
+        >>> import torch
+        >>> from curvprobe.criteria.sample import ProjectedSample
+        >>> losses = torch.linspace(0, 1, 40, dtype=torch.float64)
+        >>> sample = ProjectedSample(losses, torch.ones(40), torch.zeros(40, 1), torch.zeros(40, 1, 1))
+        >>> size = required_sample_size(sample, None, sigma=0.1, tolerance=1e-3)
+        >>> size.value, size.verdict
+        (300, 'supported')
+    """
+    check_request(tolerance, len(sample if fresh is None else fresh))
+    if fresh is None:
+        dispersion = pool_dispersion(sample, sigma).sum(1)
+        size, *ends = (_size_of(v, tolerance) for v in (float(dispersion.mean()), *mean_interval(dispersion)))
+        interval = (ends[0], ends[1])
+    else:
+        check_fresh(sample, fresh, allow_overlap=allow_overlap)
+        size, interval = _size_with(sample, fresh, sigma, tolerance)
+    reason = _refusal(sample, sigma, interval, validity, widest)
+    return RequiredSampleSize(
+        None if reason else math.ceil(size - 1e-9), interval, tolerance, reason or "supported", ASSUMPTIONS
+    )
+
+
+def check_request(tolerance: float, examples: int) -> None:
+    """Refuse a tolerance that makes no sense, and too few examples to judge by."""
+    if not 0 < tolerance < math.inf:
+        raise ArgumentError(f"tolerance is {tolerance!r}; expected a positive number in loss units")
+    if examples < FEWEST:
+        raise ArgumentError(f"{examples} examples came to judge by; a required size needs at least {FEWEST}")
+
+
+def _size_of(dispersion: float, tolerance: float) -> float:
+    """The size of at least 1 at which ``dispersion / (size (size + 1))`` is the squared tolerance."""
+    return max(1.0, (math.sqrt(1 + 4 * dispersion / tolerance**2) - 1) / 2)
+
+
+def _size_with(
+    sample: ProjectedSample, fresh: ProjectedSample, sigma: float | Tensor, tolerance: float
+) -> tuple[float, tuple[float, float]]:
+    """The size that the tolerance needs when candidates join, and the sizes at which the mean square's ends meet it."""
+    share, k = sample.weight / sample.weight.sum(), len(sample)
+    distance = features(fresh, sigma) - share @ features(sample, sigma)
+    moves = (fresh.weight / fresh.weight.mean())[:, None] * distance
+    shift, spread = float(squared_mean(moves).sum()), float(moves.var(0).sum())
+
+    def weights(sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the squared shift and of the spread, in the mean square at these sizes."""
+        joined = (sizes - k).clamp_min(0.0)
+        alpha = (k / sizes).clamp_max(1.0) ** 2 / (sizes + 1) ** 2
+        return alpha, (1 + joined / sizes**2) / (sizes + 1) ** 2
+
+    def mean_square(size: float) -> float:
+        alpha, beta = weights(torch.tensor(size, dtype=torch.float64))
+        return float(alpha * shift + beta * spread)
+
+    size = _first_below(mean_square, tolerance**2)
+    sizes = torch.logspace(
+        math.log10(max(1.0, size / FARTHEST)), math.log10(min(LARGEST, size * FARTHEST)), GRID, dtype=torch.float64
+    )
+    low, high = (
+        float(numpy.exp(numpy.interp(-2 * math.log(tolerance), -end.log(), sizes.log(), left=0.0, right=math.inf)))
+        for end in ShiftAndSpread(moves).intervals(*weights(sizes))
+    )
+    return size, (low, high)
+
+
+def _first_below(falling: Callable[[float], float], bound: float) -> float:
+    """The size of at least 1 from which on a falling function is at most ``bound``, to 1e-9 of itself."""
+    low, high = 0.0, math.log(LARGEST)
+    if falling(1.0) <= bound:
+        return 1.0
+    if falling(LARGEST) > bound:
+        return math.inf
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (low, middle) if falling(math.exp(middle)) <= bound else (middle, high)
+    return math.exp(high)
+
+
+def _refusal(
+    sample: ProjectedSample,
+    sigma: float | Tensor,
+    interval: tuple[float, float],
+    validity: QuadraticValidity | None,
+    widest: float,
+) -> str | None:
+    """Why the data do not support an answer, or None."""
+    scale = check_sigma(sigma, sample.dim)
+    if validity is not None and not scale.dim() and validity.verdict(float(scale)) != "valid":
+        return f"the quadratic model is {validity.verdict(float(scale))} at sigma = {float(scale):g}"
+    moving = moving_ratio(sample)
+    if moving > MOVING:
+        return (
+            f"the point is not stationary: the squared mean gradient in the subspace is {moving:.3g} times what the "
+            f"scatter of the examples' gradients explains (at most {MOVING:g} is taken for noise)"
+        )
+    low, high = interval
+    if not high / low <= widest:
+        return f"the data do not determine it: the interval is [{low:.3g}, {high:.3g}], wider than a factor {widest:g}"
+    return None

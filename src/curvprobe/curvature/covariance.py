@@ -1,0 +1,32 @@
+"""Products with the covariance of the examples' gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from curvprobe.curvature.linearisation import derivatives
+from curvprobe.curvature.second_derivatives import double_backward_errors
+from curvprobe.numerics.linalg import inner
+from curvprobe.risk.empirical import EmpiricalRisk
+
+
+def covariance_product(risk: EmpiricalRisk, vector: Tensor) -> Tensor:
+    """``C v`` for v (N,), with C the weighted covariance of the examples' gradients."""
+    model, vector = risk.probed, vector.detach().to(risk.device)
+    mean_slope = float(inner(vector[None], risk.gradient())[0])
+    total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
+    tangents = list(model.split(vector.contiguous()).values())
+    with risk.undisturbed(), double_backward_errors():
+        for microbatch in risk.microbatches():
+            leaves = model.leaves()
+            loss_sum, weight = model.batch_losses(leaves, microbatch)
+            losses, parameters = loss_sum / weight, list(leaves.values())
+            # J^T u as a graph in u: it is linear in it, and its own derivative along v is J v.
+            cotangent = torch.zeros_like(losses).requires_grad_()
+            pulled = derivatives([losses], parameters, [cotangent], create_graph=True)
+            slopes = derivatives(pulled, [cotangent], tangents)[0]
+            share = risk.weights[microbatch.rows].to(slopes) / risk.total_weight
+            pushed = (share * (slopes - mean_slope)).to(losses.dtype)
+            total += model.flatten(derivatives([losses], parameters, [pushed]))
+    return total.to(risk.dtype)

@@ -1,0 +1,111 @@
+"""The state of an unfinished eigenvalue computation in a file."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+
+from curvprobe.eigensolver.krylov import KrylovBasis
+from curvprobe.errors import ArgumentError
+from curvprobe.runtime.store import write_atomically
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that keeps the state of an unfinished computation, so that it can be continued.
+
+    Args:
+        path: of the file.
+        key: of everything the state depends on; a file with another key is not used.
+        interval: seconds between two writings, at least; a twentieth of the time at most goes into writing.
+    """
+
+    path: Path
+    key: str
+    interval: float = 60.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        if self.path.is_dir():
+            raise ArgumentError(f"the checkpoint {str(self.path)!r} is a folder; expected the name of a file")
+
+    def load(self, basis: KrylovBasis) -> bool:
+        """Put the state in the file into ``basis``; False where there is none that fits."""
+        try:
+            state = torch.load(self.path, mmap=True, weights_only=True)
+            rows = state["rows"]
+            if (
+                state["key"] != self.key
+                or len(rows) - state["is_pending"] > basis.capacity
+                or rows.shape[1] != basis.size
+            ):
+                return False
+            count = len(rows) - state["is_pending"]
+            basis.rows[: len(rows)] = rows
+            basis.projected[:count, :count] = state["projected"]
+            basis.carried[:count], basis.coupling[:count] = state["carried"], state["coupling"]
+            basis.generator.set_state(state["generator"])
+            basis.is_pending = state["is_pending"]
+            basis.largest, basis.num_matvecs, basis.count = state["largest"], state["num_matvecs"], count
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError):
+            return False  # absent, cut short, or of another version
+        return True
+
+    def save(self, basis: KrylovBasis) -> None:
+        """Write the state of ``basis``, without a second copy of it in memory."""
+        count = basis.count
+        state = {
+            "key": self.key,
+            "rows": basis.rows[: count + basis.is_pending].cpu(),
+            "projected": basis.projected[:count, :count].clone(),
+            "carried": basis.carried[:count].clone(),
+            "coupling": basis.coupling[:count].clone(),
+            "is_pending": basis.is_pending,
+            "generator": basis.generator.get_state(),
+            "largest": basis.largest,
+            "num_matvecs": basis.num_matvecs,
+        }
+        write_atomically(self.path, lambda file: torch.save(state, file))
+
+
+class Saver:
+    """Saves a basis from time to time."""
+
+    def __init__(self, checkpoint: Checkpoint | None) -> None:
+        self.checkpoint = checkpoint
+        self.due = time.monotonic() + (checkpoint.interval if checkpoint else 0.0)
+        self.ours = False
+        """Whether the file holds this computation, and not another's."""
+
+    def load(self, basis: KrylovBasis) -> bool:
+        """Continue from the checkpoint, where there is one."""
+        self.ours = self.checkpoint is not None and self.checkpoint.load(basis)
+        return self.ours
+
+    def discard(self) -> None:
+        """Remove the file: the computation is finished."""
+        if self.checkpoint is not None and self.ours:
+            self.checkpoint.path.unlink(missing_ok=True)
+
+    def maybe(self, basis: KrylovBasis) -> None:
+        """Save where the last time is long enough ago."""
+        if self.checkpoint is not None and time.monotonic() >= self.due:
+            self.now(basis)
+
+    def now(self, basis: KrylovBasis) -> None:
+        """Save, where there is a checkpoint and something to keep; a disk that is full does not end the computation."""
+        if self.checkpoint is None or basis.count == 0 or not basis.intact:
+            return
+        start = time.monotonic()
+        try:
+            self.checkpoint.save(basis)
+            self.ours = True
+        except OSError as error:
+            warnings.warn(f"the solver's state could not be saved in {self.checkpoint.path}: {error}", stacklevel=2)
+        end = time.monotonic()
+        self.due = end + max(self.checkpoint.interval, 20 * (end - start))

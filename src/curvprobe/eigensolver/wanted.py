@@ -1,0 +1,82 @@
+"""Which eigenpairs are wanted, and when they are good enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from curvprobe.eigensolver.krylov import KrylovBasis
+
+Which = Literal["algebraic", "magnitude", "smallest"]
+
+CROWDING = 0.02
+"""A residual must also be below this fraction of the last wanted eigenvalue (or of the tolerance, where that is more):
+relative to the first alone, vectors of the wrong eigenvalues pass when the spectrum is crowded at the cut."""
+
+FLOOR = 50
+"""A residual below this many units of rounding of the largest eigenvalue cannot be improved."""
+
+IN_HAND = 0.98
+"""Part of the bound at which the iteration stops: the certificate may add a little to the residuals."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The first ``dim`` eigenpairs by ``which``, to a tolerance relative to the first eigenvalue."""
+
+    dim: int
+    which: Which
+    tol: float
+
+    def merit(self, values: Tensor) -> Tensor:
+        """A number for each eigenvalue that is the larger the more it is wanted."""
+        return {"algebraic": values, "magnitude": values.abs(), "smallest": -values}[self.which]
+
+    def order(self, values: Tensor) -> Tensor:
+        """Positions of the eigenvalues, the most wanted first."""
+        return self.merit(values).argsort(descending=True, stable=True)
+
+    def ritz(self, basis: KrylovBasis) -> tuple[Tensor, Tensor]:
+        """All Ritz values of a basis, the most wanted first, and the coefficients of their vectors."""
+        values, coefficients = basis.ritz()
+        order = self.order(values)
+        return values[order], coefficients[:, order]
+
+    def scale(self, values: Tensor, basis: KrylovBasis) -> float:
+        """What residuals are relative to: the first eigenvalue, unless it vanishes or lies at the wrong end."""
+        first = float(values[0].abs())
+        usable = self.which != "smallest" and first > math.sqrt(basis.epsilon) * basis.largest
+        return max(first if usable else basis.largest, 1e-300)
+
+    def bound(self, values: Tensor, basis: KrylovBasis) -> float:
+        """Residual norm that the tolerance allows."""
+        return max(self.tol * self.scale(values, basis), FLOOR * basis.epsilon * basis.largest)
+
+    def crowded_bound(self, values: Tensor, eigenvalue: float, basis: KrylovBasis) -> float:
+        """Residual norm that is small in the spectrum around ``eigenvalue`` too."""
+        absolute = self.tol * self.scale(values, basis)
+        crowded = min(absolute, CROWDING * max(abs(eigenvalue), absolute))
+        return max(crowded, FLOOR * basis.epsilon * basis.largest)
+
+    def settled(self, basis: KrylovBasis) -> bool:
+        """Whether every wanted pair has converged."""
+        if basis.count < self.dim:
+            return False
+        if basis.spans_everything:
+            return True
+        values, coefficients = self.ritz(basis)
+        pending, carried = basis.residual_parts(coefficients[:, : self.dim])
+        # What is carried was small at the cut of its time, and is not asked again when the cut moves down.
+        crowded = self.crowded_bound(values, float(values[self.dim - 1]), basis)
+        small = bool((pending.abs() <= IN_HAND * crowded).all())
+        return small and bool((pending.abs() + carried <= self.bound(values, basis)).all())
+
+    def good(self, values: Tensor, residuals: Tensor, basis: KrylovBasis) -> Tensor:
+        """Of pairs that have not all settled, the leading ones that are good, each at its own eigenvalue; bool."""
+        crowded = [self.crowded_bound(values, float(value), basis) for value in values]
+        small = residuals <= torch.tensor(crowded, dtype=torch.float64)
+        return (small & (residuals <= self.bound(values, basis))).to(torch.int8).cumprod(0).bool()

@@ -1,0 +1,57 @@
+"""The laws that are compared, by name."""
+
+from __future__ import annotations
+
+import math
+
+from curvprobe.criteria.draws import check_sigma
+from curvprobe.errors import ArgumentTypeError
+from curvprobe.probing.laws import LaplaceProbe, NormalizedProbe, Probe, SubspaceProbe
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.subspace.deformation import deformation_subspace
+from curvprobe.subspace.eigenspace import top_eigenspace
+from curvprobe.subspace.gradients import gradient_subspace
+from curvprobe.subspace.spaces import Eigenspace, random_subspace
+
+DAMPING = 1e-3
+"""Smallest precision of a Laplace law per example, relative to the first eigenvalue."""
+
+
+def default_laws(
+    risk: EmpiricalRisk, subspace: Eigenspace, sigma: float, *, tol: float = 1e-3, seed: int = 0
+) -> dict[str, Probe]:
+    """The laws that an analysis compares with its own: two more eigenspaces.
+
+    Laplace's in the top eigenspace, with as much damping as makes it a law; ``sigma`` in the top eigenspace of the
+    Gauss-Newton matrix, the directions in which the sample's gradients differ most, gradients of the sample, and random
+    directions; and normalised by tensor and by filter, as far from the solution as isotropic with ``sigma``.
+
+    Args:
+        risk: on the k examples.
+        subspace: the top eigenspace of its Hessian.
+        sigma: standard deviation in parameter units.
+        tol, seed: of the eigenspaces and the random directions.
+    """
+    check_sigma(sigma)
+    if not isinstance(subspace, Eigenspace):
+        raise ArgumentTypeError(f"the subspace is a {type(subspace).__name__}; expected an Eigenspace of the Hessian")
+    eigenvalues, dim = subspace.eigenvalues, subspace.dim
+    least = DAMPING * float(eigenvalues.abs().max())
+    damping = max(0.0, least - float(eigenvalues.min()))
+    laws: dict[str, Probe] = {
+        "Laplace": LaplaceProbe(subspace, k=len(risk), damping=damping),
+        "Gauss-Newton": SubspaceProbe(top_eigenspace(risk, dim, curvature="ggn", tol=tol, seed=seed), sigma),
+    }
+    if len(risk) > 1:
+        laws["deformation"] = SubspaceProbe(
+            deformation_subspace(risk, min(dim, len(risk) - 1), tol=tol, seed=seed), sigma
+        )
+    laws["gradients"] = SubspaceProbe(gradient_subspace(risk[: min(dim, len(risk))]), sigma)
+    laws["random"] = SubspaceProbe(random_subspace(risk, dim, seed=seed), sigma)
+    size = math.sqrt(
+        sum(float(p.detach().double().square().sum()) for p in risk.probed.state.probed.values()) / risk.num_params
+    )
+    if size > 0:
+        laws["normalised by tensor"] = NormalizedProbe(sigma / size, by="tensor")
+        laws["normalised by filter"] = NormalizedProbe(sigma / size, by="filter")
+    return laws

@@ -1,0 +1,200 @@
+"""Where the quadratic model may be trusted: its error against the true loss over a grid of sigmas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvprobe.criteria.draws import check_sigma, mirrored_normal
+from curvprobe.criteria.estimators import independent
+from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.criteria.verdicts import QuadraticValidity, verdict_of
+from curvprobe.curvature.matrix import hessian
+from curvprobe.errors import ArgumentError
+from curvprobe.numerics.linalg import inner
+from curvprobe.probing.joining import Joining
+from curvprobe.risk.displaced import displaced_losses, in_blocks
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime import progress
+from curvprobe.subspace.projection import mean_projection, project
+from curvprobe.subspace.spaces import Subspace
+
+
+def quadratic_validity(
+    risk: EmpiricalRisk,
+    sigmas: Sequence[float],
+    *,
+    subspace: Subspace | None = None,
+    new: EmpiricalRisk | None = None,
+    num_probes: int = 16,
+    seed: int = 0,
+    threshold: float = 0.05,
+) -> QuadraticValidity:
+    r"""Relative error of the quadratic model of the loss, and of the increment, over a grid of sigmas.
+
+    .. math:: \mathrm{rms}_z \left[ \Delta L(z) - (c^T z + z^T B z / 2) \right] / \mathrm{rms}_z [ \Delta L(z) ]
+
+    The same directions serve every sigma. At small sigma the error is that of rounding, at large sigma that of the
+    third derivative; the validated regime lies between.
+
+    Args:
+        risk: on the k examples.
+        sigmas: standard deviations to try, in parameter units.
+        subspace: Gaussian directions in this subspace; None takes isotropic ones in all N parameters.
+        new: examples that join one at a time; their increments are judged too.
+        num_probes: directions, at least 2.
+        seed: of the directions.
+        threshold: relative error up to which the model is called valid (up to 4 times it: marginal).
+
+    Raises:
+        ValueError: for sigmas, draws or a threshold that make no sense.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+        >>> x = torch.linspace(-2, 2, 20, dtype=torch.float64)[:, None]
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (x, x.sin()))
+        >>> cp.quadratic_validity(risk, [1e-4, 10.0]).verdicts
+        ('valid', 'invalid')
+    """
+    if subspace is not None:
+        return subspace_validity(
+            risk,
+            sigmas,
+            subspace,
+            mean_projection(risk, subspace),
+            mirrored_normal(num_probes, subspace.dim, seed),
+            new=new,
+            fresh=None if new is None else project(new, subspace),
+            threshold=threshold,
+        )
+    _check_grid(sigmas, num_probes, threshold)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(risk.num_params, num_probes, generator=generator, dtype=risk.dtype).to(risk.device)
+    others = [] if new is None else [new[[i]] for i in range(len(new))]
+    models = [_along(part, directions) for part in [risk, *others]]
+    return _judge(risk, new, sigmas, directions, models, threshold)
+
+
+def subspace_validity(
+    risk: EmpiricalRisk,
+    sigmas: Sequence[float],
+    subspace: Subspace,
+    mean: ProjectedSample,
+    z: Tensor,
+    *,
+    new: EmpiricalRisk | None = None,
+    fresh: ProjectedSample | None = None,
+    threshold: float = 0.05,
+) -> QuadraticValidity:
+    """:func:`quadratic_validity` from projections and draws at hand: ``mean`` of the risk, ``fresh`` of the new
+    examples, and coordinates ``z`` (S, D) of standard deviation 1."""
+    _check_grid(sigmas, len(z), threshold)
+    directions = subspace.basis @ z.T.to(dtype=subspace.basis.dtype, device=subspace.basis.device)
+    projected = [mean] if fresh is None else [mean, *(fresh[i] for i in range(len(fresh)))]
+    models = [_Along(part.gradient[0] @ z.T, torch.einsum("sd,de,se->s", z, part.hessian[0], z)) for part in projected]
+    return _judge(risk, new, sigmas, directions, models, threshold)
+
+
+def _check_grid(sigmas: Sequence[float], num_probes: int, threshold: float) -> None:
+    for sigma in sigmas:
+        check_sigma(sigma)
+    if len(sigmas) == 0:
+        raise ArgumentError("sigmas is empty; expected at least one standard deviation")
+    if num_probes < 2:
+        raise ArgumentError(f"num_probes is {num_probes}; expected at least 2")
+    if not 0 < threshold < 1:
+        raise ArgumentError(f"threshold is {threshold}; expected a relative error between 0 and 1")
+
+
+@dataclass(frozen=True)
+class _Along:
+    """First and second derivative of a mean loss along S directions, (S,) each, or (m, S)."""
+
+    slope: Tensor
+    curvature: Tensor
+
+    def at(self, sigma: float) -> Tensor:
+        """The quadratic model of the change at ``sigma`` times the directions."""
+        return sigma * self.slope + sigma**2 * self.curvature / 2
+
+
+def _along(risk: EmpiricalRisk, directions: Tensor) -> _Along:
+    slope = inner(directions.T, risk.gradient()).cpu()
+    products = hessian(risk) @ directions
+    pairs = zip(directions.T, products.T, strict=True)
+    return _Along(slope, torch.stack([inner(direction[None], product)[0] for direction, product in pairs]).cpu())
+
+
+def _judge(
+    risk: EmpiricalRisk,
+    new: EmpiricalRisk | None,
+    sigmas: Sequence[float],
+    directions: Tensor,
+    models: list[_Along],
+    threshold: float,
+) -> QuadraticValidity:
+    """The models of the risk and of the new examples, in this order, against the true changes."""
+    if new is not None:
+        Joining(risk, new)  # refuses another model's
+    grid = torch.as_tensor(sorted(float(s) for s in sigmas), dtype=torch.float64)
+    count = directions.shape[1]
+    others = [torch.stack([getattr(model, part) for model in models[1:]]) for part in ("slope", "curvature") if new]
+    rows = []
+    with progress.bar("validity of the quadratic model (draws)", len(grid) * count) as advance:
+        for sigma in grid.tolist():
+            old, joined = _true_changes(risk, new, sigma, directions, advance)
+            predicted = models[0].at(sigma)
+            loss_error = _relative(old, predicted)
+            if joined is None:
+                true, guess = old[None], predicted[None]
+            else:  # the factor f is common to both and drops out of the ratio
+                true, guess = joined - old, _Along(*others).at(sigma) - predicted
+            change = true.square().mean().sqrt()
+            rows.append(torch.stack([loss_error, _relative(true, guess), _stderr(true.T, guess.T), change]))
+    loss_error, error, stderr, change = torch.stack(rows, dim=1)
+    return QuadraticValidity(
+        sigmas=grid,
+        loss_error=loss_error,
+        increment_error=None if new is None else error,
+        threshold=threshold,
+        verdicts=tuple(verdict_of(float(one), threshold) for one in (loss_error if new is None else error)),
+        num_probes=count,
+        stderr=stderr,
+        change=change.nan_to_num(nan=torch.inf),
+        loss=float(risk.losses() @ risk.shares),
+    )
+
+
+def _true_changes(
+    risk: EmpiricalRisk,
+    new: EmpiricalRisk | None,
+    sigma: float,
+    directions: Tensor,
+    advance: Callable[[int], None],
+) -> tuple[Tensor, Tensor | None]:
+    """Changes of the risk (S,), and of the m new examples' losses (m, S), at ``sigma`` times the directions."""
+    old, joined = [], []
+    for block in in_blocks(risk, (sigma * direction for direction in directions.T)):
+        old.append((displaced_losses(risk, block, finite=False) - risk.losses()) @ risk.shares)
+        if new is not None:
+            joined.append(displaced_losses(new, block, finite=False) - new.losses())
+        advance(len(block))
+    return torch.cat(old), torch.cat(joined).T if joined else None
+
+
+def _relative(true: Tensor, predicted: Tensor) -> Tensor:
+    error = (true - predicted).square().mean().sqrt() / true.square().mean().sqrt()
+    return error.nan_to_num(nan=torch.inf)
+
+
+def _stderr(true: Tensor, predicted: Tensor) -> Tensor:
+    """Standard error of the relative error of (S, m) values, over the S draws; mirror images are one draw."""
+    off, size = (independent(part.square().mean(1)) for part in (true - predicted, true))
+    ratio = _relative(true, predicted)
+    relative = off / off.mean() - size / size.mean()  # to first order, of the squared ratio
+    return (ratio / 2 * relative.std() / math.sqrt(len(relative))).nan_to_num(nan=0.0 if ratio == 0 else math.inf)

@@ -1,0 +1,165 @@
+"""Examples in a fixed order, read in batches; whatever the user's data looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import Subset as TorchSubset
+
+from curvprobe.errors import CannotProbeError, CannotProbeTypeError
+from curvprobe.runtime.digest import _HASHED_TOGETHER, _row_digests, digest
+
+Batch = Any
+"""What the model and the loss are given: a tensor, a tuple or list, or a mapping."""
+
+
+class Examples:
+    """A fixed, ordered collection of examples.
+
+    Reads from tensors that share their first dimension (one tensor, a tuple, or a dict), or from a map-style
+    dataset. Every example of a dataset is hashed when it is read; a later read that brings something else is an
+    error, because every formula in this package assumes that the data stands still between passes.
+    """
+
+    def __init__(self, data: Any, collate_fn: Callable[[list[Any]], Batch] | None = None) -> None:
+        self._data, self._length, self._in_memory = _recognise(data)
+        if self._in_memory and collate_fn is not None:
+            raise CannotProbeError(
+                "collate_fn came with tensors, which need no collating; expected it with a dataset only"
+            )
+        self.given_collate_fn = collate_fn
+        self._indices: Sequence[int] = range(self._length)
+        self._seen: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def select(self, indices: Sequence[int]) -> Examples:
+        """The examples at these positions, in this order; shares the data."""
+        chosen = Examples.__new__(Examples)
+        chosen.__dict__.update(self.__dict__)
+        chosen._indices = [self._indices[i] for i in indices]
+        return chosen
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """Examples ``start`` to ``stop`` of this collection, collated."""
+        rows = self._indices[start:stop]
+        if self._in_memory:
+            return _take(self._data, rows)
+        items = []
+        for row in rows:
+            item = self._data[row]
+            found = digest(item, exact=False)
+            if self._seen.setdefault(row, found) != found:
+                raise CannotProbeError(
+                    f"example {row} is not what it was when it was read before; expected data that stands still "
+                    "between passes. Turn random augmentation, random cropping and shuffling off, or materialise "
+                    "the examples once and pass the list."
+                )
+            items.append(item)
+        try:
+            return (self.given_collate_fn or default_collate)(items)
+        except (TypeError, RuntimeError) as error:
+            raise CannotProbeError(
+                f"the examples could not be collated into a batch ({error}); pass collate_fn, or examples of equal "
+                "shape, or microbatch_size=1"
+            ) from error
+
+    def digests(self) -> tuple[str, ...]:
+        """Content hash of every example, in order."""
+        if self._in_memory:
+            starts = range(0, len(self), _HASHED_TOGETHER)
+            chunks = (self._indices[start : start + _HASHED_TOGETHER] for start in starts)
+            return tuple(found for rows in chunks for found in _row_digests(_take(self._data, rows), len(rows)))
+        for row in self._indices:
+            if row not in self._seen:
+                self._seen[row] = digest(self._data[row], exact=False)
+        return tuple(self._seen[row] for row in self._indices)
+
+
+def _recognise(data: Any) -> tuple[Any, int, bool]:
+    """The data, its length, and whether it consists of tensors in memory."""
+    if isinstance(data, DataLoader):
+        raise CannotProbeTypeError(
+            "data is a DataLoader, whose order and batches may change between passes; "
+            "expected its dataset: pass loader.dataset and, if it has one, collate_fn=loader.collate_fn"
+        )
+    if isinstance(data, IterableDataset):
+        raise CannotProbeTypeError(
+            "data is an IterableDataset, which has no fixed order; expected a map-style dataset or a list"
+        )
+    if isinstance(data, Tensor):
+        return data, _common_length([data]), True
+    if isinstance(data, Mapping) and data and all(isinstance(v, Tensor) for v in data.values()):
+        return dict(data), _common_length(list(data.values())), True
+    if isinstance(data, tuple) and data and all(isinstance(v, Tensor) for v in data):
+        return data, _common_length(list(data)), True
+    if isinstance(data, tuple) and data and all(isinstance(v, Tensor | numpy.ndarray) for v in data):
+        raise CannotProbeTypeError(
+            "data is a tuple with NumPy arrays; expected tensors: convert arrays with torch.as_tensor"
+        )
+    if isinstance(data, list | TorchSubset | Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return data, _dataset_length(data), False
+    raise CannotProbeTypeError(
+        f"data is a {type(data).__name__}; expected tensors (inputs, targets), one tensor, a dict of tensors, "
+        "or a map-style dataset"
+    )
+
+
+def _common_length(tensors: list[Tensor]) -> int:
+    if any(t.dim() == 0 for t in tensors):
+        raise CannotProbeError("data holds a tensor without dimensions; expected examples along the first dimension")
+    lengths = sorted({len(t) for t in tensors})
+    if len(lengths) > 1:
+        raise CannotProbeError(f"the data's tensors have lengths {lengths}; expected the same first dimension in all")
+    if lengths[0] == 0:
+        raise CannotProbeError("data has no examples; expected at least one")
+    return lengths[0]
+
+
+def _dataset_length(data: Any) -> int:
+    if isinstance(data, Mapping | str | bytes) or hasattr(data, "__array__"):
+        raise CannotProbeTypeError(
+            f"data is a {type(data).__name__}; expected tensors: convert arrays with torch.as_tensor"
+        )
+    if not hasattr(data, "__len__"):
+        raise CannotProbeTypeError(f"data is a {type(data).__name__} without a length; expected a map-style dataset")
+    if len(data) == 0:
+        raise CannotProbeError("data has no examples; expected at least one")
+    return len(data)
+
+
+def _map_tensors(data: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(data, Tensor):
+        return function(data)
+    if isinstance(data, Mapping):
+        return {key: _map_tensors(value, function) for key, value in data.items()}
+    if isinstance(data, tuple | list):
+        mapped = [_map_tensors(value, function) for value in data]
+        return type(data)(*mapped) if hasattr(data, "_fields") else type(data)(mapped)
+    return data
+
+
+def _take(data: Any, rows: Sequence[int]) -> Batch:
+    if isinstance(rows, range) and rows.step == 1:
+        return _map_tensors(data, lambda t: t[rows.start : rows.stop])
+    index = torch.as_tensor(list(rows))
+    return _map_tensors(data, lambda t: t[index.to(t.device)])
+
+
+def to_model(batch: Batch, dtype: torch.dtype, device: torch.device) -> Batch:
+    """A copy of the batch on the model's device, its floating-point tensors in the model's dtype.
+
+    Always a copy: a model may change its input in place, and the user's data must not change with it.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=device, dtype=kind, copy=True)
+
+    return _map_tensors(batch, moved)

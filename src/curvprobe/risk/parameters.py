@@ -1,0 +1,135 @@
+"""Which parameters of a model are probed, their flat order, and copies of them and of all that goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeError, CannotProbeTypeError
+
+Selection = Callable[[str], bool] | Sequence[str] | None
+"""None (every trainable parameter), a predicate on the name, or a list of names and ``*`` patterns."""
+
+
+def select_parameters(model: nn.Module, selection: Selection) -> list[str]:
+    """Names of the probed parameters, in the model's order; a tied parameter once, under its first name.
+
+    A tied parameter is selected when any of its names is. Frozen parameters (``requires_grad=False``) never are.
+    """
+    aliases: dict[int, list[str]] = {}
+    tensors: dict[int, Tensor] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(tensor), []).append(name)
+        tensors[id(tensor)] = tensor
+    trainable = {names[0]: names for key, names in aliases.items() if tensors[key].requires_grad}
+    if not aliases:
+        raise CannotProbeError("the model has no parameters; expected at least one to probe")
+    if not trainable:
+        raise CannotProbeError(
+            f"the model has no trainable parameter: all {len(aliases)} have requires_grad=False; "
+            "call requires_grad_(True) on those to probe"
+        )
+    if selection is None:
+        return list(trainable)
+    if isinstance(selection, str):
+        raise ArgumentTypeError(
+            f"params is the string {selection!r}; expected a list of names or patterns: [{selection!r}]"
+        )
+    if callable(selection):
+        chosen = [first for first, names in trainable.items() if any(selection(name) for name in names)]
+        if not chosen:
+            raise ArgumentError(f"the params predicate accepts no trainable parameter; their names: {_some(trainable)}")
+        return chosen
+    every_name = [name for names in aliases.values() for name in names]
+    return _matched(selection, trainable, every_name)
+
+
+def _matched(selection: object, trainable: dict[str, list[str]], every_name: list[str]) -> list[str]:
+    """First names of the trainable parameters that match one of the patterns; every pattern must match one."""
+    patterns: list[Any] = list(selection) if isinstance(selection, Iterable) else [selection]
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        kinds = sorted({type(pattern).__name__ for pattern in patterns})
+        raise ArgumentTypeError(
+            f"params is a {type(selection).__name__} of {', '.join(kinds) or 'nothing'}; expected None, a predicate on "
+            "the name, or a list of names and patterns"
+        )
+    for pattern in patterns:
+        if any(fnmatchcase(name, pattern) for names in trainable.values() for name in names):
+            continue
+        if any(fnmatchcase(name, pattern) for name in every_name):
+            raise ArgumentError(
+                f"the params pattern {pattern!r} matches frozen parameters only; "
+                "call requires_grad_(True) on them to probe them"
+            )
+        raise ArgumentError(f"the params pattern {pattern!r} matches no parameter; names: {_some(every_name)}")
+    return [
+        first
+        for first, names in trainable.items()
+        if any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    ]
+
+
+def _some(names: Sequence[str] | dict[str, list[str]]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:8]) + (f", ... ({len(listed)} in all)" if len(listed) > 8 else "")
+
+
+@dataclass(frozen=True)
+class State:
+    """Copies of a model's probed parameters, its other parameters and its buffers, by name; none below float32.
+
+    ``dtype`` and ``device`` are those of the probed parameters, ``upcast_from`` the lower types that were raised.
+    """
+
+    probed: dict[str, Tensor]
+    kept: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    dtype: torch.dtype
+    device: torch.device
+    upcast_from: tuple[str, ...]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them, by name."""
+        return {**self.kept, **self.buffers, **self.probed}
+
+    def in_double(self) -> State:
+        """The same in float64."""
+        with torch.inference_mode(False):
+            probed, kept, buffers = (
+                {name: t.double() if t.is_floating_point() else t for name, t in part.items()}
+                for part in (self.probed, self.kept, self.buffers)
+            )
+        return State(probed, kept, buffers, torch.float64, self.device, self.upcast_from)
+
+
+def copy_state(model: nn.Module, names: Sequence[str]) -> State:
+    """The state of a model of which the parameters called ``names`` are probed."""
+    with torch.inference_mode(False), torch.no_grad():
+        params = dict(model.named_parameters())
+        probed = {name: upcast(params[name].detach()).clone() for name in names}
+        kept = {name: upcast(p.detach()).clone() for name, p in params.items() if name not in probed}
+        buffers = {name: upcast(b.detach()).clone() for name, b in model.named_buffers()}
+    dtypes, devices = ({getattr(p, of) for p in probed.values()} for of in ("dtype", "device"))
+    if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
+        raise CannotProbeTypeError(
+            f"the probed parameters have dtypes {sorted(map(str, dtypes))}; expected one real type"
+        )
+    if len(devices) > 1 or next(iter(devices)).type == "meta":
+        raise CannotProbeError(f"the probed parameters are on {sorted(map(str, devices))}; expected one real device")
+    raised = {str(p.dtype) for p in params.values() if _is_low(p)}
+    return State(probed, kept, buffers, next(iter(dtypes)), next(iter(devices)), tuple(sorted(raised)))
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """The tensor, or its float32 copy where its floating-point precision is lower than float32."""
+    return tensor.float() if _is_low(tensor) else tensor
+
+
+def _is_low(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32

@@ -1,0 +1,100 @@
+"""The sample of a risk: its examples as the model takes them, and what is remembered of them at the solution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from curvprobe.risk.examples import Batch, Examples, to_model
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Examples that go through the model together.
+
+    Attributes:
+        batch: what the model and the loss are given.
+        rows: where they stand in their sample.
+    """
+
+    batch: Batch
+    rows: slice
+
+    def __len__(self) -> int:
+        return int(self.rows.stop - self.rows.start)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the batch's tensors."""
+        return tuple(tuple(leaf.shape) for leaf in pytree.tree_leaves(self.batch) if isinstance(leaf, Tensor))
+
+
+@dataclass
+class Known:
+    """What is remembered of a sample at the solution, once it was computed: the first word stands.
+
+    Attributes:
+        losses, weights: float64 (n,).
+        gradient: of the risk (N,).
+        key: hash of what the risk is.
+    """
+
+    losses: Tensor | None = None
+    weights: Tensor | None = None
+    gradient: Tensor | None = None
+    key: str | None = None
+
+    def keep(
+        self, *, losses: Tensor | None = None, weights: Tensor | None = None, gradient: Tensor | None = None
+    ) -> None:
+        """Remember what was not known yet."""
+        self.losses = losses if self.losses is None else self.losses
+        self.weights = weights if self.weights is None else self.weights
+        self.gradient = gradient if self.gradient is None else self.gradient
+
+    def of(self, rows: Sequence[int]) -> Known:
+        """What this tells of a selection of the examples."""
+        losses, weights = (None if part is None else part[rows] for part in (self.losses, self.weights))
+        return Known(losses, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Examples in a fixed order, brought to the model's type and device.
+
+    Attributes:
+        examples: as the user gave them.
+        dtype, device: what floating-point tensors are brought to.
+        is_selection: whether it is a part of a larger sample, and need not say anything of the parameters by itself.
+        known: what is remembered.
+    """
+
+    examples: Examples
+    dtype: torch.dtype
+    device: torch.device
+    is_selection: bool = False
+    known: Known = field(default_factory=Known)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def read(self, start: int, stop: int) -> Microbatch:
+        """The examples from ``start`` to ``stop``."""
+        return Microbatch(to_model(self.examples.batch(start, stop), self.dtype, self.device), slice(start, stop))
+
+    def microbatches(self, size: int) -> Iterator[Microbatch]:
+        """All examples, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.read(start, min(start + size, len(self)))
+
+    def select(self, rows: Sequence[int]) -> Sample:
+        """Some of the examples."""
+        return replace(self, examples=self.examples.select(rows), is_selection=True, known=self.known.of(rows))
+
+    def in_double(self) -> Sample:
+        """The same examples for a model in float64."""
+        return replace(self, dtype=torch.float64, known=Known())

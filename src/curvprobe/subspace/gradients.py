@@ -1,0 +1,61 @@
+"""The examples' gradients: their norms, and their span."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from curvprobe.errors import ArgumentError
+from curvprobe.numerics.linalg import norm, orthogonalise
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime import progress
+from curvprobe.subspace.spaces import Subspace
+
+
+def gradient_norms(risk: EmpiricalRisk) -> Tensor:
+    """Norm of every example's gradient at the solution, float64 (n,); a backward pass for each.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> gradient_norms(cp.EmpiricalRisk(model, cp.losses.mse, (torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1))))
+        tensor([2., 8.], dtype=torch.float64)
+    """
+    norms = torch.empty(len(risk), dtype=torch.float64)
+    with progress.bar("gradient norms (examples)", len(risk)) as advance:
+        for i in range(len(risk)):
+            norms[i] = norm(risk[[i]].gradient())
+            advance(1)
+    return norms
+
+
+def gradient_subspace(risk: EmpiricalRisk) -> Subspace:
+    """The span of the gradients of a few examples; pass a selection such as ``risk[:10]``.
+
+    Directions whose share of the gradients is below rounding are left out, so D may be smaller than ``len(risk)``.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Linear(3, 1, bias=False)
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (torch.eye(3), torch.full((3, 1), 9.0)))
+        >>> cp.gradient_subspace(risk[:2]).basis.abs()
+        tensor([[1., 0.],
+                [0., 1.],
+                [0., 0.]])
+    """
+    if len(risk) > risk.num_params:
+        raise ArgumentError(f"{len(risk)} gradients of {risk.num_params} parameters; select fewer examples: risk[:D]")
+    rows = torch.empty(len(risk), risk.num_params, dtype=risk.dtype, device=risk.device)
+    count, largest = 0, 0.0
+    for i in range(len(risk)):
+        direction = risk[[i]].gradient()
+        largest = max(largest, norm(direction))
+        orthogonalise(direction, rows[:count])
+        left = norm(direction)
+        if left > 100 * torch.finfo(risk.dtype).eps * largest:  # a dependent gradient leaves rounding only
+            rows[count] = direction / left
+            count += 1
+    if count == 0:
+        raise ArgumentError("all these gradients are zero; they span nothing")
+    return Subspace(rows[:count].T)

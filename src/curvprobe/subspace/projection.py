@@ -1,0 +1,116 @@
+"""Every example's loss, gradient and Hessian in the coordinates of a subspace: the bridge from the model to criteria.
+
+What comes before needs the model; what comes after is small float64 linear algebra.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.curvature.matrix import hessian
+from curvprobe.curvature.per_example import project_one, project_together, together_holds
+from curvprobe.curvature.second_derivatives import check_second_derivatives, double_backward_errors
+from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
+from curvprobe.numerics.linalg import inner, quick_inner
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime import progress
+from curvprobe.runtime.memory import freed_memory_kept
+from curvprobe.subspace.spaces import Eigenspace, Subspace
+
+
+def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
+    r"""Project every example's loss, gradient and Hessian onto a subspace.
+
+    .. math:: l_i, \quad U^T g_i, \quad U^T H_i U, \qquad i = 1, \dots, n
+
+    Costs about D Hessian-vector products over the sample. Small examples are differentiated together (vmap over
+    examples, outside every derivative), after a check against one-by-one double backward; others, and models
+    without batching rules, one by one.
+
+    Args:
+        risk: the empirical risk; n examples.
+        subspace: D directions in its parameter space.
+
+    Returns:
+        The projected sample, float64.
+
+    Raises:
+        ValueError: if the subspace belongs to another number of parameters, or a second derivative is missing.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.zeros(2, 1)))
+        >>> sample = cp.project(risk, cp.Subspace.from_basis(torch.eye(2)[:, :1]))
+        >>> sample.loss.tolist(), sample.gradient.flatten().tolist(), sample.hessian.flatten().tolist()
+        ([1.0, 4.0], [2.0, 8.0], [2.0, 8.0])
+    """
+    basis = _basis_for(risk, subspace)
+    n, dim = len(risk), subspace.dim
+    loss, weight = risk.losses(), risk.weights
+    check_second_derivatives(risk, "hessian")
+    with (
+        freed_memory_kept(),
+        risk.undisturbed(),
+        double_backward_errors(),
+        progress.bar("projection (examples)", n) as advance,
+    ):
+        gradient = torch.empty(n, dim, dtype=torch.float64)
+        curved = torch.empty(n, dim, dim, dtype=torch.float64)
+        size = _examples_together(risk, basis)
+        for examples in risk.sample.microbatches(size):
+            if size > 1:
+                found = project_together(risk.probed, examples, basis)
+            else:
+                found = project_one(risk.probed, examples, basis, risk.budget.products_held())
+            gradient[examples.rows], curved[examples.rows] = found
+            advance(len(examples))
+    if not bool(curved.isfinite().all() and gradient.isfinite().all()):
+        raise NotFiniteError("a projected derivative is not finite; the loss has no finite second derivative at w*")
+    return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
+
+
+def _examples_together(risk: EmpiricalRisk, basis: Tensor) -> int:
+    """How many examples to project at a time; 1 where together does not pay or does not work."""
+    size = min(len(risk), risk.budget.examples_together(), risk.microbatch_size)
+    if size > 1 and together_holds(risk.probed, risk.sample.read(0, 2), risk.sample.read(0, 1), basis):
+        return size
+    return 1
+
+
+@freed_memory_kept()
+def mean_projection(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
+    """The risk itself as one projected example: ``L_k``, ``U^T g^(k)``, ``U^T H^(k) U``, and the total weight.
+
+    In the Hessian eigenspace of this very risk the last is ``diag(lambda)`` and costs no product.
+    """
+    basis = _basis_for(risk, subspace)
+    if isinstance(subspace, Eigenspace) and subspace.matrix == "hessian" and subspace.risk_key == risk.key():
+        curved = torch.diag(subspace.eigenvalues)
+    else:
+        H, held = hessian(risk), risk.budget.products_held()
+        products = [inner(basis.T, H @ basis[:, i : i + held]) for i in range(0, subspace.dim, held)]
+        curved = torch.cat(products, dim=1).cpu()
+    slope = quick_inner(basis.T, risk.gradient())  # first: the losses come with it
+    return ProjectedSample(
+        torch.tensor([risk.value()], dtype=torch.float64),
+        torch.tensor([risk.total_weight], dtype=torch.float64),
+        slope[None],
+        ((curved + curved.T) / 2)[None],
+    )
+
+
+def _basis_for(risk: EmpiricalRisk, subspace: Subspace) -> Tensor:
+    if not isinstance(subspace, Subspace):
+        raise ArgumentTypeError(
+            f"subspace is a {type(subspace).__name__}; expected a Subspace: use Subspace.from_basis(tensor)"
+        )
+    if subspace.num_params != risk.num_params:
+        raise ArgumentError(
+            f"the subspace lives in {subspace.num_params} parameters and the risk has {risk.num_params}; "
+            "make it from a risk with the same params="
+        )
+    return subspace.basis.to(device=risk.device, dtype=risk.dtype)

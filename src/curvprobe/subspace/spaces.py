@@ -1,0 +1,134 @@
+"""The directions that are probed: a subspace of parameter space, and an eigenspace with its certificates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from curvprobe.errors import ArgumentError, ArgumentTypeError
+from curvprobe.numerics.linalg import inner
+from curvprobe.risk.empirical import EmpiricalRisk
+
+Matrix = Literal["hessian", "ggn", "gradient covariance"]
+"""Matrices that an eigenspace may belong to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """A D-dimensional subspace of parameter space, by an orthonormal basis.
+
+    Attributes:
+        basis: (N, D), orthonormal columns, in the dtype of the risk.
+    """
+
+    basis: Tensor
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.basis.shape[1]
+
+    @property
+    def num_params(self) -> int:
+        """N."""
+        return self.basis.shape[0]
+
+    def truncate(self, dim: int) -> Subspace:
+        """The span of the first ``dim`` basis vectors."""
+        self._check_truncation(dim)
+        return self if dim == self.dim else Subspace(self.basis[:, :dim])
+
+    def _check_truncation(self, dim: int) -> None:
+        if not 1 <= dim <= self.dim:
+            raise ArgumentError(f"dim is {dim}; expected 1 to {self.dim}")
+
+    @classmethod
+    def from_basis(cls, basis: Tensor) -> Subspace:
+        """A subspace from your own orthonormal basis (N, D).
+
+        Raises:
+            ValueError: if the columns are not orthonormal; ``torch.linalg.qr(basis).Q`` makes them so.
+
+        Example:
+            >>> import torch
+            >>> Subspace.from_basis(torch.eye(5)[:, :2]).dim
+            2
+        """
+        if not isinstance(basis, Tensor) or basis.dim() != 2 or not basis.is_floating_point():
+            raise ArgumentTypeError("the basis must be a floating-point tensor of shape (N, D)")
+        if not 1 <= basis.shape[1] <= basis.shape[0]:
+            raise ArgumentError(f"the basis has shape {tuple(basis.shape)}; expected (N, D) with 1 <= D <= N")
+        identity = torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
+        error = float((inner(basis.T, basis) - identity).abs().max())
+        if not error < 1e-4:
+            raise ArgumentError(
+                f"the basis is not orthonormal: U^T U differs from the identity by {error:.1e}; "
+                "pass torch.linalg.qr(basis).Q"
+            )
+        return cls(basis=basis.detach())
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenspace(Subspace):
+    """The leading eigenspace of a curvature, with certificates.
+
+    Attributes:
+        basis: (N, D), orthonormal columns, in the dtype of the risk.
+        eigenvalues: float64 (D,), signed, the leading one first.
+        residuals: float64 (D,), certified bounds on ``|A u - lambda u| / |lambda_1|``, see :class:`Eigenpairs`.
+        converged: bool (D,).
+        matrix: A: "hessian", "ggn", or the "gradient covariance" of the examples.
+        risk_key: hash of the risk that the matrix belongs to.
+        num_matvecs: products used to find it, all of them.
+        num_search_matvecs: those of them that searched for missed copies of repeated eigenvalues.
+        next_eigenvalue: estimate of the first eigenvalue left out; NaN when unknown.
+    """
+
+    eigenvalues: Tensor
+    residuals: Tensor
+    converged: Tensor
+    matrix: Matrix
+    risk_key: str
+    num_matvecs: int
+    num_search_matvecs: int
+    next_eigenvalue: float = math.nan
+
+    def truncate(self, dim: int) -> Eigenspace:
+        """The eigenspace of the first ``dim`` eigenvalues."""
+        self._check_truncation(dim)
+        if dim == self.dim:
+            return self
+        return replace(
+            self,
+            basis=self.basis[:, :dim],
+            eigenvalues=self.eigenvalues[:dim],
+            residuals=self.residuals[:dim],
+            converged=self.converged[:dim],
+            next_eigenvalue=float(self.eigenvalues[dim]),
+        )
+
+
+def random_subspace(risk: EmpiricalRisk, dim: int, *, seed: int = 0) -> Subspace:
+    """A uniformly random subspace: the null against which every special subspace should be held.
+
+    Args:
+        risk: gives N, dtype and device.
+        dim: D.
+        seed: of the draw.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> model = torch.nn.Linear(3, 1)
+        >>> risk = cp.EmpiricalRisk(model, cp.losses.mse, (torch.ones(2, 3), torch.zeros(2, 1)))
+        >>> cp.random_subspace(risk, 2).basis.shape
+        torch.Size([4, 2])
+    """
+    if not 1 <= dim <= risk.num_params:
+        raise ArgumentError(f"dim is {dim}; expected 1 to the number of parameters, {risk.num_params}")
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(risk.num_params, dim, generator=generator, dtype=risk.dtype)
+    return Subspace(torch.linalg.qr(draws.to(risk.device)).Q)
