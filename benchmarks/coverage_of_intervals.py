@@ -5,21 +5,25 @@ interval of the expected criterion, and of the required sample size, holds the p
 Run: python benchmarks/coverage_of_intervals.py [--repetitions 600]
 """
 
-import argparse
 import math
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from machine import place, write
+from benchmark import Benchmark, markdown, page
 
 import curvprobe as cp
 from curvprobe.criteria.expectation import features, squared_mean
-from curvprobe.experiments.machine import describe
 from curvprobe.numerics.intervals import student_reach
 
-RESULT = Path(__file__).parent / "results" / "coverage_of_intervals.json"
 SIGMA, TOLERANCE = 0.3, 1e-3
+OPTIONS = {
+    "repetitions": (600, "sets of candidates for every row"),
+    "populations": ([20_000, 40_000], "their sizes; each is a draw"),
+}
+
+Interval = tuple[float, float]
 
 
 def population(count: int) -> tuple[cp.ProjectedSample, cp.ProjectedSample]:
@@ -71,81 +75,79 @@ def true_size(sample: cp.ProjectedSample, whole: cp.ProjectedSample) -> float:
     return high
 
 
-def plain(expected: cp.ExpectedCriterion) -> tuple[float, float]:
+def required_size(sample: cp.ProjectedSample, fresh: cp.ProjectedSample | None) -> Interval:
+    return cp.required_sample_size(sample, fresh, SIGMA, TOLERANCE, widest=math.inf).interval
+
+
+def students(expected: cp.ExpectedCriterion) -> Interval:
     """Student's interval about the value, for comparison."""
     reach = student_reach(expected.stderr, expected.num_candidates - 1)
     return expected.value - reach, expected.value + reach
 
 
-def measure(repetitions: int, count: int) -> list[dict[str, Any]]:
-    sample, whole = population(count)
-    rows: list[dict[str, Any]] = []
-
-    def add(
-        what: str,
-        m: int,
-        b: int,
-        truth: float,
-        intervals: list[tuple[float, float]],
-        plain: list[tuple[float, float]] | None = None,
-    ) -> None:
-        below, above = (sum(end) for end in zip(*((high < truth, low > truth) for low, high in intervals), strict=True))
-        covered = 1 - (below + above) / repetitions
-        rows.append({"what": what, "m": m, "b": b, "covered": covered, "below": below, "above": above})
-        rows[-1]["population"] = count
-        if plain is not None:
-            rows[-1]["plain_covered"] = sum(low <= truth <= high for low, high in plain) / repetitions
-        print(f"{what}, m {m}, b {b}: {100 * covered:.1f} %", flush=True)
-
-    for m, b in ((40, 1), (100, 1), (200, 1), (500, 1), (100, 8), (200, 8), (500, 8)):
-        draws = (drawn(whole, m, seed) for seed in range(repetitions))
-        found = [cp.expected_criterion(sample, fresh, SIGMA, b) for fresh in draws]
-        truth = true_expectation(sample, whole, b)
-        add("expected criterion", m, b, truth, [one.interval for one in found], [plain(one) for one in found])
-        if b == 1:
-            sizes = [
-                cp.required_sample_size(sample, drawn(whole, m, seed), SIGMA, TOLERANCE, widest=math.inf).interval
-                for seed in range(repetitions)
-            ]
-            add("required size", m, b, true_size(sample, whole), sizes)
-    for m in (100, 200):
-        pools = [drawn(whole, m, seed) for seed in range(repetitions)]
-        dispersion = 2 * cp.expected_criterion(whole, None, SIGMA, k=1).value
-        intervals = [cp.expected_criterion(pool, None, SIGMA, k=1).interval for pool in pools]
-        add("dispersion of a pool", m, 1, dispersion / 2, intervals)
-        sizes = [cp.required_sample_size(pool, None, SIGMA, TOLERANCE, widest=math.inf).interval for pool in pools]
-        add("required size, pool", m, 1, (math.sqrt(1 + 4 * dispersion / TOLERANCE**2) - 1) / 2, sizes)
-    return rows
+def measure(options: Namespace) -> dict[str, Any]:
+    rows = []
+    for count in options.populations:
+        sample, whole = population(count)
+        found = [
+            row
+            for m, b in ((40, 1), (100, 1), (200, 1), (500, 1), (100, 8), (200, 8), (500, 8))
+            for row in from_candidates(sample, whole, m, b, options.repetitions)
+        ]
+        found += [row for m in (100, 200) for row in from_a_pool(whole, m, options.repetitions)]
+        rows += [row | {"population": count} for row in found]
+    return {"repetitions": options.repetitions, "rows": rows}
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+def from_candidates(
+    sample: cp.ProjectedSample, whole: cp.ProjectedSample, m: int, b: int, repetitions: int
+) -> Iterator[dict[str, Any]]:
+    """Intervals from m candidates outside the sample, b of which join at once."""
+    sets, truth = [drawn(whole, m, seed) for seed in range(repetitions)], true_expectation(sample, whole, b)
+    found = [cp.expected_criterion(sample, fresh, SIGMA, b) for fresh in sets]
+    plain = sum(low <= truth <= high for low, high in map(students, found))
+    row = counted("expected criterion", m, b, truth, [one.interval for one in found])
+    yield row | {"plain_covered": plain / repetitions}
+    if b == 1:
+        sizes = [required_size(sample, fresh) for fresh in sets]
+        yield counted("required size", m, b, true_size(sample, whole), sizes)
+
+
+def from_a_pool(whole: cp.ProjectedSample, m: int, repetitions: int) -> Iterator[dict[str, Any]]:
+    """Intervals from a sample of m that stands for the population itself."""
+    pools = [drawn(whole, m, seed) for seed in range(repetitions)]
+    dispersion = 2 * cp.expected_criterion(whole, None, SIGMA, k=1).value
+    intervals = [cp.expected_criterion(pool, None, SIGMA, k=1).interval for pool in pools]
+    yield counted("dispersion of a pool", m, 1, dispersion / 2, intervals)
+    size = (math.sqrt(1 + 4 * dispersion / TOLERANCE**2) - 1) / 2
+    yield counted("required size, pool", m, 1, size, [required_size(pool, None) for pool in pools])
+
+
+def counted(what: str, m: int, b: int, truth: float, intervals: list[Interval]) -> dict[str, Any]:
+    """How often the intervals hold the truth, and how often they lie below and above it."""
+    below, above = sum(high < truth for _, high in intervals), sum(low > truth for low, _ in intervals)
+    covered = 1 - (below + above) / len(intervals)
+    print(f"{what}, m {m}, b {b}: {100 * covered:.1f} %", flush=True)
+    return {"what": what, "m": m, "b": b, "covered": covered, "below": below, "above": above}
+
+
+HEAD = "| population | interval of | candidates m | join at once b | covers | too low | too high | Student's covers |"
+ROW = "| {population} | {what} | {m} | {b} | {percent} | {below} | {above} | {plain_percent} |"
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [
-        "| population | interval of | candidates m | join at once b | covers | too low | too high | Student's covers |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['population']} | {row['what']} | {row['m']} | {row['b']} | {100 * row['covered']:.1f} % "
-        f"| {row['below']} | {row['above']} | {_percent(row.get('plain_covered'))} |"
+    rows = (
+        {**row, "percent": percent(row["covered"]), "plain_percent": percent(row.get("plain_covered"))}
         for row in result["rows"]
-    ]
-    return "\n".join([*lines, "", f"(Of {result['repetitions']} repetitions each. {place(result['machine'])}.)"])
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=600)
-    parser.add_argument(
-        "--populations", type=int, nargs="+", default=[20_000, 40_000], help="their sizes; each is a draw"
     )
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args(argv)
-    rows = [row for count in options.populations for row in measure(options.repetitions, count)]
-    write(options.out, {"machine": describe(), "repetitions": options.repetitions, "rows": rows})
+    return page(result, markdown(HEAD, map(ROW.format_map, rows)), note=f"Of {result['repetitions']} repetitions each")
 
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+BENCHMARK = Benchmark("coverage_of_intervals", __doc__, OPTIONS, measure, table)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

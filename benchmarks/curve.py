@@ -7,23 +7,23 @@ linearly. The weights stay the same for every k, and so do the paper's seconds a
 Run: python benchmarks/curve.py [--models digits]
 """
 
-import argparse
+from argparse import Namespace
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy
-from machine import place, write
+import torch
+from benchmark import Benchmark, markdown, page, shared
 from models import CACHE, mlp
 
 import curvprobe as cp
 from curvprobe.experiments import paper_procedure as procedure
-from curvprobe.experiments.machine import describe, timed
+from curvprobe.experiments.machine import timed
 from curvprobe.tasks.text import text
 
-RESULT = Path(__file__).parent / "results" / "curve.json"
 SIGMA = 1e-3
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ MODELS = {
     "digits": lambda: Setting(mlp(), dim=10, num_ks=None, repeats=3),
     "text": lambda: Setting(small_text(), dim=2, num_ks=6, repeats=1),
 }
+OPTIONS = {**shared(models=list(MODELS)), "sizes": ([32, 64, 128], "numbers n of examples")}
 
 
 def pool(task: cp.Task, n: int) -> procedure.Batch:
@@ -89,40 +90,25 @@ def exponent(sizes: list[int], costs: list[float]) -> float:
     return float(numpy.polyfit(numpy.log(sizes), numpy.log(costs), 1)[0])
 
 
-def measure(setting: Setting, sizes: list[int]) -> dict[str, object]:
-    task, dim = setting.task, setting.dim
-    device = task.risk().device
+def measure(options: Namespace) -> dict[str, Any]:
+    return {"sigma": SIGMA, "models": {name: of_model(MODELS[name](), options.sizes) for name in options.models}}
+
+
+def of_model(setting: Setting, sizes: list[int]) -> dict[str, Any]:
+    our_curve(setting.task, 2, setting.dim)  # what PyTorch sets up on a first use belongs to neither side
+    paper_point(setting.task, 2, 2, setting.dim)
     ks = spaced(max(sizes), setting.num_ks)
-    our_curve(task, 2, dim)  # what PyTorch sets up on a first use belongs to neither side
-    paper_point(task, 2, 2, dim)
-
-    seconds, products = [], []
-    for k in ks:
-        (_, count), time = timed(device, paper_point, task, k, max(sizes), dim)
-        seconds.append(time)
-        products.append(float(count))
-        print(f"k {k}: {time:.3g} s by the paper's procedure", flush=True)
-
+    seconds, products = paper_costs(setting, ks, max(sizes))
     rows = []
     for n in sizes:
-        runs = [timed(device, our_curve, task, n, dim) for _ in range(setting.repeats)]
-        ours, theirs = median(time for _, time in runs), summed(ks, seconds, n)
-        our_products, their_products = runs[0][0][1], summed(ks, products, n)
-        rows.append(
-            {
-                "n": n,
-                "seconds": ours,
-                "paper_seconds": theirs,
-                "seconds_ratio": theirs / ours,
-                "example_products": our_products,
-                "paper_example_products": their_products,
-                "products_ratio": their_products / our_products,
-            }
-        )
-        print(f"n {n}: {ours:.3g} s, {theirs / ours:.3g} times as fast", flush=True)
+        costs = {"paper_seconds": summed(ks, seconds, n), "paper_example_products": summed(ks, products, n)}
+        rows.append({"n": n, **costs, **our_costs(setting, n)})
+        rows[-1]["seconds_ratio"] = rows[-1]["paper_seconds"] / rows[-1]["seconds"]
+        rows[-1]["products_ratio"] = rows[-1]["paper_example_products"] / rows[-1]["example_products"]
+        print(f"n {n}: {rows[-1]['seconds']:.3g} s, {rows[-1]['seconds_ratio']:.3g} times as fast", flush=True)
     return {
-        "task": task.description,
-        "dim": dim,
+        "task": setting.task.description,
+        "dim": setting.dim,
         "repeats": setting.repeats,
         "measured_ks": ks,
         "measured_seconds": seconds,
@@ -135,23 +121,38 @@ def measure(setting: Setting, sizes: list[int]) -> dict[str, object]:
     }
 
 
+def paper_costs(setting: Setting, ks: list[int], n: int) -> tuple[list[float], list[float]]:
+    """Seconds and example products of the paper's procedure at every one of these k."""
+    seconds, products = [], []
+    for k in ks:
+        (_, count), time = timed(CPU, paper_point, setting.task, k, n, setting.dim)
+        seconds.append(time)
+        products.append(float(count))
+        print(f"k {k}: {time:.3g} s by the paper's procedure", flush=True)
+    return seconds, products
+
+
+def our_costs(setting: Setting, n: int) -> dict[str, float]:
+    """Seconds and example products of our whole curve."""
+    runs = [timed(CPU, our_curve, setting.task, n, setting.dim) for _ in range(setting.repeats)]
+    return {"seconds": median(time for _, time in runs), "example_products": runs[0][0][1]}
+
+
+HEAD = "| model | n | paper's procedure at every k, s | curvprobe, s | ratio | ratio of example products |"
+ROW = "| {model} | {n} | {mark}{paper_seconds:.3g} | {seconds:.3g} | {seconds_ratio:.0f} | {products_ratio:.0f} |"
+
+
 def table(result: dict[str, Any]) -> str:
-    lines = [
-        "| model | n | paper's procedure at every k, s | curvprobe, s | ratio | ratio of example products |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, model in result["models"].items():
-        mark = "≈ " if model["interpolated"] else ""
-        lines += [
-            f"| {name} | {row['n']} | {mark}{row['paper_seconds']:.3g} | {row['seconds']:.3g} "
-            f"| {row['seconds_ratio']:.0f} | {row['products_ratio']:.0f} |"
-            for row in model["rows"]
-        ]
-    growth = "; ".join(_growth(name, model) for name, model in result["models"].items())
-    return "\n".join([*lines, "", f"({growth}. {place(result['machine'])}.)"])
+    rows = (
+        {**row, "model": name, "mark": "≈ " if model["interpolated"] else ""}
+        for name, model in result["models"].items()
+        for row in model["rows"]
+    )
+    note = "; ".join(growth(name, model) for name, model in result["models"].items())
+    return page(result, markdown(HEAD, map(ROW.format_map, rows)), note=note)
 
 
-def _growth(name: str, model: dict[str, Any]) -> str:
+def growth(name: str, model: dict[str, Any]) -> str:
     power = {key: f"n^{value:.2f}" for key, value in model["exponents"].items()}
     measured = f", the paper's measured at k = {', '.join(map(str, model['measured_ks']))} and interpolated"
     return (
@@ -160,19 +161,7 @@ def _growth(name: str, model: dict[str, Any]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args(argv)
-    result = {
-        "machine": describe(),
-        "sigma": SIGMA,
-        "models": {name: measure(MODELS[name](), options.sizes) for name in options.models},
-    }
-    write(options.out, result)
-
+BENCHMARK = Benchmark("curve", __doc__, OPTIONS, measure, table)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -6,24 +6,30 @@ million. It is trained briefly on Python's help topics, whose byte-pair encoding
 vocabulary has. The comparison is that of paper.py. Run: python benchmarks/gpu.py [--device cuda]
 """
 
-import argparse
 import math
 import time
-from pathlib import Path
+from argparse import Namespace
 from typing import Any
 
 import torch
-from machine import place, write
+from benchmark import Benchmark, markdown, page, shared
 from paper import STAGES, stage_rows
 from torch import Tensor, nn
 
 import curvprobe as cp
 from curvprobe.experiments.comparison import compare
-from curvprobe.experiments.machine import describe
 from curvprobe.tasks.text import help_topics, nanochat
 
-RESULT = Path(__file__).parent / "results" / "gpu.json"
 HEAD = 128
+OPTIONS = {
+    "device": ("cuda" if torch.cuda.is_available() else "cpu", "where both run"),
+    "hidden_size": (384, "of the model"),
+    "layers": (6, "of the model"),
+    "vocabulary": (32768, "of the byte-pair encoding"),
+    "context": (512, "tokens in a sequence"),
+    "steps": (300, "of training"),
+    **shared(dim=45, k=8, num_probes=64, repeats=3),
+}
 
 
 def train(model: nn.Module, training: Tensor, steps: int, batch: int = 8) -> float:
@@ -43,7 +49,7 @@ def train(model: nn.Module, training: Tensor, steps: int, batch: int = 8) -> flo
     return value
 
 
-def make_task(options: argparse.Namespace) -> tuple[cp.Task, float]:
+def make_task(options: Namespace) -> tuple[cp.Task, float]:
     """The trained model with its first k training sequences and a held-out one; and its training loss."""
     tokens = help_topics(options.vocabulary, options.context)
     tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))].to(options.device)
@@ -62,37 +68,12 @@ def make_task(options: argparse.Namespace) -> tuple[cp.Task, float]:
     return cp.Task(model.eval(), cp.losses.causal_lm, training[: options.k], held_out), loss
 
 
-def table(result: dict[str, Any]) -> str:
-    model, peak = result["model"], result["peak_bytes"]
-    memory = "" if peak is None else f", peak memory {peak / 2**30:.1f} GiB"
-    foot = (
-        f"(hidden size {model['hidden_size']}, {model['layers']} layers, vocabulary {model['vocabulary']}, context "
-        f"{model['context']}: {result['num_params']} parameters, k = {result['k']}{memory}, the whole run "
-        f"{result['total_seconds']:.0f} s. {place(result['machine'])}.)"
-    )
-    return "\n".join([*STAGES, *stage_rows(result), "", foot])
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--hidden-size", type=int, default=384)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--vocabulary", type=int, default=32768)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=300, help="of training")
-    parser.add_argument("--dim", type=int, default=45)
-    parser.add_argument("--k", type=int, default=8)
-    parser.add_argument("--num-probes", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args(argv)
+def measure(options: Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     task, training_loss = make_task(options)
     comparison = compare(task, options.dim, num_probes=options.num_probes, repeats=options.repeats)
     on_gpu = torch.device(options.device).type == "cuda"
-    result = {
-        "machine": describe(),
+    return {
         "device": options.device,
         "model": {name: getattr(options, name) for name in ("hidden_size", "layers", "vocabulary", "context", "steps")},
         "training_loss": training_loss,
@@ -100,8 +81,20 @@ def main(argv: list[str] | None = None) -> None:
         "peak_bytes": torch.cuda.max_memory_allocated(options.device) if on_gpu else None,
         "total_seconds": time.perf_counter() - start,
     }
-    write(options.out, result)
 
+
+def table(result: dict[str, Any]) -> str:
+    model, peak = result["model"], result["peak_bytes"]
+    memory = "" if peak is None else f", peak memory {peak / 2**30:.1f} GiB"
+    note = (
+        f"hidden size {model['hidden_size']}, {model['layers']} layers, vocabulary {model['vocabulary']}, context "
+        f"{model['context']}: {result['num_params']} parameters, k = {result['k']}{memory}, the whole run "
+        f"{result['total_seconds']:.0f} s"
+    )
+    return page(result, markdown(STAGES, stage_rows(result)), note=note)
+
+
+BENCHMARK = Benchmark("gpu", __doc__, OPTIONS, measure, table)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

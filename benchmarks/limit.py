@@ -13,28 +13,27 @@ very first product of a risk are timed by themselves.
 Run: python benchmarks/limit.py [--models mlp] [--repeats 5]
 """
 
-import argparse
-import json
 import statistics
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import place, write
-from models import mlp, nanochat
+from benchmark import Benchmark, markdown, page, shared
+from models import MODELS
 from plain import Plain, plain
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import curvprobe as cp
-from curvprobe.experiments.machine import describe, timed
+from curvprobe.experiments.machine import timed
 from curvprobe.runtime.memory import freed_memory_kept
-from curvprobe.tasks import Task
 
-RESULT = Path(__file__).parent / "results" / "limit.json"
-MODELS: dict[str, Callable[[], Task]] = {"mlp": mlp, "nanochat": partial(nanochat, k=8)}
+OPTIONS = {
+    **shared(models=list(MODELS), repeats=5),
+    "size": (2048, "of the matrices that the rate is measured on"),
+}
 
 
 def seconds(action: Callable[[], Any]) -> float:
@@ -68,85 +67,84 @@ def plain_operations(problem: Plain) -> dict[str, int]:
     return {"forward": forward, "fresh": forward + gradient + derivative, "kept": derivative}
 
 
-def measure(name: str, repeats: int, rate: float) -> dict[str, Any]:
+def measure(options: Namespace) -> dict[str, Any]:
+    rate = multiplication_rate(options.size, options.repeats)
+    print(f"{rate / 1e9:.1f} GFLOP/s", flush=True)
+    models = {}
+    for name in options.models:
+        models[name] = of_model(name, options.repeats, rate)
+        print(f"{name}: {models[name]['ratios']}", flush=True)
+    return {"operations_per_second": rate, "models": models}
+
+
+def of_model(name: str, repeats: int, rate: float) -> dict[str, Any]:
     task = MODELS[name]()
     risk = task.risk()
     vector = torch.randn(risk.num_params, generator=torch.Generator().manual_seed(0))
     very_first = seconds(lambda: cp.hessian(risk) @ vector)
     counts = plain_operations(plain(task))
     counted_first, _ = operations(lambda: cp.hessian(risk) @ vector)
-    first, later, forward = [], [], []
-    for _ in range(repeats):
-        matrix = cp.hessian(risk)
-        product = partial(matrix.__matmul__, vector)
-        first.append(seconds(product))
-        product()  # what is kept may be kept from the second product on
-        later.append(statistics.median(seconds(product) for _ in range(3)))
-        forward.append(seconds(partial(risk.losses, torch.zeros_like(vector))))
+    times, product = times_of(risk, vector, repeats)
     counted_later, _ = operations(product)
-    with freed_memory_kept():
-        product()
-        within = [seconds(product) for _ in range(3 * repeats)]
-    medians = {
-        "forward": statistics.median(forward),
-        "first": statistics.median(first),
-        "later": statistics.median(later),
-        "later_within": statistics.median(within),
-    }
-    floor = {"fresh": counts["fresh"] / rate, "kept": counts["kept"] / rate}
+    floor = {kind: counts[kind] / rate for kind in ("fresh", "kept")}
     return {
         "k": len(risk),
         "num_params": risk.num_params,
         "microbatch_size": risk.microbatch_size,
         "operations": {**counts, "library_first": counted_first, "library_later": counted_later},
-        "units": {"fresh": counts["fresh"] / counts["forward"], "kept": counts["kept"] / counts["forward"]},
+        "units": {kind: counts[kind] / counts["forward"] for kind in floor},
         "floor_seconds": floor,
-        "seconds": {**medians, "checks": very_first - medians["first"]},
+        "seconds": {**times, "checks": very_first - times["first"]},
         "ratios": {
-            "first_over_fresh_floor": medians["first"] / floor["fresh"],
-            "later_over_fresh_floor": medians["later"] / floor["fresh"],
-            "later_over_kept_floor": medians["later"] / floor["kept"],
-            "later_within_over_kept_floor": medians["later_within"] / floor["kept"],
-            "first_over_forward": medians["first"] / medians["forward"],
-            "later_over_forward": medians["later"] / medians["forward"],
+            "first_over_fresh_floor": times["first"] / floor["fresh"],
+            "later_over_fresh_floor": times["later"] / floor["fresh"],
+            "later_over_kept_floor": times["later"] / floor["kept"],
+            "later_within_over_kept_floor": times["later_within"] / floor["kept"],
+            "first_over_forward": times["first"] / times["forward"],
+            "later_over_forward": times["later"] / times["forward"],
         },
     }
 
 
+def times_of(
+    risk: cp.EmpiricalRisk, vector: torch.Tensor, repeats: int
+) -> tuple[dict[str, float], Callable[[], torch.Tensor]]:
+    """Median seconds of a forward pass and of each kind of product, and the last product."""
+    first, later, forward = [], [], []
+    for _ in range(repeats):
+        product = partial(cp.hessian(risk).__matmul__, vector)
+        first.append(seconds(product))
+        product()  # what is kept may be kept from the second product on
+        later.append(statistics.median(seconds(product) for _ in range(3)))
+        forward.append(seconds(partial(risk.losses, torch.zeros_like(vector))))
+    with freed_memory_kept():
+        product()
+        within = [seconds(product) for _ in range(3 * repeats)]
+    times = {"forward": forward, "first": first, "later": later, "later_within": within}
+    return {name: statistics.median(values) for name, values in times.items()}, product
+
+
+HEAD = "| model | product | operations, forward = 1 | floor, seconds | measured, seconds | over the floor |"
+PRODUCTS = {
+    "first": ("fresh", "first"),
+    "later": ("kept", "later"),
+    "later_within": ("kept", "later, freed memory kept"),
+}
+"""By name in the result: which floor is theirs, and what the table calls them."""
+
+
 def table(result: dict[str, Any]) -> str:
-    lines = [
-        "| model | product | operations, forward = 1 | floor, seconds | measured, seconds | over the floor |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, model in result["models"].items():
-        for product, kind, label in (
-            ("first", "fresh", "first"),
-            ("later", "kept", "later"),
-            ("later_within", "kept", "later, freed memory kept"),
-        ):
-            lines.append(
-                f"| {name} | {label} | {model['units'][kind]:.2g} | {model['floor_seconds'][kind]:.2g} "
-                f"| {model['seconds'][product]:.2g} | {model['ratios'][f'{product}_over_{kind}_floor']:.2f} |"
-            )
-    rate = result["operations_per_second"] / 1e9
-    return "\n".join([*lines, "", f"(Large multiplications: {rate:.0f} GFLOP/s. {place(result['machine'])}.)"])
+    rows = (
+        f"| {name} | {label} | {model['units'][kind]:.2g} | {model['floor_seconds'][kind]:.2g} "
+        f"| {model['seconds'][product]:.2g} | {model['ratios'][f'{product}_over_{kind}_floor']:.2f} |"
+        for name, model in result["models"].items()
+        for product, (kind, label) in PRODUCTS.items()
+    )
+    note = f"Large multiplications: {result['operations_per_second'] / 1e9:.0f} GFLOP/s"
+    return page(result, markdown(HEAD, rows), note=note)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--size", type=int, default=2048, help="of the matrices that the rate is measured on")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args(argv)
-    rate = multiplication_rate(options.size, options.repeats)
-    print(f"{rate / 1e9:.1f} GFLOP/s", flush=True)
-    result: dict[str, Any] = {"machine": describe(), "operations_per_second": rate, "models": {}}
-    for name in options.models:
-        result["models"][name] = measure(name, options.repeats, rate)
-        print(f"{name}: {json.dumps(result['models'][name])}", flush=True)
-    write(options.out, result)
-
+BENCHMARK = Benchmark("limit", __doc__, OPTIONS, measure, table)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

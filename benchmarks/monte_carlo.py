@@ -5,28 +5,27 @@ how many standard errors direct Monte Carlo is away from the closed form, and ho
 controlled Monte Carlo is. Run: python benchmarks/monte_carlo.py [--tasks digits] [--num-probes 64]
 """
 
-import argparse
-import math
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from machine import place, write
+from benchmark import Benchmark, markdown, page, shared
+from models import CACHE, TASKS
 from torch import Tensor
 
 import curvprobe as cp
 from curvprobe.criteria.draws import standard_normal
 from curvprobe.criteria.estimators import control, summarise
-from curvprobe.experiments.machine import describe
+from curvprobe.probing.joining import Joining
 from curvprobe.probing.monte_carlo import probe_increments
 from curvprobe.probing.validity import subspace_validity
-from curvprobe.tasks.digits import digits
-from curvprobe.tasks.text import text
 
-RESULT = Path(__file__).parent / "results" / "monte_carlo.json"
 SIGMAS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-TASKS = {"digits": digits, "text": text}
+OPTIONS = {
+    **shared(tasks=list(TASKS), dim=10, num_probes=64, seed=0),
+    "cache": (CACHE, "folder for the trained weights"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,104 +41,87 @@ class IndependentProbe:
             yield self.subspace.basis @ z.to(self.subspace.basis)
 
 
-def measure(name: str, dim: int, num_probes: int, seed: int, cache: Path | None) -> dict[str, object]:
-    task = TASKS[name](cache=cache)
+def measure(options: Namespace) -> dict[str, Any]:
+    return {"tasks": {name: of_task(name, options) for name in options.tasks}}
+
+
+def of_task(name: str, options: Namespace) -> dict[str, Any]:
+    task = TASKS[name](cache=options.cache / f"{name}.safetensors")
     risk = task.risk()
     candidates = risk.on(task.candidates)
-    new = candidates[:1]
-    subspace = cp.top_eigenspace(risk, dim=dim, seed=seed)
+    subspace = cp.top_eigenspace(risk, dim=options.dim, seed=options.seed)
     mean, fresh = cp.mean_projection(risk, subspace), cp.project(candidates[:8], subspace)
-    validity = subspace_validity(
-        risk,
-        SIGMAS,
-        subspace,
-        mean,
-        cp.SubspaceProbe(subspace, 1.0).coordinates(num_probes, seed)[:16],
-        new=candidates[:8],
-        fresh=fresh,
-    )
-    model = cp.increment(mean, fresh[0])
+    z = cp.SubspaceProbe(subspace, 1.0).coordinates(options.num_probes, options.seed)[:16]
+    validity = subspace_validity(risk, SIGMAS, subspace, mean, z, new=candidates[:8], fresh=fresh)
+    joining, model = Joining(risk, candidates[:1]), cp.increment(mean, fresh[0])
     rows = []
     for sigma, verdict, error in zip(SIGMAS, validity.verdicts, validity.error.tolist(), strict=True):
-        law = cp.SubspaceProbe(subspace, sigma)
-        closed = cp.gaussian_moment(model, sigma=sigma)
-        true = probe_increments(risk, new, law, num_probes, seed)
-        direct = cp.direct_monte_carlo(risk, new, IndependentProbe(subspace, sigma), num_probes=num_probes, seed=seed)
-        pairs = summarise(true, antithetic=True)
-        controlled = control(closed, model, true, law.coordinates(num_probes, seed))
-        rows.append(
-            {
-                "sigma": sigma,
-                "verdict": verdict,
-                "increment_error": error,
-                "closed_form": closed.value,
-                "direct": direct.value,
-                "direct_stderr": direct.stderr,
-                "pairs": pairs.value,
-                "pairs_stderr": pairs.stderr,
-                "controlled": controlled.value,
-                "controlled_stderr": controlled.stderr,
-                "direct_minus_closed_in_stderr": (direct.value - closed.value) / direct.stderr,
-                "controlled_minus_closed_in_stderr": (controlled.value - closed.value) / controlled.stderr,
-                "variance_ratio": (direct.stderr / controlled.stderr) ** 2,
-                "variance_ratio_of_pairs": (pairs.stderr / controlled.stderr) ** 2,
-            }
-        )
-        print(f"{name} sigma {sigma:g} {verdict}: variance ratio {rows[-1]['variance_ratio']:.3g}", flush=True)
-    assert subspace.residuals is not None
+        found = estimates(joining, model, subspace, sigma, options)
+        rows.append({"sigma": sigma, "verdict": verdict, "increment_error": error, **found})
+        print(f"{name} sigma {sigma:g} {verdict}: variance ratio {found['variance_ratio']:.3g}", flush=True)
     return {
         "k": len(risk),
         "num_params": risk.num_params,
-        "dim": dim,
-        "num_probes": num_probes,
+        "dim": options.dim,
+        "num_probes": options.num_probes,
         "largest_residual": float(subspace.residuals.max()),
         "num_matvecs": subspace.num_matvecs,
         "rows": rows,
     }
 
 
+def estimates(
+    joining: Joining, model: cp.QuadraticIncrement, subspace: cp.Subspace, sigma: float, options: Namespace
+) -> dict[str, float]:
+    """The closed form and the three Monte-Carlo estimates at one sigma."""
+    law, draws = cp.SubspaceProbe(subspace, sigma), {"num_probes": options.num_probes, "seed": options.seed}
+    closed = cp.gaussian_moment(model, sigma=sigma)
+    direct = cp.direct_monte_carlo(joining.risk, joining.new, IndependentProbe(subspace, sigma), **draws)
+    true = probe_increments(joining, law, **draws)
+    pairs = summarise(true, antithetic=True)
+    controlled = control(closed, model, true, law.coordinates(**draws))
+    return {
+        "closed_form": closed.value,
+        "direct": direct.value,
+        "direct_stderr": direct.stderr,
+        "pairs": pairs.value,
+        "pairs_stderr": pairs.stderr,
+        "controlled": controlled.value,
+        "controlled_stderr": controlled.stderr,
+        "direct_minus_closed_in_stderr": (direct.value - closed.value) / direct.stderr,
+        "controlled_minus_closed_in_stderr": (controlled.value - closed.value) / controlled.stderr,
+        "variance_ratio": (direct.stderr / controlled.stderr) ** 2,
+        "variance_ratio_of_pairs": (pairs.stderr / controlled.stderr) ** 2,
+    }
+
+
+HEAD = (
+    "| task | sigma | quadratic model | closed form | direct, independent draws | direct, pairs | controlled "
+    "| variance ratio | of pairs |"
+)
+ROW = (
+    "| {task} | {sigma:g} | {verdict}, {percent:.2g} % off | {closed_form:.5e} | {direct:.5e} ± {direct_stderr:.1e} "
+    "| {pairs:.5e} ± {pairs_stderr:.1e} | {controlled:.5e} ± {controlled_stderr:.1e} | {variance_ratio:.1e} "
+    "| {variance_ratio_of_pairs:.1e} |"
+)
+
+
 def table(result: dict[str, Any]) -> str:
-    lines = [
-        "| task | sigma | quadratic model | closed form | direct, independent draws | direct, pairs | controlled "
-        "| variance ratio | of pairs |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {row['sigma']:g} | {row['verdict']}, {100 * row['increment_error']:.2g} % off "
-        f"| {row['closed_form']:.5e} | {row['direct']:.5e} ± {row['direct_stderr']:.1e} "
-        f"| {row['pairs']:.5e} ± {row['pairs_stderr']:.1e} "
-        f"| {row['controlled']:.5e} ± {row['controlled_stderr']:.1e} | {row['variance_ratio']:.1e} "
-        f"| {row['variance_ratio_of_pairs']:.1e} |"
-        for name, task in result["tasks"].items()
+    tasks = result["tasks"]
+    rows = (
+        {**row, "task": name, "percent": 100 * row["increment_error"]}
+        for name, task in tasks.items()
         for row in task["rows"]
-    ]
-    tasks = "; ".join(
+    )
+    note = "; ".join(
         f"{name}: {task['num_params']} parameters, k = {task['k']}, D = {task['dim']}, {task['num_probes']} draws, "
         f"largest residual {task['largest_residual']:.0e}"
-        for name, task in result["tasks"].items()
+        for name, task in tasks.items()
     )
-    return "\n".join([*lines, "", f"({tasks}. {place(result['machine'])}.)"])
+    return page(result, markdown(HEAD, map(ROW.format_map, rows)), note=note)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--dim", type=int, default=10)
-    parser.add_argument("--num-probes", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder for the trained weights")
-    options = parser.parse_args()
-    result = {
-        "machine": describe(),
-        "tasks": {
-            name: measure(name, options.dim, options.num_probes, options.seed, options.cache / f"{name}.safetensors")
-            for name in options.tasks
-        },
-    }
-    assert all(math.isfinite(row["direct"]) for task in result["tasks"].values() for row in task["rows"])
-    write(options.out, result)
-
+BENCHMARK = Benchmark("monte_carlo", __doc__, OPTIONS, measure, table)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -17,37 +17,40 @@ copies of eigenvalues after convergence; its seconds without that search are est
 Run: python benchmarks/peers.py [--models mlp] [--dim 10] [--repeats 3]; the peers are in requirements-bench.txt.
 """
 
-import argparse
 import statistics
 import warnings
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark import Benchmark, markdown, mebibytes, page, shared
 from isolated import UnfinishedError, peak_memory, run_isolated
-from machine import place, write
-from models import mlp, nanochat
+from models import MODELS, nanochat
 from plain import plain
 from torch import Tensor, nn
 
 import curvprobe as cp
-from curvprobe.experiments.machine import describe, timed
+from curvprobe.experiments.machine import timed
 from curvprobe.tasks import Task
 from curvprobe.tasks.digits import LABEL_SMOOTHING
 
-RESULT = Path(__file__).parent / "results" / "peers.json"
 RESIDUAL = 1e-3
 PACKAGES = {
     "curvlinops+eigsh": ("curvlinops-for-pytorch", "scipy"),
     "pyhessian": ("PyHessian",),
     "hessian-eigenthings": ("hessian-eigenthings",),
 }
-MODELS: dict[str, Callable[[], Task]] = {"mlp": mlp, "nanochat": partial(nanochat, k=4)}
+TASKS = {**MODELS, "nanochat": partial(nanochat, k=4)}
+OPTIONS = {
+    **shared(models=list(TASKS), dim=10, repeats=3),
+    "peers": (tuple(PACKAGES), "what to compare with"),
+    "limit": (120.0, "seconds that one solve may take"),
+}
 
 
 # ---- the methods: each imports its package itself, so that a process holds no other
@@ -164,6 +167,18 @@ METHODS = {
 # ---- measuring
 
 
+def measure(options: Namespace) -> dict[str, Any]:
+    methods = ["curvprobe", *options.peers]
+    return {
+        "versions": {package: version(package) for peer in options.peers for package in PACKAGES[peer]},
+        "dim": options.dim,
+        "residual": RESIDUAL,
+        "models": {
+            model: compare(model, methods, options.dim, options.repeats, options.limit) for model in options.models
+        },
+    }
+
+
 def tiny() -> Task:
     """A classifier of fifteen parameters in the form of the digits task."""
     inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -171,11 +186,11 @@ def tiny() -> Task:
     return Task(nn.Linear(4, 3), loss, (inputs, torch.arange(8) % 3))
 
 
-def measure(model: str, method: str, dim: int, setting: dict[str, float]) -> dict[str, Any]:
+def solved(model: str, method: str, dim: int, setting: dict[str, float]) -> dict[str, Any]:
     """One solve, in the process that calls it."""
     solve = METHODS[method].solve
     solve(tiny(), 2, **{name: min(value, 10) for name, value in setting.items()})
-    task = MODELS[model]()
+    task = TASKS[model]()
     with torch.no_grad():
         plain(task).loss()
     with peak_memory() as peak:
@@ -212,7 +227,7 @@ def loosest(model: str, method: str, dim: int, limit: float) -> dict[str, Any]:
     found: dict[str, Any] = {"reached": False}
     for setting in METHODS[method].settings(dim):
         try:
-            result = run_isolated(measure, model, method, dim, setting, limit=limit)
+            result = run_isolated(solved, model, method, dim, setting, limit=limit)
         except UnfinishedError as reason:
             print(f"{model}: {method} {setting}: {reason}", flush=True)
             return {**found, "unfinished": {"setting": setting, "reason": str(reason)}}
@@ -227,7 +242,7 @@ def loosest(model: str, method: str, dim: int, limit: float) -> dict[str, Any]:
 def summary(result: dict[str, Any]) -> str:
     return (
         f"residual {result['largest_residual']:.1e}, {result['products']} products, {result['seconds']:.3g} s, "
-        f"{result['peak_bytes'] / 2**20:.0f} MiB"
+        f"{mebibytes(result['peak_bytes'])}"
     )
 
 
@@ -236,7 +251,7 @@ def compare(model: str, methods: list[str], dim: int, repeats: int, limit: float
     rows = {method: loosest(model, method, dim, limit) for method in methods}
     runs: dict[str, list[dict[str, Any]]] = {method: [] for method, row in rows.items() if row["reached"]}
     for method in repeats * list(runs):
-        runs[method].append(run_isolated(measure, model, method, dim, rows[method]["setting"]))
+        runs[method].append(run_isolated(solved, model, method, dim, rows[method]["setting"]))
         print(f"{model}: {method}: {summary(runs[method][-1])}", flush=True)
     for method, results in runs.items():
         for name in ("seconds", "seconds_without_search", "peak_bytes"):
@@ -259,64 +274,49 @@ def relative(row: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-MIB = 2**20
+# ---- the table
+
+HEAD = "| model | method | setting | residual | products | seconds | over ours | peak memory | eigenvalues off by |"
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [
-        "| model | method | setting | residual | products | seconds | over ours | peak memory | eigenvalues off by |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for model, comparison in result["models"].items():
-        for method, row in comparison["rows"].items():
-            if "setting" not in row:
-                lines.append(f"| {model} | {method} | | not finished: {row['unfinished']['reason']} | | | | | |")
-                continue
-            setting = ", ".join(f"{name} {value:g}" for name, value in row["setting"].items())
-            missed = "" if row["reached"] else ", not reached"
-            lines.append(
-                f"| {model} | {method} | {setting} | {row['largest_residual']:.1e}{missed} | {row['products']} "
-                f"| {row['seconds']:.3g} | {row['seconds_over_ours']:.2g} | {row['peak_bytes'] / MIB:.0f} MiB "
-                f"| {row['eigenvalue_difference']:.0e} |"
-            )
-            if row["search_products"]:
-                seconds, products = row["seconds_without_search"], row["products"] - row["search_products"]
-                lines.append(another_row("without its search for missed copies", row, products, seconds))
-            if method != "curvprobe" and row["reached"]:
-                products = row["products"] + result["dim"]
-                seconds = row["seconds"] * products / row["products"]
-                lines.append(another_row("with D products that certify its residuals", row, products, seconds))
-    versions = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
-    return "\n".join([*lines, "", f"(D = {result['dim']}, {versions}. {place(result['machine'])}.)"])
+    rows = (
+        line
+        for model, comparison in result["models"].items()
+        for method, row in comparison["rows"].items()
+        for line in lines_of(model, method, row, result["dim"])
+    )
+    versions = (f"{package} {number}" for package, number in result["versions"].items())
+    return page(result, markdown(HEAD, rows), note=", ".join([f"D = {result['dim']}", *versions]))
 
 
-def another_row(how: str, row: dict[str, Any], products: int, seconds: float) -> str:
+def lines_of(model: str, method: str, row: dict[str, Any], dim: int) -> Iterator[str]:
+    """A measurement, and what it would be without the search and with certified residuals."""
+    if "setting" not in row:
+        yield f"| {model} | {method} | | not finished: {row['unfinished']['reason']} | | | | | |"
+        return
+    setting = ", ".join(f"{name} {value:g}" for name, value in row["setting"].items())
+    yield (
+        f"| {model} | {method} | {setting} | {row['largest_residual']:.1e}{'' if row['reached'] else ', not reached'} "
+        f"| {row['products']} | {row['seconds']:.3g} | {row['seconds_over_ours']:.2g} "
+        f"| {mebibytes(row['peak_bytes'])} | {row['eigenvalue_difference']:.0e} |"
+    )
+    if row["search_products"]:
+        products = row["products"] - row["search_products"]
+        yield another_line("without its search for missed copies", row, products, row["seconds_without_search"])
+    if method != "curvprobe" and row["reached"]:
+        products = row["products"] + dim
+        seconds = row["seconds"] * products / row["products"]
+        yield another_line("with D products that certify its residuals", row, products, seconds)
+
+
+def another_line(how: str, row: dict[str, Any], products: int, seconds: float) -> str:
     """The same measurement with a few products more or less."""
     over = seconds / row["seconds"] * row["seconds_over_ours"]
     return f"| | the same {how} | | | {products} | {seconds:.3g} | {over:.2g} | | |"
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--peers", nargs="*", choices=PACKAGES, default=list(PACKAGES))
-    parser.add_argument("--dim", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--limit", type=float, default=120, help="seconds that one solve may take")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args(argv)
-    methods = ["curvprobe", *options.peers]
-    result = {
-        "machine": describe(),
-        "versions": {package: version(package) for peer in options.peers for package in PACKAGES[peer]},
-        "dim": options.dim,
-        "residual": RESIDUAL,
-        "models": {
-            model: compare(model, methods, options.dim, options.repeats, options.limit) for model in options.models
-        },
-    }
-    write(options.out, result)
-
+BENCHMARK = Benchmark("peers", __doc__, OPTIONS, measure, table)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

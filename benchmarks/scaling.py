@@ -11,28 +11,26 @@ own. Times that are compared are medians of repeats taken in turns within one pr
 too. Run: python benchmarks/scaling.py [--parts block dimension] [--repeats 3]
 """
 
-import argparse
 import json
 import math
 import statistics
 import warnings
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark import Benchmark, markdown, mebibytes, page, shared
 from isolated import peak_memory, run_isolated
-from machine import place, write
 from models import mlp, nanochat
 from torch import Tensor, nn
 
 import curvprobe as cp
-from curvprobe.experiments.machine import describe, timed
+from curvprobe.experiments.machine import timed
 from curvprobe.runtime.memory import freed_memory_kept
 from curvprobe.tasks import Task
 
-RESULT = Path(__file__).parent / "results" / "scaling.json"
 MICROBATCH = 8
 CPU = torch.device("cpu")
 
@@ -60,7 +58,7 @@ def random_block(num_params: int, width: int) -> Tensor:
     return torch.randn(num_params, width, generator=torch.Generator().manual_seed(0))
 
 
-def solve(risk: cp.EmpiricalRisk, dim: int, max_matvecs: int | None = None) -> cp.Subspace:
+def solve(risk: cp.EmpiricalRisk, dim: int, max_matvecs: int | None = None) -> cp.Eigenspace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", cp.ConvergenceWarning)  # a small budget is not meant to be enough
         return cp.top_eigenspace(risk, dim=dim, max_matvecs=max_matvecs)
@@ -90,13 +88,23 @@ def measure_examples(k: int, products: int) -> dict[str, Any]:
     }
 
 
-def examples(sizes: list[int], microbatches: int) -> dict[str, Any]:
+def examples(options: Namespace) -> dict[str, Any]:
     """With few microbatches a heap is tidier than after many, whatever the k: every process goes through as many."""
-    rows = [run_isolated(measure_examples, k, max(2, microbatches * MICROBATCH // k)) for k in sizes]
+    total = options.microbatches * MICROBATCH
+    rows = [run_isolated(measure_examples, k, max(2, total // k)) for k in options.examples]
     for row in rows:
         row["peak_over_first"] = row["peak_bytes"] / rows[0]["peak_bytes"]
         row["later_seconds_per_example"] = row["later_seconds"] / row["k"]
     return {"model": "nanochat", "microbatch_size": MICROBATCH, "rows": rows}
+
+
+def examples_table(part: dict[str, Any]) -> str:
+    of = f"{part['model']}, microbatches of {part['microbatch_size']}"
+    rows = (
+        f"| {row['k']} | {row['later_seconds']:.3g} | {mebibytes(row['peak_bytes'])} | {row['peak_over_first']:.2f} |"
+        for row in part["rows"]
+    )
+    return markdown(f"| k ({of}) | seconds a product | peak memory | over the first |", rows)
 
 
 # ---- against N
@@ -132,54 +140,77 @@ def measure_parameters(num_params: int, k: int, dim: int, max_matvecs: int) -> d
     }
 
 
-def parameters(sizes: list[int], k: int = 64, dim: int = 5, max_matvecs: int = 20) -> dict[str, Any]:
-    rows = [run_isolated(measure_parameters, size, k, dim, max_matvecs) for size in sizes]
+def parameters(options: Namespace) -> dict[str, Any]:
+    k, dim, max_matvecs = 64, 5, 20
+    rows = [run_isolated(measure_parameters, size, k, dim, max_matvecs) for size in options.parameters]
     return {"model": "random tanh MLP", "k": k, "dim": dim, "max_matvecs": max_matvecs, "rows": rows}
+
+
+def parameters_table(part: dict[str, Any]) -> str:
+    head = (
+        f"| N ({part['model']}, k = {part['k']}) | seconds a product | seconds of a solve (D = {part['dim']}) "
+        "| products | peak memory | in vectors of N |"
+    )
+    rows = (
+        f"| {row['num_params']} | {row['later_seconds']:.2g} | {row['solve_seconds']:.3g} | {row['solve_products']} "
+        f"| {mebibytes(row['peak_bytes'])} | {row['peak_vectors']:.0f} |"
+        for row in part["rows"]
+    )
+    return markdown(head, rows)
 
 
 # ---- against D
 
 
-def dimension(dims: list[int], repeats: int) -> dict[str, Any]:
+def dimension(options: Namespace) -> dict[str, Any]:
     risk = ready(mlp())
-    seconds = in_turns({dim: partial(solve, risk, dim) for dim in dims}, repeats)
-    rows = []
-    for dim in dims:
-        subspace = solve(risk, dim)
-        assert subspace.converged is not None
-        rows.append(
-            {
-                "dim": dim,
-                "seconds": seconds[dim],
-                "products": subspace.num_matvecs,
-                "search_products": subspace.num_search_matvecs,
-                "converged": bool(subspace.converged.all()),
-            }
-        )
+    seconds = in_turns({dim: partial(solve, risk, dim) for dim in options.dims}, options.repeats)
+    spaces = {dim: solve(risk, dim) for dim in options.dims}
+    rows = [
+        {
+            "dim": dim,
+            "seconds": seconds[dim],
+            "products": space.num_matvecs,
+            "search_products": space.num_search_matvecs,
+            "converged": bool(space.converged.all()),
+        }
+        for dim, space in spaces.items()
+    ]
     return {"model": "mlp", "k": len(risk), "num_params": risk.num_params, "rows": rows}
+
+
+def dimension_table(part: dict[str, Any]) -> str:
+    of = f"{part['model']}, N = {part['num_params']}, k = {part['k']}"
+    row = "| {dim} | {seconds:.3g} | {products} | {search_products} |"
+    return markdown(f"| D ({of}) | seconds | products | of these, search |", map(row.format_map, part["rows"]))
 
 
 # ---- against the block size
 
 
-def block(widths: list[int], repeats: int) -> dict[str, Any]:
+def block(options: Namespace) -> dict[str, Any]:
     models = {}
     for name, task in (("mlp", mlp()), ("nanochat", nanochat(k=8))):
         risk = ready(task)
-        matrix = cp.hessian(risk)
-        seconds = in_turns(
-            {width: partial(matrix.__matmul__, random_block(risk.num_params, width)) for width in widths}, repeats
-        )
+        product, blocks = cp.hessian(risk).__matmul__, {b: random_block(risk.num_params, b) for b in options.widths}
+        seconds = in_turns({b: partial(product, vectors) for b, vectors in blocks.items()}, options.repeats)
         per_vector = {width: total / width for width, total in seconds.items()}
         models[name] = {
             "k": len(risk),
             "num_params": risk.num_params,
             "rows": [
-                {"width": width, "seconds_per_vector": value, "over_first": value / per_vector[widths[0]]}
+                {"width": width, "seconds_per_vector": value, "over_first": value / per_vector[options.widths[0]]}
                 for width, value in per_vector.items()
             ],
         }
     return models
+
+
+def block_table(models: dict[str, Any]) -> str:
+    columns = (f"seconds a vector, {name} (k = {model['k']})" for name, model in models.items())
+    widths = zip(*(model["rows"] for model in models.values()), strict=True)
+    cells = ([str(rows[0]["width"]), *(f"{row['seconds_per_vector']:.3g}" for row in rows)] for rows in widths)
+    return markdown(f"| block size b | {' | '.join(columns)} |", (f"| {' | '.join(row)} |" for row in cells))
 
 
 # ---- a stated budget
@@ -201,109 +232,55 @@ def measure_budget(budget: int, k: int, dim: int, max_matvecs: int) -> dict[str,
     }
 
 
-def budget(mebibytes: list[int], k: int, dim: int = 5, max_matvecs: int = 12) -> dict[str, Any]:
-    rows = [run_isolated(measure_budget, size * 2**20, k, dim, max_matvecs) for size in mebibytes]
+def budget(options: Namespace) -> dict[str, Any]:
+    k, dim, max_matvecs = options.budget_examples, 5, 12
+    rows = [run_isolated(measure_budget, size * 2**20, k, dim, max_matvecs) for size in options.budgets]
     return {"model": "nanochat", "k": k, "dim": dim, "rows": rows}
 
 
-MIB = 2**20
+def budget_table(part: dict[str, Any]) -> str:
+    of = f"{part['model']}, k = {part['k']}, D = {part['dim']}"
+    rows = (
+        f"| {mebibytes(row['budget_bytes'])} | {mebibytes(row['peak_bytes'])} | {100 * row['peak_over_budget']:.0f} % "
+        f"| {row['microbatch_size']} | {row['seconds']:.3g} |"
+        for row in part["rows"]
+    )
+    return markdown(f"| memory budget ({of}) | measured peak | of the budget | microbatch | seconds |", rows)
+
+
+PARTS = {
+    "examples": (examples, examples_table),
+    "parameters": (parameters, parameters_table),
+    "dimension": (dimension, dimension_table),
+    "block": (block, block_table),
+    "budget": (budget, budget_table),
+}
+OPTIONS = {
+    "parts": (list(PARTS), "what to measure"),
+    "examples": ([8, 32, 128, 512], "sample sizes k"),
+    "microbatches": (128, "of the products at every k, two at the least"),
+    "parameters": ([10**4, 10**5, 10**6, 10**7], "numbers of parameters N"),
+    "dims": ([1, 2, 4, 8, 16, 32, 64], "dimensions D"),
+    "widths": ([1, 2, 4, 8, 16], "block sizes b"),
+    "budgets": ([512, 1024, 2048], "in MiB"),
+    "budget_examples": (64, "sample size k of the budget part"),
+    **shared(repeats=3),
+}
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    found = {}
+    for name in options.parts:
+        found[name] = PARTS[name][0](options)
+        print(f"{name}: {json.dumps(found[name])}", flush=True)
+    return found
 
 
 def table(result: dict[str, Any]) -> str:
-    parts = []
-    if "examples" in result:
-        part = result["examples"]
-        parts += [
-            f"| k ({part['model']}, microbatches of {part['microbatch_size']}) | seconds a product | peak memory "
-            "| over the first |",
-            "|---|---|---|---|",
-            *(
-                f"| {row['k']} | {row['later_seconds']:.3g} | {row['peak_bytes'] / MIB:.0f} MiB "
-                f"| {row['peak_over_first']:.2f} |"
-                for row in part["rows"]
-            ),
-            "",
-        ]
-    if "parameters" in result:
-        part = result["parameters"]
-        parts += [
-            f"| N ({part['model']}, k = {part['k']}) | seconds a product | seconds of a solve (D = {part['dim']}) "
-            "| products | peak memory | in vectors of N |",
-            "|---|---|---|---|---|---|",
-            *(
-                f"| {row['num_params']} | {row['later_seconds']:.2g} | {row['solve_seconds']:.3g} "
-                f"| {row['solve_products']} | {row['peak_bytes'] / MIB:.0f} MiB | {row['peak_vectors']:.0f} |"
-                for row in part["rows"]
-            ),
-            "",
-        ]
-    if "dimension" in result:
-        part = result["dimension"]
-        parts += [
-            f"| D ({part['model']}, N = {part['num_params']}, k = {part['k']}) | seconds | products "
-            "| of these, search |",
-            "|---|---|---|---|",
-            *(
-                f"| {row['dim']} | {row['seconds']:.3g} | {row['products']} | {row['search_products']} |"
-                for row in part["rows"]
-            ),
-            "",
-        ]
-    if "block" in result:
-        models = result["block"]
-        columns = [f"seconds a vector, {name} (k = {model['k']})" for name, model in models.items()]
-        parts += [
-            "| block size b | " + " | ".join(columns) + " |",
-            "|---|" + "---|" * len(models),
-            *(
-                f"| {rows[0]['width']} | " + " | ".join(f"{row['seconds_per_vector']:.3g}" for row in rows) + " |"
-                for rows in zip(*(model["rows"] for model in models.values()), strict=True)
-            ),
-            "",
-        ]
-    if "budget" in result:
-        part = result["budget"]
-        parts += [
-            f"| memory budget ({part['model']}, k = {part['k']}, D = {part['dim']}) | measured peak | of the budget "
-            "| microbatch | seconds |",
-            "|---|---|---|---|---|",
-            *(
-                f"| {row['budget_bytes'] / MIB:.0f} MiB | {row['peak_bytes'] / MIB:.0f} MiB "
-                f"| {100 * row['peak_over_budget']:.0f} % | {row['microbatch_size']} | {row['seconds']:.3g} |"
-                for row in part["rows"]
-            ),
-            "",
-        ]
-    return "\n".join([*parts, f"({place(result['machine'])}.)"])
+    return page(result, *(written(result[name]) for name, (_, written) in PARTS.items() if name in result))
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["examples", "parameters", "dimension", "block", "budget"]
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--examples", nargs="+", type=int, default=[8, 32, 128, 512], help="sample sizes k")
-    parser.add_argument("--microbatches", type=int, default=128, help="of the products at every k, two at the least")
-    parser.add_argument("--parameters", nargs="+", type=int, default=[10**4, 10**5, 10**6, 10**7])
-    parser.add_argument("--dims", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--widths", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="block sizes b")
-    parser.add_argument("--budgets", nargs="+", type=int, default=[512, 1024, 2048], help="in MiB")
-    parser.add_argument("--budget-examples", type=int, default=64, help="sample size k of the budget part")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args(argv)
-    measurements = {
-        "examples": partial(examples, options.examples, options.microbatches),
-        "parameters": partial(parameters, options.parameters),
-        "dimension": partial(dimension, options.dims, options.repeats),
-        "block": partial(block, options.widths, options.repeats),
-        "budget": partial(budget, options.budgets, options.budget_examples),
-    }
-    result: dict[str, Any] = {"machine": describe()}
-    for part in options.parts:
-        result[part] = measurements[part]()
-        print(f"{part}: {json.dumps(result[part])}", flush=True)
-    write(options.out, result)
-
+BENCHMARK = Benchmark("scaling", __doc__, OPTIONS, measure, table)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -7,26 +7,31 @@ eigenvalues: a solve has missed where a value of its result is off by more than 
 Costs are medians, in units of a forward pass over the same examples. Run: python benchmarks/solver.py
 """
 
-import argparse
 import statistics
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import place, write
+from benchmark import Benchmark, markdown, page, shared
 from models import mlp, nanochat
 from torch import Tensor
 
 import curvprobe as cp
 from curvprobe.eigensolver import search
 from curvprobe.eigensolver.lanczos import CERTIFYING_PRODUCTS
-from curvprobe.experiments.machine import describe, timed
+from curvprobe.experiments.machine import timed
 
-RESULT = Path(__file__).parent / "results" / "solver.json"
 CPU = torch.device("cpu")
 SIZE = 20_000
+OPTIONS = {
+    "seeds": (5, "solves from every kind of start"),
+    "search_steps": ([4, 8, 10, 12], "least products of the search"),
+    "search_seeds": (100, "solves for every least number"),
+    "microbatches": ([1, 2, 4, 8], "examples in one pass"),
+    **shared(k=8, repeats=5),
+}
 
 
 def converged_after(pairs: cp.Eigenpairs) -> int:
@@ -57,11 +62,11 @@ def sizes_of(dim: int, unrestarted: int) -> dict[str, int]:
 def signed_gradient(risk: cp.EmpiricalRisk, seed: int) -> Tensor:
     """A combination of the examples' gradients with random signs, as a start (N, 1)."""
     signs = torch.randint(0, 2, (len(risk),), generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    total = torch.zeros(risk.num_params)
-    for rows, batch in risk.batches():
-        leaves = risk.leaves()
-        loss_sum, _ = risk.batch_losses(leaves, batch, rows.stop - rows.start)
-        total += risk.flatten(risk.first_order((signs[rows] * loss_sum).sum(), leaves))
+    model, total = risk.probed, torch.zeros(risk.num_params, dtype=risk.dtype)
+    for microbatch in risk.microbatches():
+        leaves = model.leaves()
+        loss_sum, _ = model.batch_losses(leaves, microbatch)
+        total += model.flatten(model.first_order((signs[microbatch.rows] * loss_sum).sum(), leaves))
     return (total / total.norm())[:, None]
 
 
@@ -155,65 +160,49 @@ def by_microbatch(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def table(result: dict[str, Any]) -> str:
-    lines = ["| model | D | basis | products to converge | search | largest residual |", "|---|---|---|---|---|---|"]
-    for part in result["bases"]:
-        lines += [
-            f"| {part['model']} | {part['dim']} | {row['basis']} | {row['products']} | {row['search']} "
-            f"| {row['largest_residual']:.0e} |"
-            for row in part["rows"]
-        ]
-    lines += ["", "| start (mlp, D = 10) | products to converge, by seed |", "|---|---|"]
-    lines += [f"| {name} | {', '.join(map(str, counts))} |" for name, counts in result["starts"].items()]
-    lines += [
-        "",
-        "| copies to find | D | search, at least | solves that missed one | products of the search | of a solve |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['spectrum']} | {row['dim']} | {row['least']} | {row['missed']} of {row['seeds']} "
-        f"| {row['search']:.1f} | {row['products']:.1f} |"
-        for row in result["searches"]
-    ]
-    lines += [
-        "",
-        f"| microbatch (nanochat, k = {result['costs'][0]['examples']}) | forward, seconds | gradient "
-        "| first product | later product |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['microbatch_size']} | {row['forward_seconds']:.2g} | {row['gradient']:.1f} "
-        f"| {row['first product']:.1f} | {row['later product']:.1f} |"
-        for row in result["costs"]
-    ]
-    return "\n".join([*lines, "", f"(Costs in forward passes. {place(result['machine'])}.)"])
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--search-steps", type=int, nargs="+", default=[4, 8, 10, 12])
-    parser.add_argument("--search-seeds", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--k", type=int, default=8, help="sequences of the NanoChat")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args(argv)
+def measure(options: Namespace) -> dict[str, Any]:
     digits, chat = mlp().risk(), nanochat(options.k).risk()
-    result = {
-        "machine": describe(),
+    name = f"nanochat, k = {options.k}"
+    solves = (("mlp", digits, 10, 200), ("mlp", digits, 45, 400), (name, chat, 10, 100), (name, chat, 45, 240))
+    return {
         "bases": [
-            {"model": "mlp", "dim": 10, "rows": by_basis(digits, 10, sizes_of(10, 200))},
-            {"model": "mlp", "dim": 45, "rows": by_basis(digits, 45, sizes_of(45, 400))},
-            {"model": f"nanochat, k = {options.k}", "dim": 10, "rows": by_basis(chat, 10, sizes_of(10, 100))},
-            {"model": f"nanochat, k = {options.k}", "dim": 45, "rows": by_basis(chat, 45, sizes_of(45, 240))},
+            {"model": model, "dim": dim, "rows": by_basis(risk, dim, sizes_of(dim, unrestarted))}
+            for model, risk, dim, unrestarted in solves
         ],
         "starts": by_start(digits, 10, options.seeds),
         "searches": by_search(options.search_steps, options.search_seeds),
         "costs": by_microbatch(options.microbatches, options.repeats),
     }
-    write(options.out, result)
 
+
+BASES = "| {model} | {dim} | {basis} | {products} | {search} | {largest_residual:.0e} |"
+SEARCHES = "| {spectrum} | {dim} | {least} | {missed} of {seeds} | {search:.1f} | {products:.1f} |"
+COSTS = "| {microbatch_size} | {forward_seconds:.2g} | {gradient:.1f} | {first product:.1f} | {later product:.1f} |"
+
+
+def table(result: dict[str, Any]) -> str:
+    bases = ({**part, **row} for part in result["bases"] for row in part["rows"])
+    starts = (f"| {name} | {', '.join(map(str, counts))} |" for name, counts in result["starts"].items())
+    chat = f"nanochat, k = {result['costs'][0]['examples']}"
+    return page(
+        result,
+        markdown(
+            "| model | D | basis | products to converge | search | largest residual |", map(BASES.format_map, bases)
+        ),
+        markdown("| start (mlp, D = 10) | products to converge, by seed |", starts),
+        markdown(
+            "| copies to find | D | search, at least | solves that missed one | products of the search | of a solve |",
+            map(SEARCHES.format_map, result["searches"]),
+        ),
+        markdown(
+            f"| microbatch ({chat}) | forward, seconds | gradient | first product | later product |",
+            map(COSTS.format_map, result["costs"]),
+        ),
+        note="Costs in forward passes",
+    )
+
+
+BENCHMARK = Benchmark("solver", __doc__, OPTIONS, measure, table)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

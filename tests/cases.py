@@ -1,11 +1,14 @@
 """Tiny models, losses and data, one per kind of layer; float64 unless asked otherwise."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 import curvprobe as cp
 
@@ -61,6 +64,21 @@ class DictModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
         x = self.embed(input_ids).cumsum(1).tanh()
         return {"logits": self.head(x)}
+
+
+class Gate(nn.Module):
+    """A mixture of two experts: some examples do not touch the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, gate = x.new_zeros(len(x), 3), x[:, 0] > 0
+        for expert, rows in ((self.first, gate), (self.second, ~gate)):
+            if rows.any():
+                out = out.index_put((rows,), expert(x[rows]))
+        return out
 
 
 class SquareOnce(torch.autograd.Function):
@@ -147,3 +165,70 @@ def make(name: str, seed: int = 0) -> Case:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return CASES[name]()
+
+
+# ---- vectors and matrices, and how close is close -----------------------------------------------------------------
+
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def close(value: Any, expected: Any) -> bool:
+    value, expected = (torch.as_tensor(v).detach() for v in (value, expected))
+    return value.dtype == expected.dtype and torch.allclose(value, expected, rtol=1e-10, atol=1e-13)
+
+
+def block_of(n: int, b: int, seed: int = 0) -> Tensor:
+    """Gaussian vectors (n, b)."""
+    return torch.randn(n, b, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def symmetric(spectrum: list[float], seed: int = 0) -> Tensor:
+    """A matrix with these eigenvalues, in a random frame."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    n = len(spectrum)
+    frame = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
+    return (frame * torch.tensor(spectrum, dtype=torch.float64)) @ frame.T
+
+
+# ---- what is watched while the package works ----------------------------------------------------------------------
+
+
+def bits(tensor: Tensor | None) -> bytes | None:
+    return None if tensor is None else tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model and the process that the package must leave alone, bit by bit."""
+    cuda, legacy = torch.backends.cuda, numpy.random.get_state()  # noqa: NPY002
+    return {
+        "tensors": [(n, id(t), bits(t)) for n, t in [*model.named_parameters(), *model.named_buffers()]],
+        "gradients": [(n, p.requires_grad, id(p.grad), bits(p.grad)) for n, p in model.named_parameters()],
+        "training": [(name, module.training) for name, module in model.named_modules()],
+        "torch": bits(torch.get_rng_state()),
+        "numpy": (legacy[1].tobytes(), *legacy[2:]),
+        "python": random.getstate(),
+        "attention": (cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled()),
+        "fast paths": (cuda.cudnn_sdp_enabled(), torch.backends.mha.get_fastpath_enabled()),
+        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
+    }
+
+
+class Ledger(saved_tensors_hooks):
+    """Counts the bytes that autograd holds now, the most it held at one time, and all that it was given."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = self.total = 0
+        ledger = self
+
+        class Held:
+            def __init__(self, tensor: Tensor) -> None:
+                self.tensor = tensor.detach()  # itself, it would keep its graph alive in a cycle
+                self.size = tensor.numel() * tensor.element_size()
+                ledger.now += self.size
+                ledger.total += self.size
+                ledger.peak = max(ledger.peak, ledger.now)
+
+            def __del__(self) -> None:
+                ledger.now -= self.size
+
+        super().__init__(Held, lambda held: held.tensor)

@@ -11,7 +11,7 @@ from curvprobe.experiments.options import Options
 from curvprobe.experiments.run import run_experiment
 from curvprobe.tasks.text import nanochat
 from tests import cases
-from tests.test_experiments import GROWTH, TINY
+from tests.experiments.tiny import GROWTH, TINY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -44,7 +44,7 @@ def test_an_analysis_has_the_same_numbers(name):
     options = {"dim": 3, "sigma": 1e-2, "tol": 1e-6, "num_probes": 16, "concentration": True, "laws": True}
     expected = cp.analyze(risk, here.candidates, **options)
     found = cp.analyze(there.risk(), there.candidates, **options)
-    close(found.subspace.eigenvalues, expected.subspace.eigenvalues)
+    close(found.spectrum.eigenvalues, expected.spectrum.eigenvalues)
     close(found.sample.loss, expected.sample.loss)
     for which in ("direct", "controlled"):
         close(getattr(found, which).value, getattr(expected, which).value, rtol=1e-6)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import curvprobe as cp
 from tests import cases, reference
-from tests.test_risk import state_of
+from tests.cases import state_of
 
 CE = cp.losses.cross_entropy
 X, Y = cases.make("mlp").data
@@ -30,8 +30,13 @@ def built(layers, training=False):
     return lambda: nn.Sequential(*layers()).double().train(training)
 
 
-def subspace(**changes):
-    return cp.Subspace(BASIS, **changes)
+def subspace():
+    return cp.Subspace(BASIS)
+
+
+def eigenspace(*eigenvalues, matrix="hessian"):
+    values = torch.tensor(eigenvalues, dtype=torch.float64)
+    return cp.Eigenspace(BASIS, values, torch.zeros(3), torch.ones(3).bool(), matrix, "", 3, 0)
 
 
 def increment():
@@ -152,10 +157,6 @@ def projected(model, loss=CE, **options):
 
 def pair(model, loss=CE, data=(X, Y), **options):
     return make(model, loss, data), make(model, loss, data, **options)
-
-
-def laplace(**changes):
-    return cp.LaplaceProbe(subspace(**changes), k=6)
 
 
 def eigen(model, dim=2, **options):
@@ -305,8 +306,14 @@ ESTIMATES = [
     ("control", lambda m: cp.controlled_monte_carlo(*pair(m), cp.PointProbe()), T, "PointProbe.*not Gaussian"),
     ("two selections", lambda m: cp.direct_monte_carlo(*pair(m, params=["0.*"]), ISOTROPIC), V, r"risk\.on\(data\)"),
     ("probe too far", lambda m: draw(m, cp.IsotropicProbe(1e200), loss=cp.losses.mse, data=(X, X)), V, "smaller sigma"),
-    ("Laplace below zero", lambda m: laplace(eigenvalues=torch.tensor([2.0, 1.0, -0.5])), V, r"-0\.5.*raise damping"),
-    ("Laplace without eigenvalues", lambda m: laplace(), V, "needs eigenvalues.*'given'"),
+    ("Laplace below zero", lambda m: cp.LaplaceProbe(eigenspace(2, 1, -0.5), k=6), V, r"-0\.5.*raise damping"),
+    ("Laplace without eigenvalues", lambda m: cp.LaplaceProbe(subspace(), k=6), V, "no eigenspace.*top_eigenspace"),
+    (
+        "Laplace of gradients",
+        lambda m: cp.LaplaceProbe(eigenspace(3, 2, 1, matrix="gradient covariance"), k=6),
+        V,
+        "eigenspace of the gradient covariance.*top_eigenspace",
+    ),
     ("k of zero", lambda m: cp.decay_curve(sample(), [0, 1]), V, r"ks is \[0, 1\]; expected.*1 to 3"),
     ("k beyond the sample", lambda m: cp.decay_curve(sample(), [4]), V, r"ks is \[4\]; expected.*1 to 3"),
     ("no k", lambda m: cp.decay_curve(sample(), []), V, r"ks is \[\]; expected"),

@@ -10,15 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 import curvprobe as cp
-from curvprobe.risk import examples
+from curvprobe.runtime.digest import overlap
 from tests import cases, reference
-
-
-def symmetric(spectrum: list[float]) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    n = len(spectrum)
-    frame = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
-    return (frame * torch.tensor(spectrum, dtype=torch.float64)) @ frame.T
+from tests.cases import Ledger, symmetric
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -116,9 +110,9 @@ def test_trap_4_a_new_example_that_training_has_seen():
 
     subspace = cp.random_subspace(risk, 1)
     sample, fresh = cp.project(risk, subspace), cp.project(risk.on(pool), subspace)
-    assert examples.overlap(sample.digests, fresh.digests) == [2]
+    assert overlap(sample.digests, fresh.digests) == [2]
     as_dataset = risk.on([(a, b) for a, b in zip(*pool, strict=True)])
-    assert examples.overlap(risk.examples.digests(), as_dataset.examples.digests()) == [2]
+    assert overlap(risk.digests(), as_dataset.digests()) == [2]
 
 
 def test_trap_5_mean_of_batch_means():
@@ -194,25 +188,6 @@ def test_trap_7_noise_and_an_order_that_changes():
         cp.EmpiricalRisk(model, cp.losses.cross_entropy, DataLoader(list(zip(*data, strict=True)), shuffle=True))
 
 
-class LiveBytes(torch.autograd.graph.saved_tensors_hooks):
-    """The most bytes that autograd has held at one time."""
-
-    def __init__(self) -> None:
-        self.now = self.most = 0
-
-        class Held:
-            def __init__(held, tensor: Tensor) -> None:  # noqa: N805
-                held.tensor = tensor.detach()  # itself, it would keep its graph alive in a cycle
-                held.size = tensor.numel() * tensor.element_size()
-                self.now += held.size
-                self.most = max(self.most, self.now)
-
-            def __del__(held) -> None:  # noqa: N805
-                self.now -= held.size
-
-        super().__init__(Held, lambda held: held.tensor)
-
-
 def test_trap_8_one_graph_over_all_microbatches():
     model = cases.make("mlp").model
     naive, ours = [], []
@@ -220,7 +195,7 @@ def test_trap_8_one_graph_over_all_microbatches():
         x, y = linear_data(n)
         risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, (x, y), microbatch_size=2)
         v = orthonormal(31, 1)[:, 0]
-        summed, streamed = LiveBytes(), LiveBytes()
+        summed, streamed = Ledger(), Ledger()
         with summed:
             total = sum(
                 nn.functional.cross_entropy(model(x[i : i + 2]), y[i : i + 2], reduction="sum") for i in range(0, n, 2)
@@ -230,8 +205,8 @@ def test_trap_8_one_graph_over_all_microbatches():
         with streamed:
             product = cp.hessian(risk) @ v
         assert error(product, expected) < 1e-10
-        naive.append(summed.most)
-        ours.append(streamed.most)
+        naive.append(summed.peak)
+        ours.append(streamed.peak)
     assert naive[1] > 10 * naive[0]
     assert 0 < ours[1] <= ours[0]
 

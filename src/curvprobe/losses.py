@@ -179,6 +179,3 @@ def masked_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         (tensor([1.3863]), tensor([1]))
     """
     return _token_cross_entropy(_tensor(outputs), _target(batch, "labels", "targets"))
-
-
-# ---- what a loss must be and return

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.rows import resolve_rows
+from curvprobe.runtime.store import write_atomically
+
+_TENSORS = ("loss", "weight", "gradient", "hessian")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +44,7 @@ class ProjectedSample:
     digests: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("loss", "weight", "gradient", "hessian"):
+        for name in _TENSORS:
             object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().double().cpu().contiguous())
         n, dim = self.gradient.shape if self.gradient.dim() == 2 else (-1, -1)
         shapes = [tuple(t.shape) for t in (self.loss, self.weight, self.gradient, self.hessian)]
@@ -69,6 +76,29 @@ class ProjectedSample:
         return ProjectedSample(
             self.loss, self.weight, self.gradient[:, :dim], self.hessian[:, :dim, :dim], self.digests
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write the sample to a safetensors file, for work on a machine without the model."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        write_atomically(Path(path), save(tensors, metadata={"digests": json.dumps(self.digests)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> ProjectedSample:
+        """What :meth:`save` has written.
+
+        Raises:
+            ValueError: where there is no such file, or another kind of file.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+                digests = json.loads((file.metadata() or {})["digests"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ArgumentError(
+                f"no projected sample could be read from {str(path)!r}: {error}; expected a file of "
+                "ProjectedSample.save, or a run's folder for curvprobe.load"
+            ) from error
+        return cls(**tensors, digests=tuple(digests))
 
     def mean(self) -> ProjectedSample:
         """The weighted mean of the examples, as one example that carries their total weight."""

@@ -148,7 +148,7 @@ def curves(risk: EmpiricalRisk, new: EmpiricalRisk, settings: Settings, seed: in
         law = IsotropicProbe(sigma)
         points.append(_at(risk, law, settings, seed))
         held_out.append(_at(new, law, settings, seed))
-    absolute, square, variance = zip(*(_along(losses, orders) for losses in points), strict=True)
+    absolute, square, variance = zip(*(along_orders(losses, orders) for losses in points), strict=True)
     apart = [float((new - old.mean(1)[:, None]).abs().mean()) for old, new in zip(points, held_out, strict=True)]
     return Curves(
         torch.stack(absolute),
@@ -164,10 +164,10 @@ def curves(risk: EmpiricalRisk, new: EmpiricalRisk, settings: Settings, seed: in
 def _at(risk: EmpiricalRisk, law: IsotropicProbe, settings: Settings, seed: int) -> Tensor:
     """Losses (P, n) at the law's steps."""
     steps = law.displacements(risk, settings.num_probes, seed)
-    return torch.cat([displaced_losses(risk, block) for block in in_blocks(risk, steps)])
+    return torch.cat([displaced_losses(risk, block) for block in in_blocks(steps, risk)])
 
 
-def _along(losses: Tensor, orders: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def along_orders(losses: Tensor, orders: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean |increment| and increment^2 (k - 1,) over points (P, k) and orders (R, k), and the points' mean variance."""
     k = losses.shape[1]
     counts = torch.arange(1, k, dtype=torch.float64)

@@ -102,10 +102,10 @@ class LaplaceProbe:
         """Standard deviation along every direction, float64 (D,)."""
         space = self.subspace
         if not isinstance(space, Eigenspace) or space.matrix == "gradient covariance":
-            what = space.matrix if isinstance(space, Eigenspace) else "no matrix"
+            what = f"an eigenspace of the {space.matrix}" if isinstance(space, Eigenspace) else "no eigenspace"
             raise ArgumentError(
-                f"the subspace is an eigenspace of {what}; a Laplace law needs the eigenvalues of a curvature: pass "
-                "what top_eigenspace returned"
+                f"the subspace is {what}; a Laplace law needs the eigenvalues of a curvature: pass what top_eigenspace "
+                "returned"
             )
         if self.k < 1:
             raise ArgumentError(f"k is {self.k}; expected at least one example")

@@ -166,20 +166,20 @@ def quadratic_increment(joining: Joining, subspace: Subspace) -> QuadraticIncrem
 
 def probe_increments(joining: Joining, law: Probe, num_probes: int, seed: int) -> Tensor:
     """True increments at the law's draws when all new examples join at once, float64 (S,)."""
-    return _at_draws(joining.increments, joining.risk, law, num_probes, seed)
+    return _at_draws(joining.increments, joining, law, num_probes, seed)
 
 
 def candidate_increments(joining: Joining, law: Probe, num_probes: int, seed: int) -> Tensor:
     """True increments at the law's draws when each of the m new examples joins alone, float64 (S, m)."""
-    return _at_draws(joining.single_increments, joining.risk, law, num_probes, seed)
+    return _at_draws(joining.single_increments, joining, law, num_probes, seed)
 
 
-def _at_draws(look: Callable[[Tensor], Tensor], risk: EmpiricalRisk, law: Probe, num_probes: int, seed: int) -> Tensor:
+def _at_draws(look: Callable[[Tensor], Tensor], joining: Joining, law: Probe, num_probes: int, seed: int) -> Tensor:
     """What ``look`` tells of blocks of displacements (b, N), at all of the law's draws."""
     form_of(law)  # refuses what is no law
     found = []
     with freed_memory_kept(), progress.bar("Monte Carlo (draws)", num_probes) as advance:
-        for block in in_blocks(risk, law.displacements(risk, num_probes, seed)):
+        for block in in_blocks(law.displacements(joining.risk, num_probes, seed), joining.risk, joining.new):
             found.append(look(block))
             advance(len(block))
     return torch.cat(found)

@@ -179,7 +179,8 @@ def _true_changes(
 ) -> tuple[Tensor, Tensor | None]:
     """Changes of the risk (S,), and of the m new examples' losses (m, S), at ``sigma`` times the directions."""
     old, joined = [], []
-    for block in in_blocks(risk, (sigma * direction for direction in directions.T)):
+    risks = [risk] if new is None else [risk, new]
+    for block in in_blocks((sigma * direction for direction in directions.T), *risks):
         old.append((displaced_losses(risk, block, finite=False) - risk.losses()) @ risk.shares)
         if new is not None:
             joined.append(displaced_losses(new, block, finite=False) - new.losses())

@@ -15,9 +15,9 @@ TOGETHER = "points evaluated together"
 """Name of the fast way."""
 
 
-def in_blocks(risk: EmpiricalRisk, displacements: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Displacements (N,) gathered into blocks (b, N) of as many as are evaluated together."""
-    size = risk.budget.points_at_once(min(len(risk), risk.microbatch_size))
+def in_blocks(displacements: Iterable[Tensor], *risks: EmpiricalRisk) -> Iterator[Tensor]:
+    """Displacements (N,) gathered into blocks (b, N) of as many as are evaluated together on each of the risks."""
+    size = min(risk.budget.points_at_once(min(len(risk), risk.microbatch_size)) for risk in risks)
     block: list[Tensor] = []
     for displacement in displacements:
         block.append(displacement)

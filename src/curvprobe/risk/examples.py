@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from torch.utils.data import Subset as TorchSubset
 
 from curvprobe.errors import CannotProbeError, CannotProbeTypeError
-from curvprobe.runtime.digest import _HASHED_TOGETHER, _row_digests, digest
+from curvprobe.runtime.digest import HASHED_TOGETHER, digest, row_digests
 
 Batch = Any
 """What the model and the loss are given: a tensor, a tuple or list, or a mapping."""
@@ -73,9 +73,9 @@ class Examples:
     def digests(self) -> tuple[str, ...]:
         """Content hash of every example, in order."""
         if self._in_memory:
-            starts = range(0, len(self), _HASHED_TOGETHER)
-            chunks = (self._indices[start : start + _HASHED_TOGETHER] for start in starts)
-            return tuple(found for rows in chunks for found in _row_digests(_take(self._data, rows), len(rows)))
+            starts = range(0, len(self), HASHED_TOGETHER)
+            chunks = (self._indices[start : start + HASHED_TOGETHER] for start in starts)
+            return tuple(found for rows in chunks for found in row_digests(_take(self._data, rows), len(rows)))
         for row in self._indices:
             if row not in self._seen:
                 self._seen[row] = digest(self._data[row], exact=False)

@@ -65,11 +65,11 @@ def digest(item: Any, *, exact: bool = True) -> str:
     return state.hexdigest()
 
 
-_HASHED_TOGETHER = 1024
+HASHED_TOGETHER = 1024
 """Rows of tensors in memory that are copied at a time, to be hashed."""
 
 
-def _row_digests(data: Any, count: int) -> list[str]:
+def row_digests(data: Any, count: int) -> list[str]:
     """``digest(row, exact=False)`` of every row of a tensor, or of a tuple or dict of tensors; 20 times as fast."""
     if isinstance(data, Mapping):
         parts = [(str(key).encode(), data[key]) for key in sorted(data, key=str)]

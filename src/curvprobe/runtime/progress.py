@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _display: ContextVar[Progress | None] = ContextVar("curvprobe_progress", default=None)
-
-
-class _Rate(ProgressColumn):
-    """Units per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.3g}/s")
 
 
 @contextmanager
@@ -43,22 +28,44 @@ def bar(description: str, total: int | None = None) -> Iterator[Callable[[int], 
         finally:
             shared.remove_task(task)
         return
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    opened = _on_a_terminal()
+    if opened is None:
         yield lambda _: None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as opened:
+    with opened:
         token = _display.set(opened)
         task = opened.add_task(description, total=total)
         try:
             yield lambda units: opened.advance(task, units)
         finally:
             _display.reset(token)
+
+
+def _on_a_terminal() -> Progress | None:
+    """A new display, where standard error is a terminal."""
+    generator = random.getstate()  # rich draws from it when it is imported
+    try:
+        from rich import progress
+        from rich.console import Console
+        from rich.text import Text
+    finally:
+        random.setstate(generator)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+
+    class Rate(progress.ProgressColumn):
+        """Units per second."""
+
+        def render(self, task: progress.Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.3g}/s")
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        Rate(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    return progress.Progress(*columns, console=console, transient=True)

@@ -1,4 +1,7 @@
-"""Tasks: a trained model with its loss, its sample and candidates outside it; built in, or from a user's file."""
+"""Tasks: a trained model with its loss, its sample and candidates outside it; built in, or from a user's file.
+
+Imports risk and the ground; the command, experiments and benchmarks may import it.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,128 @@
+"""Results that are read back from their files, of this version and of the one before."""
+
+import json
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import curvprobe as cp
+from curvprobe.plots import save_figures
+from tests.analysis.test_trajectory import fitted
+
+
+def same(a, b) -> bool:
+    """Whether two results hold the same; numbers that are not finite count as such."""
+    if is_dataclass(a):
+        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    if isinstance(a, Tensor):
+        return torch.equal(a.double().nan_to_num(posinf=-1.0), b.double().nan_to_num(posinf=-1.0))
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b or (a != a and b != b)
+
+
+@pytest.fixture(scope="module")
+def run(case, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    options = {"dim": 3, "tolerance": 1e-2, "laws": True, "concentration": True, "seed": 1}
+    return folder, cp.analyze(case.risk(), case.candidates, out=folder, **options)
+
+
+def as_first_version(record: dict) -> dict:
+    """The same as the first version wrote it."""
+    record = json.loads(json.dumps(record))
+    record["schema_version"] = 1
+    del record["stages"]
+    for row in record["first_candidate"].values():
+        del row["p"]
+    del record["validity"]["change"], record["validity"]["loss"], record["concentration"]["num_params"]
+    for name in ("expected", "doubling"):
+        del record[name]["contributions"], record[name]["pool"]
+    return record
+
+
+def test_a_run_comes_back_from_its_folder_as_it_was(run, tmp_path):
+    folder, analysis = run
+    again = cp.load(folder)
+    assert str(again) == str(analysis)
+    assert again.metrics() == analysis.metrics()
+    for field in fields(analysis):
+        if field.name not in ("config", "seconds"):
+            assert same(getattr(again, field.name), getattr(analysis, field.name)), field.name
+    assert len(save_figures(again, tmp_path)) == 12
+
+
+def test_a_result_file_alone_tells_all_but_the_bulk(run, tmp_path):
+    folder, analysis = run
+    (tmp_path / "mine.json").write_bytes((folder / "result.json").read_bytes())
+    again = cp.load(tmp_path / "mine.json")
+    assert str(again) == str(analysis)
+    assert (again.subspace, again.sample, again.fresh) == (None, None, None)
+    assert same(again.ranking, analysis.ranking)
+    assert again.to_json()["decay"]["ks"].tolist() == analysis.decay.ks.tolist()
+
+
+def test_stages_of_another_run_are_not_taken_for_the_results(run, case, tmp_path):
+    folder, _ = run
+    cp.analyze(case.risk(), case.candidates, dim=2, sigma=1e-2, out=tmp_path)
+    (tmp_path / "result.json").write_bytes((folder / "result.json").read_bytes())
+    assert cp.load(tmp_path).sample is None
+
+
+def test_the_first_version_is_read_too(run, tmp_path):
+    folder, analysis = run
+    for name in ("sample.json", "sample.safetensors", "result.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    record = as_first_version(json.loads((folder / "result.json").read_text()))
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    again = cp.load(tmp_path)
+    assert same(again.delta1, analysis.delta1)
+    assert same(again.concentration, analysis.concentration)
+    assert same(again.sample, analysis.sample)
+    assert again.expected.interval == analysis.expected.interval
+    assert again.metrics() == analysis.metrics()
+    unknown = "In bfloat16, rounding"  # what it is judged by was not written then
+    kept = [[line for line in str(a).split("\n") if unknown not in line] for a in (again, analysis)]
+    assert kept[0] == kept[1]
+
+
+def test_a_trajectory_comes_back_and_so_does_one_of_the_first_version(tmp_path):
+    risks = [fitted(k) for k in (50, 70, 100)]
+    path = cp.trajectory(risks, dim=2, sigma=0.01, out=tmp_path)
+    again = cp.load(tmp_path)
+    assert same(again, path)
+    assert str(again) == str(path)
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["config"] == {"ks": [50, 70, 100], "dim": 2, "sigma": 0.01, "tol": 1e-3, "seed": 0}
+    record["schema_version"] = 1
+    kept = ("value", "stderr", "rms", "rms_interval", "shape")
+    record["trajectory"]["expected"] = [{name: e[name] for name in kept} for e in record["trajectory"]["expected"]]
+    (tmp_path / "old.json").write_text(json.dumps(record))
+    old = cp.load(tmp_path / "old.json")
+    assert torch.equal(old.dispersion, path.dispersion)
+    assert old.expected[0].rms_interval == pytest.approx(path.expected[0].rms_interval, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no result could be read"),
+        ("{", "no result could be read"),
+        ("[]", "something else than an analysis"),
+        ('{"experiment": "decay", "schema_version": 1}', "something else than an analysis"),
+        ('{"first_candidate": {}, "schema_version": 99}', "schema version 99; this version of curvprobe reads 1 to 2"),
+        ('{"first_candidate": {}}', "schema version None"),
+        ('{"first_candidate": {}, "schema_version": 2}', "not a whole result"),
+        ('{"trajectory": {}, "schema_version": 2}', "not a whole result"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path, content, message):
+    path = tmp_path / "result.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(cp.ArgumentError, match=message):
+        cp.load(path)

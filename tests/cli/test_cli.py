@@ -1,0 +1,221 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import curvprobe
+from curvprobe.cli import app
+
+TASK = """
+import torch
+import curvprobe as cp
+
+def task():
+    torch.manual_seed(0)
+    x = torch.linspace(-2, 2, 24, dtype=torch.float64)[:, None]
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+    return cp.Task(model, cp.losses.mse, (x[::2], x[::2].sin()), (x[1::2], x[1::2].sin()), description="a sine")
+
+def wrong():
+    return 3
+
+def broken():
+    raise ValueError("in the user's own code")
+
+def noisy():
+    made = task()
+    return cp.Task(torch.nn.Sequential(made.model, torch.nn.Dropout()), made.loss, made.data)
+"""
+
+
+@pytest.fixture
+def task_file(tmp_path):
+    path = tmp_path / "my_task.py"
+    path.write_text(TASK)
+    return path
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_run_prints_the_table_and_leaves_the_files(task_file, tmp_path):
+    result = invoke("run", f"{task_file}:task", "--dim", 3, "--k", 10, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "Sample: 10 examples, 12 candidates" in result.output
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"result.json", "eigenspace.safetensors", "decay.pdf", "validity.png", "shares.png"} <= names
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["sample"]["k"] == 10
+
+
+def test_a_module_can_name_the_task(task_file, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    result = invoke("run", "my_task:task", "--dim", 2, "--sigma", 0.01, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "sigma = 0.01 (given)" in result.output
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("nowhere.py:task", [], "does not exist"),
+        ("no_such_module:task", [], "was not found"),
+        ("{file}", [], "expected file.py:function"),
+        ("{file}:absent", [], "has no function 'absent'"),
+        ("{file}:wrong", [], "returned a int; expected a curvprobe.Task"),
+        ("{file}:noisy", [], "call model.eval()"),
+        ("{file}:task", ["--k", 99], "--k is 99"),
+        ("{file}:task", ["--sigma", "big"], "--sigma is 'big'"),
+        ("{file}:task", ["--sigma", "-1"], "sigma is -1.0; expected positive"),
+        ("{file}:task", ["--dim", 1000], "dim is 1000"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_1(task_file, tmp_path, spec, options, message):
+    result = invoke("run", spec.replace("{file}", str(task_file)), *options, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_an_error_in_the_tasks_own_code_keeps_its_traceback(task_file, tmp_path):
+    result = invoke("run", f"{task_file}:broken", "--out", tmp_path / "out")
+    assert isinstance(result.exception, ValueError)
+    assert "user's own code" in str(result.exception)
+
+
+def test_version_and_help():
+    assert invoke("--version").output.strip() == f"curvprobe {curvprobe.__version__}"
+    text = invoke("--help").output
+    for word in ("demo", "run", "result.json", "Exit code"):
+        assert word in text
+    assert "--sigma" in invoke("run", "--help").output
+
+
+def test_import_is_light():
+    code = (
+        "import sys, curvprobe as cp; [getattr(cp, name) for name in cp.__all__]; "
+        "extras = {'matplotlib', 'sklearn', 'transformers', 'tokenizers', 'pandas', 'scipy', 'jinja2', 'altair'}; "
+        "print(sorted(extras & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_output_path_that_is_a_file_is_refused_at_once(task_file, tmp_path):
+    (tmp_path / "taken").touch()
+    for command in (["run", f"{task_file}:task"], ["demo"]):
+        result = invoke(*command, "--out", tmp_path / "taken")
+        assert result.exit_code == 1
+        assert "nothing can be written" in result.output
+
+
+def test_a_task_function_may_import_its_neighbours(tmp_path):
+    (tmp_path / "neighbour_of_task.py").write_text(TASK)
+    (tmp_path / "late.py").write_text("def task():\n    from neighbour_of_task import task\n    return task()\n")
+    result = invoke("run", f"{tmp_path / 'late.py'}:task", "--dim", 2, "--out", tmp_path / "[red]out[/b]")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_memory_budget_is_in_gib(task_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("curvprobe.plots.save_figures", lambda *_: [])
+    options = ["--dim", 2, "--sigma", 0.01, "--memory-budget", 0.5, "--out", tmp_path / "out"]
+    result = invoke("run", f"{task_file}:task", *options)
+    assert result.exit_code == 0, result.output
+    engine = json.loads((tmp_path / "out" / "result.json").read_text())["config"]["engine"]
+    assert (engine["memory_budget"], engine["compile"]) == (2**29, False)
+
+
+@pytest.mark.parametrize("budget", ["-1", "0", "1e-9", "1e-6", "nan", "inf"])
+def test_memory_budgets_that_make_no_sense(task_file, tmp_path, budget):
+    result = invoke("run", f"{task_file}:task", "--memory-budget", budget, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "memory" in result.output
+    assert not result.exception or isinstance(result.exception, SystemExit)
+
+
+def test_compile_is_passed_on(task_file, tmp_path, monkeypatch):
+    asked = []
+
+    def analyze(*_, compile, **__):  # noqa: A002 - the argument's name
+        asked.append(compile)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("curvprobe.cli.analysis.analyze", analyze)
+    for options in ([], ["--compile"]):
+        invoke("run", f"{task_file}:task", *options, "--out", tmp_path / "out")
+    assert asked == [False, True]
+
+
+def test_the_demo_passes_its_options_on(task_file, tmp_path, monkeypatch):
+    from curvprobe.cli import analysis as cli
+    from curvprobe.tasks import load_task
+
+    given = {}
+
+    def analyze(*arguments, **options):
+        given.update(options)
+        return analyze.real(*arguments, **options)
+
+    analyze.real = cli.analyze
+    monkeypatch.setattr(cli, "analyze", analyze)
+    monkeypatch.setattr("curvprobe.tasks.digits.digits", lambda **_: load_task(f"{task_file}:task"))
+    options = ["--dim", "2", "--tolerance", "0.5", "--laws", "--concentration", "--seed", "3", "--num-probes", "8"]
+    result = CliRunner().invoke(app, ["demo", *options, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    expected = {"dim": 2, "tolerance": 0.5, "laws": True, "concentration": True, "seed": 3, "num_probes": 8}
+    expected |= {"compile": False}
+    assert {name: given[name] for name in expected} == expected
+    assert "Sample size for an rms of 0.5" in result.output
+    assert "under other laws" in result.output
+    assert "concentration.png" in result.output
+
+
+TRAINING = """
+import torch
+import curvprobe as cp
+
+def train(k):
+    x = torch.linspace(-1, 1, 40, dtype=torch.float64)[torch.randperm(40, generator=torch.manual_seed(0)), None]
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    model.weight.data = torch.linalg.lstsq(x[:k], x[:k] ** 3).solution
+    return cp.Task(model, cp.losses.mse, (x[:k], x[:k] ** 3), (x[k:], x[k:] ** 3), description=f"cubic through {k}")
+"""
+
+
+def test_a_trajectory_is_followed_and_goes_on(tmp_path):
+    path = tmp_path / "training.py"
+    path.write_text(TRAINING)
+    arguments = (
+        "trajectory",
+        f"{path}:train",
+        "--ks",
+        "8,16,32",
+        "--sigma",
+        0.01,
+        "--dim",
+        1,
+        "--out",
+        tmp_path / "out",
+    )
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["trajectory"]["ks"] == [8, 16, 32]
+    assert record["trajectory"]["overlap"] == pytest.approx([1.0, 1.0])
+    assert len(record["trajectory"]["expected"]) == 3
+    assert (tmp_path / "out" / "trajectory.pdf").exists()
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.safetensors")}
+    assert len(stamps) == 9
+    assert invoke(*arguments).exit_code == 0
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+
+@pytest.mark.parametrize(("ks", "message"), [("8,x", "whole numbers such as"), ("16,8", "ascending sample sizes")])
+def test_sample_sizes_that_make_no_sense_are_refused(ks, message, tmp_path):
+    path = tmp_path / "training.py"
+    path.write_text(TRAINING)
+    result = invoke("trajectory", f"{path}:train", "--ks", ks, "--sigma", 0.01, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert message in result.output

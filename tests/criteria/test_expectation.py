@@ -1,0 +1,181 @@
+"""Expectations against brute force: every candidate, every order of a pool, many draws from a population."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import curvprobe as cp
+from tests.criteria.samples import SIGMA, joined, sample_of
+from tests.population import drawn, logistic
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sigma", [SIGMA, torch.tensor([0.2, 1.5], dtype=torch.float64)])
+def test_the_expectation_is_the_mean_of_the_closed_form_over_candidates(weighted, sigma):
+    sample, fresh = sample_of(9, weighted=weighted), sample_of(6, seed=1, weighted=weighted)
+    each = [joined(sample, fresh[j], sigma) for j in range(6)]
+    expected = cp.expected_criterion(sample, fresh, sigma)
+    assert expected.value == pytest.approx(sum(e.value for e in each) / 6, rel=1e-12)
+    assert float(expected.table.sum()) == pytest.approx(expected.value, rel=1e-12)
+    for part, name in enumerate(("level", "slope", "curvature")):
+        assert float(expected.table[:, part].sum()) == pytest.approx(sum(getattr(e, name) for e in each) / 6, rel=1e-12)
+    assert expected.shape == pytest.approx(sum(e.shape for e in each) / 6, rel=1e-12)
+    assert expected.rms == math.sqrt(expected.value)
+
+
+@pytest.mark.parametrize("b", [2, 3])
+def test_several_that_join_at_once(b):
+    """Over all b-tuples with repetition, as drawn from the candidates, but for the bias of so small a pool."""
+    sample, fresh = sample_of(5), sample_of(4, seed=1)
+    tuples = list(itertools.product(range(4), repeat=b))
+    brute = sum(joined(sample, fresh[list(chosen)]).value for chosen in tuples) / len(tuples)
+    expected = cp.expected_criterion(sample, fresh, SIGMA, grow_by=b)
+    factor = (b / (5 + b)) ** 2
+    # Drawn from the four, the spread is 3/4 of the unbiased one, and the shift is not debiased.
+    spread = float(expected.table[1].sum()) * b / factor
+    biased = factor * ((float(expected.table[0].sum()) / factor + spread / 4) + spread * 3 / 4 / b)
+    assert biased == pytest.approx(brute, rel=1e-12)
+
+
+def test_double_is_as_many_as_there_are():
+    sample, fresh = sample_of(5), sample_of(4, seed=1)
+    double, five = (cp.expected_criterion(sample, fresh, SIGMA, grow_by=b) for b in ("double", 5))
+    assert (double.grow_by, double.value) == (5, five.value)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("b", [1, 2])
+def test_a_pool_is_averaged_over_all_its_orders(k, b):
+    if k + b > 5:
+        return
+    pool = sample_of(5)
+    orders = list(itertools.permutations(range(5), k + b))
+    brute = sum(joined(pool[list(order[:k])], pool[list(order[k:])]).value for order in orders) / len(orders)
+    # In a finite pool the b that join are drawn without repetition.
+    dispersion = cp.expected_criterion(pool, None, SIGMA, k=1).value * 2
+    exact = (b / (k + b)) ** 2 * dispersion * (1 / b + 1 / k)
+    assert exact == pytest.approx(brute, rel=1e-12)
+    assert cp.expected_criterion(pool, None, SIGMA, b, k=k).value == pytest.approx(exact, rel=1e-12)
+
+
+def test_a_pool_with_weights_is_averaged_over_who_comes_last():
+    pool = sample_of(7, weighted=True)
+    others = [[i for i in range(7) if i != j] for j in range(7)]
+    brute = sum(joined(pool[rest], pool[j]).value for j, rest in enumerate(others)) / 7
+    assert cp.expected_criterion(pool, None, SIGMA, k=6).value == pytest.approx(brute, rel=1e-12)
+
+
+def test_the_mean_shift_is_unbiased():
+    sample = sample_of(20)
+    cells = torch.stack([cp.expected_criterion(sample, sample_of(8, seed=s), SIGMA).table for s in range(1, 2001)])
+    many = cp.expected_criterion(sample, sample_of(200_000, seed=9999), SIGMA).table
+    error = cells.std(0) / math.sqrt(len(cells))
+    assert bool(((cells.mean(0) - many).abs() < 4 * error).all())
+
+
+@pytest.mark.parametrize(("m", "b"), [(100, 1), (200, 1), (200, 8)])
+def test_the_interval_covers_the_truth(m, b):
+    """Nominally 95 %: between 92 and 98 % of 600 sets of candidates, at a fitted logistic regression."""
+    sample, population = logistic()
+    truth = cp.expected_criterion(sample, population, SIGMA, b).value
+    hits = 0
+    for seed in range(600):
+        low, high = cp.expected_criterion(sample, drawn(population, m, seed), SIGMA, b).interval
+        hits += low <= truth <= high
+    assert 552 <= hits <= 588
+
+
+def test_the_interval_of_a_pool_covers_the_truth():
+    _, population = logistic()
+    truth = cp.expected_criterion(population, None, SIGMA, k=100).value
+    hits = 0
+    for seed in range(600):
+        low, high = cp.expected_criterion(drawn(population, 100, seed), None, SIGMA).interval
+        hits += low <= truth <= high
+    assert 552 <= hits <= 588
+
+
+def test_the_errors_of_the_cells_are_their_scatter():
+    sample, population = logistic()
+    drawings = [cp.expected_criterion(sample, drawn(population, 100, seed), SIGMA) for seed in range(1000)]
+    scatter = torch.stack([one.table for one in drawings]).std(0)
+    stated = torch.stack([one.table_stderr for one in drawings]).square().mean(0).sqrt()
+    assert bool((stated > 0.85 * scatter).all())
+    assert bool((stated < 1.5 * scatter).all())
+    assert torch.allclose(stated[1], scatter[1], rtol=0.15)
+    values = torch.tensor([one.value for one in drawings])
+    assert float(torch.tensor([one.stderr for one in drawings]).square().mean().sqrt()) == pytest.approx(
+        float(values.std()), rel=0.1
+    )
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_interval_over_seeds_covers_the_truth(shared):
+    """Each seed has its own level; candidates are shared by all or not."""
+    sample, population = logistic()
+    scale = lambda s: math.exp(0.3 * float(torch.randn((), generator=torch.Generator().manual_seed(s))))  # noqa: E731
+    one = cp.expected_criterion(sample, population, SIGMA).value
+    truth = one * math.exp(2 * 0.3**2)  # losses times exp(0.3 n): squares times exp(0.6 n)
+    hits = 0
+    for seed in range(500):
+        samples, fresh = [], []
+        for s in range(5):
+            factor = scale(1000 * seed + s)
+            candidates = drawn(population, 60, seed if shared else 5 * seed + s, names=shared)
+            for part, out in ((sample, samples), (candidates, fresh)):
+                out.append(
+                    cp.ProjectedSample(
+                        factor * part.loss, part.weight, factor * part.gradient, factor * part.hessian, part.digests
+                    )
+                )
+        low, high = cp.expected_criterion(samples, fresh, SIGMA).interval
+        hits += low <= truth <= high
+    assert 0.91 * 500 <= hits <= 0.99 * 500
+
+
+def test_contributions_are_each_candidates_own_criterion():
+    sample, fresh = sample_of(9, weighted=True), sample_of(6, seed=1, weighted=True)
+    expected = cp.expected_criterion(sample, fresh, SIGMA)
+    each = torch.tensor([joined(sample, fresh[j]).value for j in range(6)], dtype=torch.float64)
+    assert torch.allclose(expected.contributions, each, rtol=1e-12, atol=0)
+    assert expected.stderr == pytest.approx(float(each.std()) / math.sqrt(6), rel=1e-12)
+    assert expected.num_candidates == 6
+    assert "mean shift" in str(expected)
+
+
+def test_several_seeds_are_as_uncertain_as_they_scatter():
+    samples, fresh = [sample_of(9, seed=s) for s in (1, 2, 3)], [sample_of(5, seed=s) for s in (4, 5, 6)]
+    each = [cp.expected_criterion(a, b, SIGMA).value for a, b in zip(samples, fresh, strict=True)]
+    both = cp.expected_criterion(samples, fresh, SIGMA)
+    assert both.value == pytest.approx(sum(each) / 3, rel=1e-12)
+    assert both.stderr == pytest.approx(float(torch.tensor(each).std()) / math.sqrt(3), rel=1e-6)
+    assert both.interval[0] < both.value < both.interval[1]
+    assert both.num_candidates == 15
+
+
+def test_candidates_in_the_sample_are_refused_unless_asked_for():
+    sample = cp.ProjectedSample(
+        torch.arange(3.0), torch.ones(3), torch.zeros(3, 1), torch.zeros(3, 1, 1), ("a", "b", "c")
+    )
+    with pytest.raises(ValueError, match="2 of 2 candidates are in the sample too"):
+        cp.expected_criterion(sample, sample[:2], SIGMA)
+    assert cp.expected_criterion(sample, sample[:2], SIGMA, allow_overlap=True).value > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"grow_by": 0}, "grow_by is 0"),
+        ({"grow_by": "twice"}, "grow_by is 'twice'"),
+        ({"k": 3}, "only without candidates"),
+        ({"fresh": sample_of(1, seed=1)}, "needs at least 2"),
+        ({"fresh": sample_of(3, dim=3)}, "projected on 2 directions"),
+        ({"sigma": 0.0}, "sigma is 0.0"),
+        ({"sample": sample_of(1), "fresh": None}, "needs at least 2"),
+        ({"sample": [sample_of(3), sample_of(3)], "fresh": [sample_of(3, seed=1)]}, "2 or more pairs"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cp.expected_criterion(**{"sample": sample_of(4), "fresh": sample_of(3, seed=1), "sigma": SIGMA, **arguments})

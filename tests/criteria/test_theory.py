@@ -1,0 +1,90 @@
+"""The paper's theorem, corollary and proposition where they must hold, and where their premises fail."""
+
+import pytest
+import torch
+
+import curvprobe as cp
+from tests import cases
+from tests.criteria.samples import sample_of
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 0.1, 3.0])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_bound_holds(sigma, seed):
+    sample, new = sample_of(9, seed=seed, weighted=seed % 2 == 1), sample_of(1, seed=100 + seed)
+    found = cp.rate_bound(sample, new, sigma)
+    assert found.holds
+    assert found.slack >= 1
+    assert found.value == cp.gaussian_moment(cp.increment(sample, new), sigma=sigma).value
+
+
+def test_the_bound_falls_as_the_square_of_k():
+    one = sample_of(1, seed=1)
+    bounds = []
+    for k in (9, 99):
+        same = cp.ProjectedSample(*(getattr(one, n).expand(k, *getattr(one, n).shape[1:]) for n in FIELDS))
+        bounds.append(cp.rate_bound(same, sample_of(1, seed=2), 0.1).bound)
+    assert bounds[0] / bounds[1] == pytest.approx(100, rel=1e-12)
+
+
+FIELDS = ("loss", "weight", "gradient", "hessian")
+
+
+def test_the_spectral_form_needs_shared_eigenvectors():
+    bends = torch.diag(torch.tensor([3.0, 1.0, 0.5]))
+    shared = [
+        cp.ProjectedSample(torch.zeros(1), torch.ones(1), torch.zeros(1, 3), part[None]) for part in (bends, 2 * bends)
+    ]
+    found = cp.spectral_closed_form(*shared, sigma=0.2)
+    assert found.value == pytest.approx(found.full, rel=1e-12)
+    assert found.misalignment == 0
+    # A shift that changes the order of the eigenvalues: 2 and 1 become 2 and 4.
+    flat = [torch.diag(torch.tensor(values)) for values in ((2.0, 1.0), (2.0, 7.0))]
+    crossed = [cp.ProjectedSample(torch.zeros(1), torch.ones(1), torch.zeros(1, 2), part[None]) for part in flat]
+    found = cp.spectral_closed_form(*crossed, sigma=0.2)
+    assert found.value == pytest.approx(found.full, rel=1e-12)
+    turned = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0))).Q.double()
+    other = cp.ProjectedSample(
+        torch.zeros(1), torch.ones(1), torch.zeros(1, 3), (turned @ bends.double() @ turned.T)[None]
+    )
+    mixed = cp.spectral_closed_form(shared[0], other, sigma=0.2)
+    assert mixed.misalignment > 0.1
+    assert mixed.value < mixed.curvature_only
+
+
+def test_the_leading_directions_are_extremal_under_the_premise_and_not_always_elsewhere():
+    flat = torch.zeros(1, 6, 6)
+
+    def with_shifts(*shifts: float) -> cp.Extremality:
+        bend = torch.diag(torch.tensor(shifts))[None]
+        parts = [cp.ProjectedSample(torch.zeros(1), torch.ones(1), torch.zeros(1, 6), part) for part in (flat, bend)]
+        return cp.extremality(*parts, dim=2)
+
+    ordered = with_shifts(6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
+    assert ordered.premise
+    assert ordered.best_set == (0, 1)
+    assert ordered.num_sets == 15
+    other = with_shifts(1.0, -1.0, 4.0, 3.0, 2.0, 1.0)
+    assert not other.premise
+    assert other.best_set == (2, 3)
+    assert other.share_below < 0.2
+    many = cp.extremality(sample_of(5, dim=40), sample_of(1, dim=40, seed=3), 10)
+    assert many.num_sets == 20_000
+    with pytest.raises(ValueError, match="dim is 7"):
+        cp.extremality(sample_of(2, dim=6), sample_of(1, dim=6), 7)
+
+
+def test_stationarity_of_a_network():
+    case = cases.make("mlp")
+    risk = case.risk()
+    space = cp.top_eigenspace(risk, dim=4, tol=1e-8)
+    sample, fresh = cp.project(risk, space), cp.project(risk.on(case.candidates), space)
+    found = cp.stationarity(risk, space, sample, fresh)
+    mean = space.basis.T @ risk.gradient()
+    assert found.gradient_norm == pytest.approx(float(risk.gradient().norm()), rel=1e-10)
+    assert found.projected_gradient_norm == pytest.approx(float(mean.norm()), rel=1e-8)
+    assert found.newton_decrement == pytest.approx(float((mean.square() / space.eigenvalues).sum() / 2), rel=1e-6)
+    expected = mean.square().sum() / (fresh.gradient - mean).square().sum(1).mean()
+    assert found.slope_share == pytest.approx(float(expected), rel=1e-6)
+    bottom = cp.top_eigenspace(risk, dim=2, which="smallest")
+    assert str(cp.stationarity(risk, bottom, cp.project(risk, bottom)).newton_decrement) == "nan"

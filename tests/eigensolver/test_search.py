@@ -1,0 +1,142 @@
+"""No copy of a repeated eigenvalue is missed, which a single-vector method cannot see by itself."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+import curvprobe as cp
+from tests.cases import symmetric
+from tests.eigensolver.spectra import (
+    BULK,
+    WHICH,
+    check,
+    quietly,
+    solve,
+)
+
+REPEATED = {
+    "leading": ([10.0] * 3 + [9.0, 8.0, 7.0, *BULK[::3]], 5),
+    "inside": ([10.0, 9.0, 9.0, 9.0, 8.0, 7.0, *BULK[::3]], 5),
+    "last": ([10.0, 9.0, 8.0, 8.0, 8.0, 7.0, *BULK[::3]], 5),
+    "across the cut": ([10.0, 9.0, 9.0, 9.0, 8.0, *BULK[::3]], 3),
+    "outside": ([10.0, 9.0, 8.0, 7.0, 7.0, 7.0, *BULK[::3]], 3),
+}
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("place", REPEATED)
+def test_triple_eigenvalues(place, which):
+    spectrum, dim = REPEATED[place]
+    matrix = symmetric([-v for v in spectrum] if which == "smallest" else spectrum)
+    check(matrix, solve(matrix, dim=dim, which=which), which)
+
+
+def test_copies_are_found_whatever_the_seed():
+    """A single-vector method sees no copies of a repeated eigenvalue; the probe must, or a warning must say so."""
+    spectrum = [10.0] * 3 + [9.0, 8.0, 8.0, 8.0, 7.0] + BULK
+    missed = []
+    for seed in range(20):
+        pairs = solve(symmetric(spectrum, seed), dim=3, tol=1e-6, seed=seed)
+        missed += [seed] if float(pairs.eigenvalues[2]) < 9.99 else []
+    assert missed == []
+
+
+@pytest.mark.parametrize(("tol", "seed"), [(1e-10, 0), (1e-3, 1)])
+def test_many_copies_cost_no_more_than_a_few_restarts(tol, seed):
+    matrix = symmetric([10.0] * 10 + BULK, seed)
+    pairs = solve(matrix, dim=12, tol=tol, seed=seed)
+    # An eigenvalue is off by the square of its residual over a gap, at the most.
+    assert torch.allclose(pairs.eigenvalues[:10], torch.full((10,), 10.0).double(), rtol=max(1e-8, 5 * tol**2))
+    assert pairs.num_matvecs < 400  # 1000 is the whole budget
+
+
+def test_at_every_budget_the_result_is_right_or_warned_about():
+    """A budget that ends during the search for copies leaves the search undone."""
+    matrix = symmetric([10.0] * 3 + [9.0, 8.0, 7.0] + BULK, seed=1)
+    silent = []
+    for budget in range(16, 72, 2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pairs = solve(matrix, dim=3, tol=1e-6, max_matvecs=budget)
+        assert bool(caught) != bool(pairs.converged.all())
+        if not caught and float((pairs.eigenvalues - 10).abs().max()) > 1e-4:
+            silent.append(budget)
+    assert silent == []
+
+
+@pytest.mark.parametrize("size", [200, 2000])
+@pytest.mark.parametrize("which", ["algebraic", "magnitude"])
+def test_a_triple_eigenvalue_is_found_from_forty_starts(size, which):
+    """Diagonal matrices are as good as any: the start is random."""
+    diagonal = torch.cat([torch.tensor([10.0, 9.0, 9.0, 9.0, 8.0]), torch.linspace(5, 0.01, size - 5)]).double()
+    missed = []
+    for seed in range(40):
+        pairs = quietly(lambda block: diagonal[:, None] * block, size, dim=4, which=which, tol=1e-4, seed=seed)
+        assert bool(pairs.converged.all())
+        assert 0 < pairs.num_search_matvecs < pairs.num_matvecs
+        missed += [seed] if float(pairs.eigenvalues[3]) < 8.99 else []
+    assert missed == []
+
+
+def test_the_search_is_short_where_the_gap_is_clear_and_counted():
+    diagonal = torch.cat([torch.tensor([10.0, 9.0, 8.0, 7.0]), torch.linspace(1, 0, 1996)]).double()
+    for seed in range(5):
+        pairs = quietly(lambda block: diagonal[:, None] * block, 2000, dim=4, tol=1e-4, seed=seed)
+        assert bool(pairs.converged.all())
+        assert 3 <= pairs.num_search_matvecs <= 12
+
+
+def test_the_search_seldom_ends_early_without_a_missed_copy():
+    """Its error rate, over many seeds, on the state that it is there for: two copies known, the third outside."""
+    diagonal = torch.cat([torch.full((3,), 10.0), torch.linspace(3, 0, 397)]).double()
+    wrong = 0
+    for seed in range(150):
+        pairs = quietly(lambda block: diagonal[:, None] * block, 400, dim=3, tol=1e-3, seed=seed)
+        wrong += bool(pairs.converged.all()) and float(pairs.eigenvalues[2]) < 9.9
+    assert wrong <= 4  # 1 % of the searches, of which there are two or three each
+
+
+def test_the_search_starts_beyond_the_next_eigenvectors():
+    """It does not find again what the iteration has found on the way to the wanted ones."""
+    bulk = 10 * torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    diagonal, vectors = torch.cat([torch.linspace(50, 30, 60), bulk]).double(), []
+
+    def matmul(block: Tensor) -> Tensor:
+        vectors.append(block[:, 0].clone())
+        return diagonal[:, None] * block
+
+    pairs = cp.lanczos(matmul, len(diagonal), dim=45, dtype=torch.float64)
+    start = vectors[-pairs.num_search_matvecs]
+    assert float((pairs.vectors.T @ start).norm()) < 1e-10
+    assert float(start[45:47].abs().max()) < 1e-3 < float(start[60:].abs().max())
+    assert pairs.num_search_matvecs <= 8  # from any random vector 11
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_search_does_not_leave_out_what_is_hardly_known(seed):
+    """It starts beyond the wanted vectors, not beyond all that was seen, while the next ones are half converged."""
+    matrix, vectors = symmetric([10 * 0.99**i for i in range(150)]), []
+
+    def matmul(block: Tensor) -> Tensor:
+        vectors.append(block[:, 0].clone())
+        return matrix @ block
+
+    cp.lanczos(matmul, 150, dim=3, tol=0.1, dtype=torch.float64, seed=seed, basis_size=60)
+    made = torch.stack(vectors)
+    # Without a restart every product is with a vector beyond those before, up to the two that certify.
+    count = next(i for i in range(1, len(made)) if float((made[:i] @ made[i]).norm()) > 1e-6)
+    seen, start = made[:count], made[count + 2]
+    wanted = torch.linalg.eigh(seen @ matrix @ seen.T).eigenvectors[:, -3:].T @ seen
+    assert float((wanted @ start).norm()) < 1e-12
+    assert float((seen @ start).norm()) > 0.05
+
+
+def test_a_space_that_was_seen_almost_whole_is_searched_too():
+    """One dimension is left outside at the most, and none may be."""
+    for size in range(11, 16):
+        matrix = symmetric([4.0, 3.0, 3.0, 2.0, *(1 / (i + 1) for i in range(size - 4))])
+        pairs = solve(matrix, dim=3, tol=1e-8)
+        assert torch.allclose(pairs.eigenvalues, torch.tensor([4.0, 3, 3]).double(), atol=1e-7)
+        assert bool(pairs.converged.all())

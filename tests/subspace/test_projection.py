@@ -1,0 +1,333 @@
+"""Per-example statistics against double backward, one example and one direction at a time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import curvprobe as cp
+from curvprobe.curvature.per_example import FEW, TOGETHER
+from curvprobe.risk.budget import SMALL_EXAMPLE, Budget
+from curvprobe.runtime.digest import digest
+from tests import cases, reference
+from tests.subspace.counted import counted
+
+DIM = 3
+CLOSE = {"rtol": 1e-10, "atol": 1e-8}
+
+
+def orthonormal(n: int, dim: int = DIM, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(n, dim, generator=generator, dtype=torch.float64)).Q
+
+
+def given(risk: cp.EmpiricalRisk, dim: int = DIM) -> cp.Subspace:
+    return cp.Subspace.from_basis(orthonormal(risk.num_params, dim))
+
+
+def naive_projection(case: cases.Case, U: Tensor, data=None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    params = reference.trainable(case.model)
+    values, weights = reference.example_losses(case.model, case.loss, case.batches(data))
+    slopes, bends = [], []
+    for value in values:
+        flat = reference.gradient(value, params, create_graph=True)
+        slopes.append(U.T @ flat.detach())
+        bends.append(U.T @ torch.stack([reference.gradient(flat @ u, params) for u in U.T], dim=1))
+    losses = torch.stack([value.detach() for value in values])
+    return losses, torch.tensor(weights, dtype=torch.float64), torch.stack(slopes), torch.stack(bends)
+
+
+def same(first: cp.ProjectedSample, second: cp.ProjectedSample, **tolerance) -> bool:
+    names = ("loss", "weight", "gradient", "hessian")
+    tolerance = tolerance or CLOSE
+    return all(torch.allclose(getattr(first, n), getattr(second, n), **tolerance) for n in names)
+
+
+@pytest.fixture(params=["together", "one by one"])
+def way(request):
+    """Each of the two ways to differentiate the examples."""
+    return request.param
+
+
+def taking(way: str, risk: cp.EmpiricalRisk) -> cp.EmpiricalRisk:
+    """The risk, whose examples go this way; together is what small ones do by themselves."""
+    if way == "one by one":
+        risk.probed.fast_paths.verdicts[TOGETHER] = False
+    return risk
+
+
+def together(risk: cp.EmpiricalRisk) -> bool | None:
+    """Whether its examples were projected together; None where that was never tried."""
+    return risk.probed.fast_paths.verdicts.get(TOGETHER)
+
+
+def with_budget(risk: cp.EmpiricalRisk, budget: Budget) -> cp.EmpiricalRisk:
+    return cp.EmpiricalRisk.of(risk.probed, risk.sample, budget, most=risk.microbatch_size)
+
+
+def test_every_example_is_that_of_double_backward(case, way):
+    risk, loss = counted(case)
+    subspace = given(taking(way, risk))
+    cp.mean_projection(risk, subspace)  # losses, weights and checks are done with: what follows is the projection
+    before = loss.calls
+    sample = cp.project(risk, subspace)
+    passes = loss.calls - before
+    losses, weights, slopes, bends = naive_projection(case, subspace.basis)
+    assert torch.allclose(sample.loss, losses, **CLOSE)
+    assert torch.equal(sample.weight, weights)
+    assert torch.allclose(sample.gradient, slopes, **CLOSE)
+    assert torch.allclose(sample.hessian, bends, **CLOSE)
+    assert torch.equal(sample.hessian, sample.hessian.mT)
+    assert (len(sample), sample.dim) == (len(risk), DIM)
+    assert together(risk) == (way == "together")
+    # Together a pass for the slopes and one for each direction, after the same in a few, compared with one by itself.
+    assert passes == (1 + (1 + FEW) + (1 + DIM) if way == "together" else len(risk))
+
+
+@pytest.mark.parametrize(("activation", "expected"), [(SMALL_EXAMPLE, True), (SMALL_EXAMPLE + 1, None)])
+def test_small_examples_are_differentiated_together_and_large_ones_are_not(activation, expected):
+    made, loss = counted(cases.make("mlp"))
+    risk = with_budget(made, replace(made.budget, footprint=replace(made.footprint, activation=activation)))
+    cp.mean_projection(risk, given(risk))
+    before = loss.calls
+    cp.project(risk, given(risk))
+    assert together(risk) is expected
+    assert (loss.calls - before == len(risk)) == (expected is None)
+
+
+def test_candidates_of_the_same_model():
+    case = cases.make("weighted")
+    risk = case.risk()
+    fresh = cp.project(risk.on(case.candidates), given(risk))
+    losses, weights, slopes, bends = naive_projection(case, given(risk).basis, case.candidates)
+    assert same(fresh, cp.ProjectedSample(losses, weights, slopes, bends))
+
+
+class Branching(nn.Module):
+    """Cannot be vmapped: asks for the value of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = cases.make("layer_norm").model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.abs().sum().item() < 1e9 else x
+
+
+def test_a_model_without_batching_rules_is_differentiated_one_by_one():
+    case = cases.make("layer_norm")
+    risk = cp.EmpiricalRisk(Branching(), case.loss, case.data)
+    subspace = given(risk)
+    assert same(cp.project(risk, subspace), cp.project(case.risk(), subspace))
+    assert together(risk) is False
+
+
+def test_examples_of_unequal_length_are_padded_only_among_themselves(way):
+    tokens = [torch.randint(6, (length,), generator=torch.Generator().manual_seed(length)) for length in (6, 3, 5, 2)]
+
+    def collate(items: list[Tensor]) -> dict[str, Tensor]:
+        padded = nn.utils.rnn.pad_sequence(items, batch_first=True)
+        labels = nn.utils.rnn.pad_sequence(items, batch_first=True, padding_value=-100)
+        return {"input_ids": padded, "labels": labels}
+
+    model = cases.make("weighted").model  # a recurrence: padding on the right does not reach back
+    risk = cp.EmpiricalRisk(model, cp.losses.causal_lm, tokens, collate_fn=collate)
+    alone = [cp.EmpiricalRisk(model, cp.losses.causal_lm, collate([t])) for t in tokens]
+    sample = cp.project(taking(way, risk), given(risk))
+    assert together(risk) == (way == "together")
+    assert sample.weight.tolist() == [5.0, 2.0, 4.0, 1.0]
+    for i, one in enumerate(alone):
+        assert same(sample[i], cp.project(one, given(risk)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 100])
+@pytest.mark.parametrize("name", ["layer_norm", "weighted"])
+def test_microbatches_do_not_matter(name, size):
+    case = cases.make(name)
+    subspace = given(case.risk())
+    assert same(cp.project(case.risk(microbatch_size=size), subspace), cp.project(case.risk(), subspace))
+
+
+def test_order_of_examples_does_not_matter():
+    case = cases.make("weighted")
+    risk = case.risk()
+    order = [3, 0, 4, 2, 1]
+    shuffled, sample = cp.project(risk[order], given(risk)), cp.project(risk, given(risk))
+    assert same(shuffled, sample[order])
+    assert same(shuffled.mean(), sample.mean())
+    assert shuffled.digests == sample[order].digests
+
+
+def test_rotating_the_basis_rotates_the_sample():
+    risk = cases.make("layer_norm").risk()
+    U, R = orthonormal(risk.num_params), orthonormal(DIM, DIM, seed=1)
+    sample = cp.project(risk, cp.Subspace.from_basis(U))
+    rotated = cp.project(risk, cp.Subspace.from_basis(U @ R))
+    assert torch.allclose(rotated.gradient, sample.gradient @ R, **CLOSE)
+    assert torch.allclose(rotated.hessian, R.T @ sample.hessian @ R, **CLOSE)
+    assert torch.equal(rotated.loss, sample.loss)
+
+
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_directions_in_several_blocks_are_those_of_one(block):
+    risk = taking("one by one", cases.make("mlp").risk())
+    subspace = given(risk, dim=5)
+    narrow = with_budget(risk, replace(risk.budget, total=2 * block * risk.footprint.vector))
+    assert narrow.budget.products_held() == block < risk.budget.products_held()
+    assert same(cp.project(narrow, subspace), cp.project(risk, subspace))
+
+
+def test_a_selection_of_parameters_projects_the_sub_block():
+    case = cases.make("mlp")
+    risk = case.risk(params=["2.*"])
+    U = orthonormal(risk.num_params)
+    inside = torch.cat([torch.zeros(16, DIM, dtype=torch.float64), U])
+    whole = cp.project(case.risk(), cp.Subspace.from_basis(inside))
+    assert same(cp.project(risk, cp.Subspace.from_basis(U)), whole)
+
+
+def test_float32_model_projects_in_float64():
+    case = cases.make("layer_norm")
+    exact = cp.project(case.risk(), given(case.risk()))
+    single = cp.EmpiricalRisk(cases.make("layer_norm").model.float(), case.loss, case.data)
+    sample = cp.project(single, given(case.risk()))
+    assert sample.loss.dtype == sample.gradient.dtype == sample.hessian.dtype == torch.float64
+    assert same(sample, exact, rtol=1e-4, atol=1e-5)
+
+
+# ---- the mean --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "weighted", "attention"])
+def test_mean_projection_in_any_basis(name):
+    risk = cases.make(name).risk()
+    mean = cp.mean_projection(risk, given(risk))
+    assert same(mean, cp.project(risk, given(risk)).mean())
+    assert float(mean.weight) == risk.total_weight
+
+
+def test_mean_projection_in_more_directions_than_a_block():
+    """The graph of the first derivatives is made once, and serves all blocks."""
+    risk, loss = counted(cases.make("mlp"))
+    subspace = given(risk, 20)
+    expected = cp.project(risk, subspace).mean()
+    assert same(cp.mean_projection(risk, subspace), expected)
+    before = loss.calls
+    assert same(cp.mean_projection(risk, subspace), expected)
+    assert risk.budget.products_held() < 20
+    assert loss.calls - before == 1
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "weighted"])
+def test_mean_projection_in_its_own_eigenspace_costs_no_product(name):
+    risk, loss = counted(cases.make(name))
+    subspace = cp.top_eigenspace(risk, dim=4, tol=1e-10)
+    expected = cp.project(risk, subspace).mean()
+    risk.gradient()  # known from here on
+    before = loss.calls
+    assert same(cp.mean_projection(risk, subspace), expected)
+    assert same(cp.mean_projection(risk, subspace.truncate(2)), expected.truncate(2))
+    assert loss.calls == before
+    assert same(cp.mean_projection(risk, cp.Subspace.from_basis(subspace.basis)), expected)
+    assert loss.calls > before
+
+
+def test_eigenvalues_of_another_matrix_are_not_taken():
+    """Of other examples, of other parameters, of the GGN, or of the covariance of the gradients."""
+    case = cases.make("layer_norm")
+    risk = case.risk()
+    subspace = cp.top_eigenspace(risk, dim=3, tol=1e-10)
+    moved = cases.make("layer_norm", seed=1).risk()
+    ggn = cp.top_eigenspace(risk, dim=3, tol=1e-10, curvature="ggn")
+    scatter = cp.deformation_subspace(risk, 3, tol=1e-10)
+    others = [(risk[:4], subspace), (risk.on(case.candidates), subspace), (moved, subspace)]
+    for other, space in (*others, (risk, ggn), (risk, scatter)):
+        mean = cp.mean_projection(other, space)
+        assert same(mean, cp.project(other, space).mean())
+        assert float((mean.hessian[0].diagonal() - space.eigenvalues).abs().max()) > 1e-3
+
+
+# ---- the sample ------------------------------------------------------------------------------------------------
+
+
+def synthetic(n: int = 5, dim: int = 3) -> cp.ProjectedSample:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(n, 1 + dim + dim * dim, generator=generator, dtype=torch.float64)
+    bent = draws[:, 1 + dim :].view(n, dim, dim)
+    weight = torch.arange(1.0, n + 1, dtype=torch.float64)
+    digests = tuple(digest(i) for i in range(n))
+    return cp.ProjectedSample(draws[:, 0], weight, draws[:, 1 : 1 + dim], bent + bent.mT, digests)
+
+
+@pytest.mark.parametrize(
+    ("selection", "rows"),
+    [
+        (2, [2]),
+        (-1, [4]),
+        (slice(1, 4), [1, 2, 3]),
+        ([3, 0], [3, 0]),
+        (torch.tensor([True, False, False, True, False]), [0, 3]),
+    ],
+    ids=["one", "last", "slice", "list", "mask"],
+)
+def test_selection(selection, rows):
+    sample = synthetic()
+    chosen = sample[selection]
+    assert len(chosen) == len(rows)
+    for name in ("loss", "weight", "gradient", "hessian"):
+        assert torch.equal(getattr(chosen, name), getattr(sample, name)[rows])
+    assert chosen.digests == tuple(sample.digests[i] for i in rows)
+
+
+def test_mean_is_weighted():
+    sample = synthetic()
+    share = [1 / 15, 2 / 15, 3 / 15, 4 / 15, 5 / 15]
+    mean = sample.mean()
+    assert abs(float(mean.loss) - sum(s * float(x) for s, x in zip(share, sample.loss, strict=True))) < 1e-14
+    bent = sum(s * h for s, h in zip(share, sample.hessian, strict=True))
+    assert torch.allclose(mean.hessian[0], bent, rtol=1e-12, atol=1e-14)
+    assert float(mean.weight) == 15.0
+    assert same(mean.mean(), mean)
+
+
+def test_shapes_that_do_not_fit():
+    one, zero = torch.ones(2), torch.zeros(2, 3)
+    for arguments in [(one, one, zero, zero), (one, torch.ones(3), zero, torch.zeros(2, 3, 3)), (one, one, one, one)]:
+        with pytest.raises(ValueError, match="expected \\(n,\\), \\(n,\\), \\(n, D\\), \\(n, D, D\\)"):
+            cp.ProjectedSample(*arguments)
+    with pytest.raises(ValueError, match="1 digests came for 2"):
+        cp.ProjectedSample(one, one, zero, torch.zeros(2, 3, 3), ("a",))
+
+
+def test_truncation_is_projection_on_the_leading_directions():
+    risk = cases.make("layer_norm").risk()
+    subspace = given(risk)
+    sample = cp.project(risk, subspace)
+    assert same(sample.truncate(2), cp.project(risk, subspace.truncate(2)))
+    assert sample.truncate(2).digests == sample.digests
+    with pytest.raises(ValueError, match="dim is 4"):
+        sample.truncate(4)
+
+
+def test_digests_are_those_of_the_examples():
+    case = cases.make("mlp")
+    sample = cp.project(case.risk(), given(case.risk()))
+    assert sample.digests == tuple(digest((x, y), exact=False) for x, y in zip(*case.data, strict=True))
+
+
+def test_subspace_of_another_model():
+    risk = cases.make("mlp").risk()
+    for call in (cp.project, cp.mean_projection):
+        with pytest.raises(ValueError, match="lives in 30 parameters and the risk has 31"):
+            call(risk, cp.Subspace.from_basis(orthonormal(30)))
+        with pytest.raises(TypeError, match="expected a Subspace"):
+            call(risk, orthonormal(31))
+
+
+def test_the_model_is_left_as_it_was(way):
+    case = cases.make("batch_norm")
+    before = cases.state_of(case.model)
+    risk = taking(way, case.risk())
+    cp.project(risk, given(risk))
+    assert cases.state_of(case.model) == before
