@@ -11,8 +11,10 @@ Uses public names only, so that it runs on either side of a change to the plan o
 import argparse
 import json
 import math
+import re
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -50,9 +52,10 @@ def sample(found):
 
 
 def space(found):
-    scalars = ("num_matvecs", "num_search_matvecs", "next_eigenvalue")
-    first = {"basis": found.basis[:50], "eigenvalues": getattr(found, "eigenvalues", None)}
-    return first | {name: getattr(found, name, None) for name in scalars}
+    """The first rows of the basis, and what is known of an eigenspace."""
+    names = ("eigenvalues", "residuals", "num_matvecs", "num_search_matvecs", "next_eigenvalue")
+    known = names if getattr(found, "eigenvalues", None) is not None else ()
+    return {"basis": found.basis[:50]} | {name: getattr(found, name) for name in known}
 
 
 def analysed(task, k, out, **options):
@@ -136,8 +139,10 @@ def record():
 def compare(before, after):
     """Print every number that differs; the number of those beyond the tolerance of rounding."""
     old, new = dict(numbers(before)), dict(numbers(after))
-    for place in sorted(old.keys() ^ new.keys()):
-        print(f"only {'before' if place in old else 'after'}: {place}")
+    for side, places in (("before", old.keys() - new.keys()), ("after", new.keys() - old.keys())):
+        kinds = Counter(re.sub(r"/\d+", "/*", place) for place in places)
+        for kind, count in sorted(kinds.items()):
+            print(f"only {side}: {kind} ({count})")
     changed = [place for place in old.keys() & new.keys() if not same(old[place], new[place])]
     for place in sorted(changed):
         print(f"{place}: {old[place]!r} -> {new[place]!r}")

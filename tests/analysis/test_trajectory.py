@@ -93,6 +93,7 @@ def test_checkpoints_of_one_size_are_kept_apart(tmp_path):
         torch.nn.init.constant_(model.weight, slope)
         risks.append(cp.EmpiricalRisk(model, cp.losses.mse, (x, x**3)))
     first = cp.trajectory(risks, dim=1, sigma=0.1, out=tmp_path)
+
     def written() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("trajectory-*")}
 

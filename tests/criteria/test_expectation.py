@@ -10,6 +10,7 @@ import curvprobe as cp
 from tests.criteria.samples import SIGMA, joined, sample_of
 from tests.population import drawn, logistic
 
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("sigma", [SIGMA, torch.tensor([0.2, 1.5], dtype=torch.float64)])
 def test_the_expectation_is_the_mean_of_the_closed_form_over_candidates(weighted, sigma):

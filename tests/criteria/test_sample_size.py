@@ -8,8 +8,8 @@ import torch
 import curvprobe as cp
 from curvprobe.criteria import sample_size
 from curvprobe.criteria.sample import moving_ratio
-from tests.population import drawn, logistic
 from tests.criteria.samples import SIGMA, sample_of
+from tests.population import drawn, logistic
 
 
 def test_the_required_size_is_the_first_that_is_enough():

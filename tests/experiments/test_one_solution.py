@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from curvprobe.experiments import convergence, error_map, fc, timing, validity
+from curvprobe.experiments.run import run_experiment
 from tests.experiments.tiny import TINY, run
 
 
@@ -91,3 +92,10 @@ def test_increments_along_orders_are_those_of_the_means_one_by_one():
     assert torch.allclose(absolute, table.abs().mean(0))
     assert torch.allclose(square, table.square().mean(0))
     assert float(variance) == pytest.approx(float(losses.var(1).mean()))
+
+
+def test_one_model_has_no_next_one(tmp_path):
+    settings = convergence.Settings(TINY, trained=8, dim=2, draws=(8, 16), seeds=1)
+    done = run_experiment("convergence", settings=settings, out=tmp_path, say=lambda _: None)
+    assert any("no model further than" in line for line in done.findings)
+    assert not any("the next" in line for line in done.findings)

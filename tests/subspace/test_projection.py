@@ -251,55 +251,6 @@ def test_eigenvalues_of_another_matrix_are_not_taken():
 # ---- the sample ------------------------------------------------------------------------------------------------
 
 
-def synthetic(n: int = 5, dim: int = 3) -> cp.ProjectedSample:
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(n, 1 + dim + dim * dim, generator=generator, dtype=torch.float64)
-    bent = draws[:, 1 + dim :].view(n, dim, dim)
-    weight = torch.arange(1.0, n + 1, dtype=torch.float64)
-    digests = tuple(digest(i) for i in range(n))
-    return cp.ProjectedSample(draws[:, 0], weight, draws[:, 1 : 1 + dim], bent + bent.mT, digests)
-
-
-@pytest.mark.parametrize(
-    ("selection", "rows"),
-    [
-        (2, [2]),
-        (-1, [4]),
-        (slice(1, 4), [1, 2, 3]),
-        ([3, 0], [3, 0]),
-        (torch.tensor([True, False, False, True, False]), [0, 3]),
-    ],
-    ids=["one", "last", "slice", "list", "mask"],
-)
-def test_selection(selection, rows):
-    sample = synthetic()
-    chosen = sample[selection]
-    assert len(chosen) == len(rows)
-    for name in ("loss", "weight", "gradient", "hessian"):
-        assert torch.equal(getattr(chosen, name), getattr(sample, name)[rows])
-    assert chosen.digests == tuple(sample.digests[i] for i in rows)
-
-
-def test_mean_is_weighted():
-    sample = synthetic()
-    share = [1 / 15, 2 / 15, 3 / 15, 4 / 15, 5 / 15]
-    mean = sample.mean()
-    assert abs(float(mean.loss) - sum(s * float(x) for s, x in zip(share, sample.loss, strict=True))) < 1e-14
-    bent = sum(s * h for s, h in zip(share, sample.hessian, strict=True))
-    assert torch.allclose(mean.hessian[0], bent, rtol=1e-12, atol=1e-14)
-    assert float(mean.weight) == 15.0
-    assert same(mean.mean(), mean)
-
-
-def test_shapes_that_do_not_fit():
-    one, zero = torch.ones(2), torch.zeros(2, 3)
-    for arguments in [(one, one, zero, zero), (one, torch.ones(3), zero, torch.zeros(2, 3, 3)), (one, one, one, one)]:
-        with pytest.raises(ValueError, match="expected \\(n,\\), \\(n,\\), \\(n, D\\), \\(n, D, D\\)"):
-            cp.ProjectedSample(*arguments)
-    with pytest.raises(ValueError, match="1 digests came for 2"):
-        cp.ProjectedSample(one, one, zero, torch.zeros(2, 3, 3), ("a",))
-
-
 def test_truncation_is_projection_on_the_leading_directions():
     risk = cases.make("layer_norm").risk()
     subspace = given(risk)

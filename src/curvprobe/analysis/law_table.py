@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from curvprobe.criteria.estimators import Estimate
 from curvprobe.errors import ArgumentError
-from curvprobe.probing.laws import FullSpaceLaw, Probe, SubspaceLaw
+from curvprobe.probing.laws import Probe, form_of
 from curvprobe.probing.monte_carlo import closed_form, controlled_monte_carlo, direct_monte_carlo
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import numbers
@@ -78,7 +78,7 @@ class LawTable:
 def compare_laws(
     risk: EmpiricalRisk,
     new: EmpiricalRisk,
-    laws: Mapping[str, Probe],
+    laws: Mapping[str, Probe | Callable[[], Probe]],
     *,
     num_probes: int = 64,
     num_products: int = 16,
@@ -89,7 +89,8 @@ def compare_laws(
     Args:
         risk: on the k examples.
         new: on the examples that join.
-        laws: by name; one that is not Gaussian has Monte Carlo only, and no closed form.
+        laws: by name, each as it is or as a function that makes it; one that is not Gaussian has Monte Carlo only, and
+            no closed form.
         num_probes: Monte-Carlo draws a law.
         num_products: Hessian products a law where the closed form needs traces.
         seed: of the draws.
@@ -110,10 +111,13 @@ def compare_laws(
     if not laws:
         raise ArgumentError("no law came; expected at least one, by name")
     closed, true = list[Estimate](), list[Estimate]()
-    for law in laws.values():
-        gaussian = isinstance(law, SubspaceLaw | FullSpaceLaw)
+    for given in laws.values():
+        # A law may hold a basis: one at a time.
+        law = given() if callable(given) and not isinstance(given, Probe) else given
+        form = form_of(law)
+        gaussian = form in ("subspace", "full space")
         closed.append(closed_form(risk, new, law, num_probes=num_products, seed=seed) if gaussian else UNKNOWN)
-        if isinstance(law, SubspaceLaw):
+        if form == "subspace":
             true.append(controlled_monte_carlo(risk, new, law, num_probes=num_probes, seed=seed))
         else:  # its control would take a product a pair of draws
             true.append(direct_monte_carlo(risk, new, law, num_probes=num_probes, seed=seed))

@@ -20,7 +20,7 @@ from curvprobe.probing.full_space import full_space_moment, quadratic_model_at
 from curvprobe.probing.joining import Joining
 from curvprobe.probing.laws import IsotropicProbe, SubspaceProbe
 from curvprobe.probing.monte_carlo import probe_increments
-from curvprobe.probing.named_laws import default_laws
+from curvprobe.probing.named_laws import law_makers
 from curvprobe.probing.validity import subspace_validity
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.digest import digest
@@ -181,7 +181,7 @@ def laws(job: Job, space: Eigenspace, basis: str, sigma: float) -> Stage[LawTabl
     s = job.settings
 
     def compute() -> LawTable:
-        others = default_laws(job.risk, space, sigma, tol=s.tol, seed=s.seed)
+        others = law_makers(job.risk, space, sigma, tol=s.tol, seed=s.seed)
         return compare_laws(job.risk, job.first.new, others, num_probes=s.num_probes, seed=s.seed)
 
     return Stage("laws", [*job.keys, basis, sigma, s.num_probes, s.tol, s.seed], LawTable, compute)

@@ -58,9 +58,9 @@ def moment_parts(increment: QuadraticIncrement, sigma: Tensor) -> tuple[Tensor, 
     """Level, slope and curvature parts (...) of the Gaussian second moment; ``sigma`` float64 () or (D,)."""
     scale = sigma.expand(increment.dim)
     slope = increment.slope * scale
-    bent = increment.curvature * scale[:, None] * scale
-    level = increment.level + bent.diagonal(dim1=-2, dim2=-1).sum(-1) / 2
-    return level.square(), slope.square().sum(-1), bent.square().sum((-2, -1)) / 2
+    scaled = increment.curvature * scale[:, None] * scale
+    level = increment.level + scaled.diagonal(dim1=-2, dim2=-1).sum(-1) / 2
+    return level.square(), slope.square().sum(-1), scaled.square().sum((-2, -1)) / 2
 
 
 def gaussian_moment(increment: QuadraticIncrement, *, sigma: float | Tensor) -> Estimate:

@@ -119,9 +119,9 @@ def features(sample: ProjectedSample, sigma: float | Tensor) -> Tensor:
     .. math:: \psi_i = ( l_i + \sigma^2 \mathrm{tr} B_i / 2, \; \sigma c_i, \; \sigma^2 \mathrm{vec} B_i / \sqrt 2 )
     """
     scale = check_sigma(sigma, sample.dim).expand(sample.dim)
-    bent = sample.hessian * scale[:, None] * scale
-    level = sample.loss + bent.diagonal(dim1=-2, dim2=-1).sum(-1) / 2
-    return torch.cat([level[:, None], sample.gradient * scale, bent.flatten(1) / math.sqrt(2)], dim=1)
+    scaled = sample.hessian * scale[:, None] * scale
+    level = sample.loss + scaled.diagonal(dim1=-2, dim2=-1).sum(-1) / 2
+    return torch.cat([level[:, None], sample.gradient * scale, scaled.flatten(1) / math.sqrt(2)], dim=1)
 
 
 def expected_criterion(

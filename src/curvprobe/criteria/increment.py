@@ -58,8 +58,8 @@ class QuadraticIncrement:
     def at(self, coordinates: Tensor) -> Tensor:
         """The model at coordinates z (S, D), for each increment: (..., S)."""
         z = coordinates.double()
-        bent = torch.einsum("sd,...de,se->...s", z, self.curvature, z)
-        return self.level[..., None] + self.slope @ z.T + bent / 2
+        second_order = torch.einsum("sd,...de,se->...s", z, self.curvature, z)
+        return self.level[..., None] + self.slope @ z.T + second_order / 2
 
 
 Weight = TypeVar("Weight", float, Tensor)

@@ -114,8 +114,8 @@ def spectral_closed_form(sample: ProjectedSample, new: ProjectedSample, sigma: f
     Example:
         >>> import torch
         >>> from curvprobe.criteria.sample import ProjectedSample
-        >>> bends = torch.stack([torch.diag(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([4.0, 1.0]))])
-        >>> two = ProjectedSample(torch.zeros(2), torch.ones(2), torch.zeros(2, 2), bends)
+        >>> hessians = torch.stack([torch.diag(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([4.0, 1.0]))])
+        >>> two = ProjectedSample(torch.zeros(2), torch.ones(2), torch.zeros(2, 2), hessians)
         >>> spectral_closed_form(two[:1], two[1], sigma=1.0)
         SpectralClosedForm(value=0.75, curvature_only=0.75, full=0.75, misalignment=0.0)
     """
@@ -123,15 +123,15 @@ def spectral_closed_form(sample: ProjectedSample, new: ProjectedSample, sigma: f
 
     single = float(check_sigma(sigma))
     model = increment(sample, new)
-    bend, before = model.curvature, sample.mean().hessian[0]
-    (old, Q), (moved, R) = torch.linalg.eigh(before), torch.linalg.eigh(before + bend)
+    B, before = model.curvature, sample.mean().hessian[0]
+    (old, Q), (moved, R) = torch.linalg.eigh(before), torch.linalg.eigh(before + B)
     rows, columns = linear_sum_assignment((Q.T @ R).square().numpy(), maximize=True)
     shifts = moved[columns] - old[rows]
-    size = float(bend.norm())
-    off = float((bend - torch.diag(bend.diagonal())).norm())
+    size = float(B.norm())
+    off = float((B - torch.diag(B.diagonal())).norm())
     return SpectralClosedForm(
         value=single**4 / 4 * float(2 * shifts.square().sum() + shifts.sum() ** 2),
-        curvature_only=single**4 / 4 * float(2 * bend.square().sum() + bend.trace() ** 2),
+        curvature_only=single**4 / 4 * float(2 * B.square().sum() + B.trace() ** 2),
         full=gaussian_moment(model, sigma=single).value,
         misalignment=off / size if size > 0 else 0.0,
     )
@@ -181,21 +181,21 @@ def extremality(sample: ProjectedSample, new: ProjectedSample, dim: int, *, seed
     Example:
         >>> import torch
         >>> from curvprobe.criteria.sample import ProjectedSample
-        >>> bends = torch.stack([torch.zeros(3, 3), torch.diag(torch.tensor([3.0, 2.0, 1.0]))])
-        >>> two = ProjectedSample(torch.zeros(2), torch.ones(2), torch.zeros(2, 3), bends)
+        >>> hessians = torch.stack([torch.zeros(3, 3), torch.diag(torch.tensor([3.0, 2.0, 1.0]))])
+        >>> two = ProjectedSample(torch.zeros(2), torch.ones(2), torch.zeros(2, 3), hessians)
         >>> found = extremality(two[:1], two[1], dim=2)
         >>> found.best_set, found.share_below, found.premise
         ((0, 1), 1.0, True)
     """
     if not 1 <= dim <= sample.dim:
         raise ArgumentError(f"dim is {dim}; expected 1 to {sample.dim}")
-    bend = increment(sample, new).curvature
+    B = increment(sample, new).curvature
     sets = _sets(sample.dim, dim, seed)
-    picked = bend[sets[:, :, None], sets[:, None, :]]
+    picked = B[sets[:, :, None], sets[:, None, :]]
     values = 2 * picked.square().sum((1, 2)) + picked.diagonal(dim1=1, dim2=2).sum(1).square()
-    shifts, size = bend.diagonal(), float(bend.norm())
+    shifts, size = B.diagonal(), float(B.norm())
     ordered = bool((shifts.diff() <= 0).all()) and float(shifts[-1]) >= 0
-    mixed = float((bend - torch.diag(shifts)).norm()) > 0.01 * size
+    mixed = float((B - torch.diag(shifts)).norm()) > 0.01 * size
     best = int(values.argmax())
     return Extremality(
         leading=float(values[0]),

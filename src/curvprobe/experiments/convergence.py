@@ -228,10 +228,11 @@ def findings(result: dict[str, Any]) -> list[str]:
         f"median model, at most {float(each.max()):.1e}"
     )
     for i, name in enumerate(result["estimators"]):
-        second, worst = distances[:, i, -1].abs().sort().values[-2:].tolist()
+        farthest = distances[:, i, -1].abs().sort(descending=True).values.tolist()
+        others = f", the next {farthest[1]:.1f}" if len(farthest) > 1 else ""
         lines.append(
             f"{name}: {100 * float(deviation[i, -1]):+.1e} +- {100 * float(error[i, -1]):.1e} % from the closed form; "
-            f"no model further than {worst:.1f} errors, the next {second:.1f}"
+            f"no model further than {farthest[0]:.1f} errors{others}"
         )
     if "literal" in result:
         literal = result["literal"]

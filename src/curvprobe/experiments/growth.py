@@ -303,13 +303,13 @@ def cost(settings: Settings, options: Options) -> Cost:
     """Of all seeds and sizes."""
     total, dim, m = Cost(0, 0, 0, 0), max(settings.dims), settings.candidates
     for k in settings.sizes(options):
-        bent = min(k, settings.hessian_examples or k)
+        hessian_rows = min(k, settings.hessian_examples or k)
         products = 2 * dim * m + dim * k + settings.trace_products * (k + settings.trace_candidates)
-        products += 0 if bent == k else dim * k
+        products += 0 if hessian_rows == k else dim * k
         forwards = len(settings.sigmas) * settings.num_probes * (k + m)
         if options.literal:
             products += 20 * dim * ROWS + 2 * dim * ROWS + 2 * dim * k
             forwards += len(settings.sigmas) * settings.num_probes * 2 * k
-        total = total + eigenspace_cost(bent, dim) + Cost(0, forwards, products, 0)
+        total = total + eigenspace_cost(hessian_rows, dim) + Cost(0, forwards, products, 0)
     trained = settings.ks[-1] if options.weights == "sequential" else 2000 * sum(settings.converged_ks)
     return (total + Cost(trained, 0, 0, 0)) * settings.seeds

@@ -123,7 +123,7 @@ def errors(solution: Solution, settings: Settings, seed: int) -> Errors:
     for evaluated, model in ((rough, risk), (risk, risk), (risk.in_double(), risk.in_double())):
         columns = directions.to(device=model.device, dtype=model.dtype)
         slopes = inner(columns, model.gradient()).cpu()
-        bends = torch.stack(
+        curvatures = torch.stack(
             [inner(d[None], p)[0] for d, p in zip(columns, (hessian(model) @ columns.T).T, strict=True)]
         )
         sigmas = torch.tensor(settings.sigmas, dtype=torch.float64)[:, None]
@@ -131,7 +131,7 @@ def errors(solution: Solution, settings: Settings, seed: int) -> Errors:
         values = [[evaluated.value(sigma * d) for d in columns] for sigma in settings.sigmas]
         losses.append(at)
         changes.append(torch.tensor(values, dtype=torch.float64) - at)
-        predictions.append(sigmas * slopes + sigmas**2 * bends.cpu() / 2)
+        predictions.append(sigmas * slopes + sigmas**2 * curvatures.cpu() / 2)
     return Errors(
         torch.tensor(losses, dtype=torch.float64), torch.stack(changes), torch.stack(predictions), risk.num_params
     )

@@ -64,7 +64,7 @@ def direct_monte_carlo(
 def controlled_monte_carlo(
     risk: EmpiricalRisk,
     new: EmpiricalRisk,
-    law: SubspaceLaw | FullSpaceLaw,
+    law: Probe,
     *,
     num_probes: int = 64,
     seed: int = 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from curvprobe.criteria.draws import check_sigma
 from curvprobe.errors import ArgumentTypeError
@@ -32,26 +33,31 @@ def default_laws(
         sigma: standard deviation in parameter units.
         tol, seed: of the eigenspaces and the random directions.
     """
+    return {name: make() for name, make in law_makers(risk, subspace, sigma, tol=tol, seed=seed).items()}
+
+
+def law_makers(
+    risk: EmpiricalRisk, subspace: Eigenspace, sigma: float, *, tol: float = 1e-3, seed: int = 0
+) -> dict[str, Callable[[], Probe]]:
+    """The same, each to be made when its turn comes: a basis is large, and one beside the eigenspace is enough."""
     check_sigma(sigma)
     if not isinstance(subspace, Eigenspace):
         raise ArgumentTypeError(f"the subspace is a {type(subspace).__name__}; expected an Eigenspace of the Hessian")
-    eigenvalues, dim = subspace.eigenvalues, subspace.dim
-    least = DAMPING * float(eigenvalues.abs().max())
-    damping = max(0.0, least - float(eigenvalues.min()))
-    laws: dict[str, Probe] = {
-        "Laplace": LaplaceProbe(subspace, k=len(risk), damping=damping),
-        "Gauss-Newton": SubspaceProbe(top_eigenspace(risk, dim, curvature="ggn", tol=tol, seed=seed), sigma),
+    eigenvalues, dim, k = subspace.eigenvalues, subspace.dim, len(risk)
+    damping = max(0.0, DAMPING * float(eigenvalues.abs().max()) - float(eigenvalues.min()))
+    makers: dict[str, Callable[[], Probe]] = {
+        "Laplace": lambda: LaplaceProbe(subspace, k=k, damping=damping),
+        "Gauss-Newton": lambda: SubspaceProbe(top_eigenspace(risk, dim, curvature="ggn", tol=tol, seed=seed), sigma),
     }
-    if len(risk) > 1:
-        laws["deformation"] = SubspaceProbe(
-            deformation_subspace(risk, min(dim, len(risk) - 1), tol=tol, seed=seed), sigma
+    if k > 1:
+        makers["deformation"] = lambda: SubspaceProbe(
+            deformation_subspace(risk, min(dim, k - 1), tol=tol, seed=seed), sigma
         )
-    laws["gradients"] = SubspaceProbe(gradient_subspace(risk[: min(dim, len(risk))]), sigma)
-    laws["random"] = SubspaceProbe(random_subspace(risk, dim, seed=seed), sigma)
-    size = math.sqrt(
-        sum(float(p.detach().double().square().sum()) for p in risk.probed.state.probed.values()) / risk.num_params
-    )
+    makers["gradients"] = lambda: SubspaceProbe(gradient_subspace(risk[: min(dim, k)]), sigma)
+    makers["random"] = lambda: SubspaceProbe(random_subspace(risk, dim, seed=seed), sigma)
+    squares = (float(p.detach().double().square().sum()) for p in risk.probed.state.probed.values())
+    size = math.sqrt(sum(squares) / risk.num_params)
     if size > 0:
-        laws["normalised by tensor"] = NormalizedProbe(sigma / size, by="tensor")
-        laws["normalised by filter"] = NormalizedProbe(sigma / size, by="filter")
-    return laws
+        makers["normalised by tensor"] = lambda: NormalizedProbe(sigma / size, by="tensor")
+        makers["normalised by filter"] = lambda: NormalizedProbe(sigma / size, by="filter")
+    return makers
