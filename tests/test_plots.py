@@ -61,8 +61,8 @@ def test_every_figure_is_written_as_png_and_pdf_without_pyplot(analysis, tmp_pat
 def test_an_eigenpair_that_has_not_converged_is_hollow(analysis):
     from dataclasses import replace
 
-    space = replace(analysis.subspace, converged=torch.tensor([True, True, False]))
-    figure = plots.plot_eigenvalues(replace(analysis, subspace=space))
+    spectrum = replace(analysis.spectrum, converged=torch.tensor([True, True, False]))
+    figure = plots.plot_eigenvalues(replace(analysis, spectrum=spectrum))
     assert len(line(figure, "not converged").get_ydata()) == 1
 
 

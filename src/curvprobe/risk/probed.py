@@ -32,6 +32,7 @@ class ProbedModel:
         modes: the mode of every module.
         fast_paths: which fast ways hold for this model and loss.
         passed: checks of the whole model that have passed.
+        doubts: what could not be decided, a sentence each by the name of the check; results carry them.
     """
 
     module: nn.Module
@@ -40,6 +41,7 @@ class ProbedModel:
     modes: tuple[tuple[nn.Module, bool], ...]
     fast_paths: FastPaths = field(default_factory=FastPaths)
     passed: set[str] = field(default_factory=set)
+    doubts: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, loss: Loss, params: Selection) -> ProbedModel:
