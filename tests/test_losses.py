@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import curvprobe as cp
-from curvprobe.losses import binary_cross_entropy, causal_lm, cross_entropy, masked_lm, mse
+from curvprobe.losses import binary_cross_entropy, causal_lm, cross_entropy, masked_lm, model_loss, mse
 from tests import cases
 
 IGNORED = -100
@@ -50,7 +50,53 @@ def test_cross_entropy(smoothing):
     for row, label in zip(logits.tolist(), target.tolist(), strict=True):
         logs = naive_log_softmax(row)
         expected.append(-(1 - smoothing) * logs[label] - smoothing * sum(logs) / len(logs))
-    assert close(loss(logits, (None, target)), expected)
+    losses, weight = loss(logits, (None, target))
+    assert close(losses, expected)
+    assert weight.tolist() == [1] * 6
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_an_ignored_label_has_no_weight(smoothing):
+    logits, target = draw(6, 4), tokens(6, vocabulary=4)
+    target[[1, 4]] = IGNORED
+    losses, weight = cross_entropy(logits, (None, target), label_smoothing=smoothing)
+    mean = torch.nn.functional.cross_entropy(logits, target, label_smoothing=smoothing)
+    assert weight.tolist() == [1, 0, 1, 1, 0, 1]
+    assert float(losses.sum() / weight.sum()) == pytest.approx(float(mean), rel=1e-12)
+
+
+def test_a_classifier_with_ignored_labels_is_refused_until_they_are_left_out():
+    case = cases.make("mlp")
+    x, y = case.data[0], case.data[1].clone()
+    y[4] = IGNORED
+    with pytest.raises(ValueError, match=r"example 4 has weight 0\.0.*leave out"):
+        cp.EmpiricalRisk(case.model, cross_entropy, (x, y))
+    labelled = cp.EmpiricalRisk(case.model, cross_entropy, (x[y != IGNORED], y[y != IGNORED]))
+    assert labelled.value() == pytest.approx(torch.nn.functional.cross_entropy(case.model(x), y).item(), rel=1e-10)
+
+
+def test_a_batch_of_ignored_labels_goes_through_vmap():
+    logits, target = draw(3, 1, 4), torch.tensor([[2], [IGNORED], [0]])
+    losses, weight = torch.vmap(lambda z, y: cross_entropy(z, (None, y)))(logits, target)
+    assert weight.tolist() == [[1], [0], [1]]
+    assert float(losses[1]) == 0.0
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("loss", [cross_entropy, causal_lm, masked_lm])
+def test_labels_of_any_integer_type(loss, kind):
+    outputs, labels = (draw(5, 4), tokens(5, vocabulary=4)) if loss is cross_entropy else (draw(2, 6, 5), tokens(2, 6))
+    for given, expected in zip(loss(outputs, (None, labels.to(kind))), loss(outputs, (None, labels)), strict=True):
+        assert torch.equal(given, expected)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+def test_a_language_model_reads_tokens_of_either_type(kind):
+    model = cases.make("attention").model
+    data = tokens(5, 6, vocabulary=7)
+    sums, counts = naive_tokens(model(data).detach(), data, 1)
+    risk = cp.EmpiricalRisk(model, causal_lm, data.to(kind))
+    assert risk.value() == pytest.approx(sum(sums) / sum(counts), rel=1e-10)
 
 
 def test_cross_entropy_with_class_probabilities():
@@ -162,9 +208,29 @@ def test_the_weights_of_a_risk_are_token_counts():
 @pytest.mark.parametrize("wrap", [dict, SimpleNamespace], ids=["mapping", "object"])
 def test_logits_are_found(wrap):
     logits, target = draw(4, 3), tokens(4, vocabulary=3)
-    expected = cross_entropy(logits, (None, target))
-    assert torch.equal(cross_entropy(wrap(logits=logits, hidden=None), {"labels": target}), expected)
-    assert torch.equal(cross_entropy((logits, "cache"), {"targets": target}), expected)
+    expected, _ = cross_entropy(logits, (None, target))
+    assert torch.equal(cross_entropy(wrap(logits=logits, hidden=None), {"labels": target})[0], expected)
+    assert torch.equal(cross_entropy((logits, "cache"), {"targets": target})[0], expected)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("wrap", [dict, SimpleNamespace], ids=["mapping", "object"])
+def test_a_model_s_own_loss_of_one_example_is_weighted_by_its_labels(wrap, shifted):
+    logits, labels = draw(3, 6, 5), ragged_labels()
+    expected = (causal_lm if shifted else masked_lm)(logits, (None, labels))
+    for row in range(3):
+        one = slice(row, row + 1)
+        kept, target = (logits[one, :-1], labels[one, 1:]) if shifted else (logits[one], labels[one])
+        own = torch.nn.functional.cross_entropy(kept.flatten(0, 1), target.flatten())
+        loss_sum, weight = model_loss(wrap(loss=own), {"labels": labels[one]}, shifted=shifted)
+        assert torch.equal(weight, expected[1][one])
+        assert torch.allclose(loss_sum, expected[0][one], rtol=1e-12)
+
+
+def test_a_model_s_own_loss_of_a_regression_counts_each_example_once():
+    loss_sum, weight = model_loss({"loss": draw(1)[0]}, {"labels": draw(1, 3)})
+    assert torch.equal(loss_sum, draw(1))
+    assert weight.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy, mse, causal_lm, masked_lm])
@@ -189,6 +255,20 @@ REFUSED = {
     "odd object": (mse, SimpleNamespace(mean=1), (None, LABELS), TypeError, r"SimpleNamespace.*loss\(outputs, batch\)"),
     "mse sizes": (mse, LOGITS, (None, draw(4)), ValueError, r"shape \(4, 3\).*shape \(4,\)"),
     "bce sizes": (binary_cross_entropy, LOGITS, (None, draw(4)), ValueError, r"\(4, 3\).*\(4,\)"),
+    "own loss of several": (
+        model_loss,
+        {"loss": draw(1)[0]},
+        {"labels": tokens(2, 3)},
+        ValueError,
+        r"shape \(\) for 2 examples.*microbatch_size=1",
+    ),
+    "no own loss": (
+        model_loss,
+        {"logits": LOGITS},
+        {"labels": LABELS},
+        TypeError,
+        "dict without a loss.*give it the labels",
+    ),
     "real classes": (cross_entropy, LOGITS, (None, LABELS.double()), (TypeError, ValueError), "integer|Long|indices"),
 }
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from curvprobe.errors import CannotProbeError, CannotProbeTypeError
 
-__all__ = ["binary_cross_entropy", "causal_lm", "cross_entropy", "masked_lm", "mse"]
+__all__ = ["binary_cross_entropy", "causal_lm", "cross_entropy", "masked_lm", "model_loss", "mse"]
 
 Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
 """``loss(outputs, batch)``: one mean loss per example (n,), or ``(loss_sum (n,), weight (n,))``."""
@@ -77,21 +77,25 @@ def _matching(prediction: Tensor, target: Tensor) -> Tensor:
     return target.to(prediction.dtype).reshape(prediction.shape)
 
 
-def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> Tensor | tuple[Tensor, Tensor]:
     """Cross-entropy of a classifier.
 
     Args:
         outputs: logits (n, classes), or an object with ``.logits``.
-        batch: ``(inputs, targets)``, or a dict with ``labels`` or ``targets``; targets are class indices (n,) or
-            class probabilities (n, classes).
+        batch: ``(inputs, targets)``, or a dict with ``labels`` or ``targets``; targets are class indices (n,), of
+            which -100 does not count, or class probabilities (n, classes).
         label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
 
     Returns:
-        Loss of every example (n,), in nats.
+        ``(loss (n,), weight (n,))`` for class indices: loss of every example in nats, and 1, or 0 for an ignored one.
+        Leave ignored examples out of the data: a risk refuses examples that have no term. For class probabilities,
+        the losses (n,) alone.
 
     Example:
         >>> import torch
-        >>> cross_entropy(torch.zeros(2, 4), (None, torch.tensor([0, 3])))
+        >>> cross_entropy(torch.zeros(2, 4), (None, torch.tensor([0, -100])))
+        (tensor([1.3863, 0.0000]), tensor([1, 0]))
+        >>> cross_entropy(torch.zeros(2, 4), (None, torch.eye(4)[:2]))
         tensor([1.3863, 1.3863])
     """
     logits, target = _tensor(outputs), _target(batch, "labels", "targets")
@@ -99,8 +103,13 @@ def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> 
         raise CannotProbeTypeError(
             f"the targets are {target.dtype}; expected class indices of an integer type: targets.long()"
         )
-    target = target if target.is_floating_point() else target.long()
-    return functional.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+    if target.is_floating_point():
+        return functional.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+    target = target.long()
+    loss = functional.cross_entropy(
+        logits, target, ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=label_smoothing
+    )
+    return loss, (target != IGNORE_INDEX).long()
 
 
 def binary_cross_entropy(outputs: Any, batch: Any) -> Tensor:
@@ -139,6 +148,7 @@ def mse(outputs: Any, batch: Any) -> Tensor:
 
 
 def _token_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    labels = labels.long()
     loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
     return loss.view(labels.shape).sum(1), (labels != IGNORE_INDEX).sum(1)
 
@@ -179,3 +189,44 @@ def masked_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         (tensor([1.3863]), tensor([1]))
     """
     return _token_cross_entropy(_tensor(outputs), _target(batch, "labels", "targets"))
+
+
+def model_loss(outputs: Any, batch: Any, *, shifted: bool = False) -> tuple[Tensor, Tensor]:
+    """Loss that the model itself computes, as Hugging Face's do when their ``forward`` takes the labels.
+
+    Such a loss is one mean over its batch, from which those of the examples cannot be had: the risk needs
+    ``microbatch_size=1``. Much faster, where they give the same, are the losses above.
+
+    Args:
+        outputs: an object or a mapping with ``loss``: scalar for a batch of one example, or one per example (n,).
+        batch: ``(inputs, labels)``, or a dict with ``labels`` or ``targets``. An integer label of -100 does not count.
+        shifted: whether the model predicts next tokens, so that the first label does not count.
+
+    Returns:
+        ``(loss_sum (n,), weight (n,))``: the weight is the number of labels that count, 1 for labels that are no
+        integers.
+
+    Example:
+        >>> import torch
+        >>> labels = torch.tensor([[1, 2, -100]])
+        >>> model_loss({"loss": torch.tensor(0.5)}, {"labels": labels})
+        (tensor([1.]), tensor([2]))
+    """
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if not isinstance(loss, Tensor):
+        raise CannotProbeTypeError(
+            f"the model returned {type(outputs).__name__} without a loss; expected one with .loss: give it the labels, "
+            "or use another of curvprobe.losses"
+        )
+    labels = _target(batch, "labels", "targets")
+    rows = len(labels)
+    if loss.numel() != rows:
+        raise CannotProbeError(
+            f"the model's own loss has shape {tuple(loss.shape)} for {rows} examples; expected one loss per example: "
+            "make the risk with microbatch_size=1"
+        )
+    if labels.is_floating_point():
+        return loss.reshape(rows), labels.new_ones(rows)
+    counted = labels[:, 1:] if shifted else labels
+    weight = (counted != IGNORE_INDEX).reshape(rows, -1).sum(1)
+    return loss.reshape(rows) * weight, weight

@@ -1,7 +1,11 @@
 """Results that are read back from their files, of this version and of the one before."""
 
+import copy
 import json
+import pickle
+import shutil
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +49,16 @@ def as_first_version(record: dict) -> dict:
     return record
 
 
+def assert_absent(part, name: str) -> None:
+    """Whatever is asked of what was not read, the answer is that it was not."""
+    assert repr(part) == f"Absent(name='{name}')"
+    assert copy.copy(part) == pickle.loads(pickle.dumps(part)) == part
+    uses = (len, lambda p: p[0], lambda p: p.gradient, lambda p: p.truncate(1), lambda p: p.basis, list, bool)
+    for use in uses:
+        with pytest.raises(cp.ArgumentError, match=f"was read without its {name}: .*load the run's folder"):
+            use(part)
+
+
 def test_a_run_comes_back_from_its_folder_as_it_was(run, tmp_path):
     folder, analysis = run
     again = cp.load(folder)
@@ -61,7 +75,8 @@ def test_a_result_file_alone_tells_all_but_the_bulk(run, tmp_path):
     (tmp_path / "mine.json").write_bytes((folder / "result.json").read_bytes())
     again = cp.load(tmp_path / "mine.json")
     assert str(again) == str(analysis)
-    assert (again.subspace, again.sample, again.fresh) == (None, None, None)
+    for absent, name in ((again.subspace, "eigenspace"), (again.sample, "sample"), (again.fresh, "candidates")):
+        assert_absent(absent, name)
     assert same(again.ranking, analysis.ranking)
     assert again.to_json()["decay"]["ks"].tolist() == analysis.decay.ks.tolist()
 
@@ -70,7 +85,9 @@ def test_stages_of_another_run_are_not_taken_for_the_results(run, case, tmp_path
     folder, _ = run
     cp.analyze(case.risk(), case.candidates, dim=2, sigma=1e-2, out=tmp_path)
     (tmp_path / "result.json").write_bytes((folder / "result.json").read_bytes())
-    assert cp.load(tmp_path).sample is None
+    again = cp.load(tmp_path)
+    for absent, name in ((again.subspace, "eigenspace"), (again.sample, "sample"), (again.fresh, "candidates")):
+        assert_absent(absent, name)
 
 
 def test_the_first_version_is_read_too(run, tmp_path):
@@ -83,11 +100,68 @@ def test_the_first_version_is_read_too(run, tmp_path):
     assert same(again.delta1, analysis.delta1)
     assert same(again.concentration, analysis.concentration)
     assert same(again.sample, analysis.sample)
+    assert_absent(again.subspace, "eigenspace")
+    assert_absent(again.fresh, "candidates")
+    assert again.validity.change.shape == analysis.validity.change.shape
+    assert again.validity.change.isnan().all()
     assert again.expected.interval == analysis.expected.interval
     assert again.metrics() == analysis.metrics()
     unknown = "In bfloat16, rounding"  # what it is judged by was not written then
     kept = [[line for line in str(a).split("\n") if unknown not in line] for a in (again, analysis)]
     assert kept[0] == kept[1]
+
+
+def as_first_eigenspace(folder: Path, origin: str = "hessian") -> None:
+    """Rewrite the stage as the first version wrote it; ``origin`` is what it called the matrix."""
+    record = json.loads((folder / "eigenspace.json").read_text())
+    record["values"].pop("matrix", None)
+    record["values"]["origin"] = origin
+    (folder / "eigenspace.json").write_text(json.dumps(record))
+
+
+def copied(run, folder: Path) -> Path:
+    """A run of the first version with all its stages."""
+    for name in ("eigenspace", "sample", "candidates"):
+        for end in ("json", "safetensors"):
+            shutil.copy(run / f"{name}.{end}", folder)
+    record = as_first_version(json.loads((run / "result.json").read_text()))
+    (folder / "result.json").write_text(json.dumps(record))
+    as_first_eigenspace(folder)
+    return folder
+
+
+def test_stages_of_the_first_version_are_read(run, tmp_path):
+    folder, analysis = run
+    again = cp.load(copied(folder, tmp_path))
+    assert same(again.subspace, analysis.subspace)
+    assert again.subspace.matrix == "hessian"
+    assert same(again.sample, analysis.sample)
+    assert same(again.fresh, analysis.fresh)
+    as_first_eigenspace(tmp_path, "deformation")
+    assert cp.load(tmp_path).subspace.matrix == "gradient covariance"
+
+
+def test_a_result_of_the_first_version_beside_stages_of_another_run(run, case, tmp_path):
+    """It does not name its stages; what cannot be its own by the numbers is not taken."""
+    folder, _ = run
+    copied(folder, tmp_path)
+    x, y = case.candidates
+    other = tmp_path / "other"
+    cp.analyze(case.risk(), (x[:-1], y[:-1]), dim=2, sigma=1e-2, out=other)
+    for name in ("eigenspace", "candidates"):
+        for end in ("json", "safetensors"):
+            shutil.copy(other / f"{name}.{end}", tmp_path)
+    as_first_eigenspace(tmp_path)
+    again = cp.load(tmp_path)
+    assert_absent(again.subspace, "eigenspace")
+    assert_absent(again.fresh, "projections")
+    assert len(again.sample) == again.k  # of the run itself
+
+
+def test_a_stage_of_the_first_version_that_is_cut_short_is_absent(run, tmp_path):
+    copied(run[0], tmp_path)
+    (tmp_path / "eigenspace.safetensors").write_bytes(b"")
+    assert_absent(cp.load(tmp_path).subspace, "eigenspace")
 
 
 def test_a_trajectory_comes_back_and_so_does_one_of_the_first_version(tmp_path):

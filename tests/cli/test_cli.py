@@ -148,6 +148,19 @@ def test_compile_is_passed_on(task_file, tmp_path, monkeypatch):
     assert asked == [False, True]
 
 
+def test_natural_duplicates_are_allowed_by_an_option(tmp_path):
+    path = tmp_path / "my_task.py"
+    path.write_text(TASK.replace("(x[1::2], x[1::2].sin())", "(x[:6], x[:6].sin())"))
+    arguments = ["run", f"{path}:task", "--dim", 2, "--sigma", 0.01, "--out", tmp_path / "out"]
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "3 of 6 candidates" in " ".join(result.output.split())
+    assert "--allow-overlap" in result.output
+    result = invoke(*arguments, "--allow-overlap")
+    assert result.exit_code == 0, result.output
+    assert "3 of 6 candidates are in the sample too" in " ".join(result.output.split())
+
+
 def test_the_demo_passes_its_options_on(task_file, tmp_path, monkeypatch):
     from curvprobe.cli import analysis as cli
     from curvprobe.tasks import load_task
@@ -162,10 +175,11 @@ def test_the_demo_passes_its_options_on(task_file, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "analyze", analyze)
     monkeypatch.setattr("curvprobe.tasks.digits.digits", lambda **_: load_task(f"{task_file}:task"))
     options = ["--dim", "2", "--tolerance", "0.5", "--laws", "--concentration", "--seed", "3", "--num-probes", "8"]
+    options += ["--allow-overlap"]
     result = CliRunner().invoke(app, ["demo", *options, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     expected = {"dim": 2, "tolerance": 0.5, "laws": True, "concentration": True, "seed": 3, "num_probes": 8}
-    expected |= {"compile": False}
+    expected |= {"compile": False, "allow_overlap": True}
     assert {name: given[name] for name in expected} == expected
     assert "Sample size for an rms of 0.5" in result.output
     assert "under other laws" in result.output
@@ -208,7 +222,7 @@ def test_a_trajectory_is_followed_and_goes_on(tmp_path):
     assert (tmp_path / "out" / "trajectory.pdf").exists()
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.safetensors")}
     assert len(stamps) == 9
-    assert invoke(*arguments).exit_code == 0
+    assert invoke(*arguments, "--allow-overlap").exit_code == 0
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
 
 

@@ -68,7 +68,7 @@ def test_the_interval_covers_the_true_size(pool):
         dispersion = 2 * cp.expected_criterion(population, None, SIGMA, k=1).value
         truth = (math.sqrt(1 + 4 * dispersion / 1e-6) - 1) / 2
     else:
-        truth = sample_size._size_with(sample, population[:20_000], SIGMA, 1e-3)[0]
+        truth = sample_size.size_with(sample, population[:20_000], SIGMA, 1e-3)[0]
     hits = 0
     for seed in range(600):
         draws = drawn(population, 100, seed)

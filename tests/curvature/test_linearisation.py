@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import curvprobe as cp
-from curvprobe.curvature.linearisation import Linearisation, linearise
+from curvprobe.curvature.linearisation import Linearisation, kind_of, linearise
 from tests import cases
 from tests.cases import EXACT, Gate, block_of
 
@@ -55,10 +55,13 @@ def test_together_is_one_by_one(case, matrix, microbatch_size, passes):
     fast = together(risk)
     assert torch.allclose(matrix(fast) @ V, alone, **EXACT)
     assert verdicts(risk) == [True]
-    expected = [2]  # the comparison, and then every microbatch
+    expected, shapes = [], set()  # a comparison for every shape, and every microbatch
     for microbatch in fast.microbatches():
+        expected += [] if microbatch.shapes in shapes else [2]
+        shapes.add(microbatch.shapes)
         at_once = fast.budget.tangents_at_once(len(microbatch))
         expected += [len(chunk) for chunk in torch.arange(7).split(at_once) if len(chunk) > 1]
+    assert len(shapes) == (1 if len(risk) % min(len(risk), risk.microbatch_size) == 0 else 2)
     assert passes == [size for size in expected for _ in range(STEPS[matrix])]
     assert torch.allclose(matrix(fast) @ V[:, 0], alone[:, 0], **EXACT)
     assert len(passes) == len(expected) * STEPS[matrix]
@@ -82,7 +85,7 @@ def linear_in(wrong: str) -> tuple[Linearisation, list[int]]:
         scale = {"is wrong": 1.001, "is not finite": float("nan")}.get(wrong, 1.0) if batched else 1.0
         return [scale * (tangents[0].reshape(-1, 8) @ A).reshape(tangents[0].shape)]
 
-    return Linearisation(model, "of A", derivative), sizes
+    return Linearisation(model, "of A", (torch.float64, ((3, 4),)), derivative), sizes
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,31 @@ def test_batching_that_fails_is_not_used(wrong, passed):
     used = [0] * 8 if wrong != "nothing" else [3, 3, 2]
     assert sizes == passed + used
     assert linear.model.fast_paths.verdicts == {"tangents together, of A": wrong == "nothing"}
+
+
+def test_a_last_smaller_microbatch_is_compared_too():
+    """Batching that is right at one shape and wrong at the next is found out there, and is not used again."""
+    right, before = linear_in("nothing")
+    wrong, after = linear_in("is wrong")
+    last = replace(wrong, model=right.model, kind=(torch.float64, ((1, 4),)))
+    V = block_of(8, 4)
+    for linear in (right, last, right, last):
+        assert torch.allclose(torch.stack(list(linear.products(V, 2)), dim=1), A @ V, **EXACT)
+    assert before == [2, 0, 2, 2, *[0] * 4]
+    assert after == [2, 0, *[0] * 4, *[0] * 4]
+    assert right.model.fast_paths.verdicts == {"tangents together, of A": False}
+
+
+def test_the_kind_is_of_the_type_and_the_shapes():
+    risk = cases.make("weighted").risk(microbatch_size=2)
+    first, second, last = risk.microbatches()
+    each = ((torch.int64, (6,)), (torch.int64, (6,)))
+    assert kind_of(risk.probed, first) == kind_of(risk.probed, second) == (torch.float64, 2, each)
+    assert kind_of(risk.probed, last) == (torch.float64, 1, each)
+    assert kind_of(cases.make("weighted").risk().probed, last) == kind_of(risk.probed, last)
+    for matrix in ("hessian", "ggn"):
+        with risk.undisturbed():
+            assert linearise(risk.probed, matrix, last).kind == kind_of(risk.probed, last)
 
 
 def test_products_come_in_the_order_of_their_vectors_whatever_goes_together():

@@ -199,9 +199,10 @@ def test_nothing_that_is_held_at_once_takes_more_than_half_of_the_budget(footpri
     held = {
         "examples": (here.examples_at_once(), example, 6 * vector),
         "tangents": (there.tangents_at_once(rows), rows * example, 0),
-        "points": (here.points_at_once(rows), vector + rows * footprint.activation, 0),
+        "points": (here.points_at_once(rows), 4 * vector + rows * footprint.activation, 0),
         "examples together": (here.examples_together(), 4 * vector + example, 0),
         "products": (here.products_held(), vector, 0),
+        "directions": (here.directions_held(), 2 * vector, 0),
         "probes": (here.probes_held(), 8 * vector, 0),
     }
     for name, (count, each, beside) in held.items():
@@ -213,6 +214,7 @@ def test_nothing_that_is_held_at_once_takes_more_than_half_of_the_budget(footpri
     assert double.points_at_once(rows) <= here.points_at_once(rows)
     assert double.examples_together() <= here.examples_together()
     assert double.products_held() <= here.products_held()
+    assert double.directions_held() <= here.directions_held()
 
 
 SMALL = Footprint(activation=1000, graph=4000, num_params=10_000)  # 10 kB an example, 40 kB a vector
@@ -226,9 +228,12 @@ def test_as_much_is_held_as_half_of_the_budget_has_room_for():
     assert held(299_999).examples_at_once() == 5
     assert held(300_000).examples_at_once() == 6
     assert held(3 * 50_000, OTHER).tangents_at_once(5) == 3
-    assert held(3 * 45_000).points_at_once(5) == 3
+    assert held(3 * 165_000 - 1).points_at_once(5) == 2
+    assert held(3 * 165_000).points_at_once(5) == 3
     assert held(3 * 170_000).examples_together() == 3
     assert held(3 * 40_000).products_held() == 3
+    assert held(3 * 80_000 - 1).directions_held() == 2
+    assert held(3 * 80_000).directions_held() == 3
     assert held(3 * 320_000).probes_held() == 3
 
 

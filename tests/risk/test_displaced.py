@@ -86,8 +86,8 @@ def test_a_model_that_cannot_be_batched_goes_one_by_one(layer):
     assert state_of(model) == before
 
 
-def batched_by(rule, **options) -> tuple[cp.EmpiricalRisk, list[int]]:
-    """A risk whose loss goes through an operation with this batching rule, and one entry for every use of it."""
+def same_by(rule) -> tuple[type[torch.autograd.Function], list[int]]:
+    """An operation with this batching rule that does nothing, and one entry for every use of the rule."""
     uses = []
 
     class Same(torch.autograd.Function):
@@ -108,12 +108,66 @@ def batched_by(rule, **options) -> tuple[cp.EmpiricalRisk, list[int]]:
             uses.append(1)
             return rule(x, len(uses)), in_dims[0]
 
-    case = cases.make("mlp")
+    return Same, uses
+
+
+def batched_by(rule, **options) -> tuple[cp.EmpiricalRisk, list[int]]:
+    """A risk whose loss goes through an operation with this batching rule, and one entry for every use of it."""
+    (same, uses), case = same_by(rule), cases.make("mlp")
 
     def loss(outputs, batch):
-        return case.loss(Same.apply(outputs), batch)
+        return case.loss(same.apply(outputs), batch)
 
     return cp.EmpiricalRisk(case.model, loss, case.data, **options), uses
+
+
+def shaped_by(rule) -> tuple[cp.EmpiricalRisk, list[int]]:
+    """The same on sequences (n, 4, 2), for a rule that goes by what it is given: (points, n, length, 1)."""
+    same, uses = same_by(lambda x, use: rule(x))
+    torch.manual_seed(0)
+    model, data = nn.Linear(2, 1).double(), torch.ones(5, 4, 2, dtype=torch.float64).cumsum(0)
+    return cp.EmpiricalRisk(model, lambda outputs, batch: same.apply(outputs).square().mean((1, 2)), data), uses
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_displaced_pass_allows_derivatives_and_asks_for_none(count):
+    """A model may differentiate on its way, as one of forces does; nothing is kept for a backward pass."""
+    seen, case = [], cases.make("mlp")
+
+    def loss(outputs, batch):
+        seen.append((torch.is_grad_enabled(), outputs.requires_grad))
+        return case.loss(outputs, batch)
+
+    risk = cp.EmpiricalRisk(case.model, loss, case.data)
+    for pass_ in (one_by_one, displaced_losses):
+        seen.clear()
+        assert not pass_(risk, steps(risk, count)).requires_grad
+        assert set(seen) == {(True, False)}
+
+
+class Force(nn.Linear):
+    """What it returns is a derivative in its inputs."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            energy = super().forward(at).tanh().square().sum()
+            return torch.autograd.grad(energy, at, create_graph=True)[0]
+
+
+def test_a_model_that_differentiates_on_its_way():
+    torch.manual_seed(0)
+    x, y = block_of(6, 3), block_of(6, 3, seed=1)
+    model = Force(3, 2).double()
+    risk = cp.EmpiricalRisk(model, cp.losses.mse, (x, y))
+    block = steps(risk)
+    found = displaced_losses(risk, block)
+    assert torch.allclose(found, one_by_one(risk, block), rtol=1e-10)
+    for step, losses in zip(block, found, strict=True):
+        weight, bias = step[:6].view(2, 3) + model.weight.detach(), step[6:] + model.bias.detach()
+        z = (x @ weight.T + bias).tanh()
+        expected = ((2 * z * (1 - z.square())) @ weight - y).square().mean(1)
+        assert torch.allclose(losses, expected, rtol=1e-10)
 
 
 def test_an_operation_may_bring_its_own_batching_rule():
@@ -133,6 +187,22 @@ def test_wrong_batching_is_found_out_and_not_used_again(factor):
         assert torch.equal(displaced_losses(risk, block), one_by_one(risk, block))
     assert not risk.probed.fast_paths.verdicts[TOGETHER]
     assert uses == [1]
+
+
+def test_batching_that_is_wrong_for_other_examples_is_found_out_there():
+    """The rule is right at the sample's shape, and was compared there."""
+    risk, uses = shaped_by(lambda x: 1.001 * x if x.shape[-2] > 4 else x.clone())
+    block = steps(risk)
+    assert torch.allclose(displaced_losses(risk, block), one_by_one(risk, block), rtol=1e-10)
+    assert risk.probed.fast_paths.verdicts[TOGETHER]
+    assert uses == [1, 1]
+    longer = risk.on(torch.ones(5, 6, 2, dtype=torch.float64).cumsum(1))
+    for _ in range(2):
+        assert torch.equal(displaced_losses(longer, block), one_by_one(longer, block))
+    assert not risk.probed.fast_paths.verdicts[TOGETHER]
+    assert uses == [1, 1, 1]
+    assert torch.equal(displaced_losses(risk, block), one_by_one(risk, block))
+    assert uses == [1, 1, 1]
 
 
 def test_batching_that_fails_later_is_not_used_from_then_on():
@@ -194,7 +264,7 @@ def test_blocks_hold_everything_in_order_within_half_of_the_budget(microbatch_si
     risk = cases.make("mlp").risk(microbatch_size=microbatch_size)
     block = steps(risk, 7)
     rows = min(len(risk), risk.microbatch_size)
-    each = risk.num_params * 8 + rows * risk.footprint.activation
+    each = 4 * risk.num_params * 8 + rows * risk.footprint.activation
     for room, sizes in ((3 * each, [3, 3, 1]), (each - 1, [1] * 7), (100 * each, [7])):
         blocks = list(in_blocks(iter(block), within(risk, 2 * room)))
         assert [len(b) for b in blocks] == sizes
@@ -215,7 +285,7 @@ def draws_in_little_room(total: int, examples: int, new_examples: int) -> tuple[
     new = risk.on((x[examples:], y[examples:]))
     moment = cp.direct_monte_carlo(risk.on((x[:examples], y[:examples])), new, cp.IsotropicProbe(0.1), num_probes=50)
     footprint = risk.footprint
-    most = max(points * (footprint.vector + rows * footprint.activation) for points, rows in passes)
+    most = max(points * (4 * footprint.vector + rows * footprint.activation) for points, rows in passes)
     return passes, most, moment.value
 
 

@@ -183,6 +183,100 @@ def test_a_dataset_that_stands_still_can_be_read_again():
     assert torch.equal(examples.batch(0, 5)[0], examples.batch(0, 5)[0])
 
 
+def test_a_time_stamp_that_moves_by_a_second_is_a_change():
+    items = [(1.7e9 + i, i % 2) for i in range(5)]
+    examples = Examples(items)
+    examples.batch(0, 5)
+    items[2] = (1.7e9 + 3, 0)
+    with pytest.raises(ValueError, match="example 2 is not what it was"):
+        examples.batch(0, 5)
+
+
+# ---- errors of the user's own code ---------------------------------------------------------------------------------
+
+
+class Faulty(Squares):
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, row):
+        if row == 3:
+            raise self.error
+        return super().__getitem__(row)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("label"), OSError("no file"), IndexError(), RuntimeError("broken")], ids=repr
+)
+@pytest.mark.parametrize(
+    "read", [lambda e: e.batch(2, 4), lambda e: e.digests(), lambda e: e.select([1, 3]).batch(1, 2)]
+)
+def test_an_error_in_the_dataset_says_which_example_was_read(read, error):
+    examples = Examples(Faulty(error))
+    with pytest.raises(
+        cp.CannotProbeError, match=f"reading example 3 of the Faulty failed with {type(error).__name__}"
+    ) as e:
+        read(examples)
+    assert e.value.__cause__ is error
+    assert examples.batch(0, 3)[1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_goes_through(interrupt):
+    def collate(items):
+        raise interrupt
+
+    with pytest.raises(interrupt):
+        Examples(Faulty(interrupt())).batch(0, 5)
+    with pytest.raises(interrupt):
+        Examples(Squares(), collate).batch(0, 5)
+
+
+@pytest.mark.parametrize("error", [KeyError("label"), AssertionError("two"), AttributeError("x")], ids=repr)
+def test_an_error_in_collate_fn_says_what_was_collated(error):
+    def collate(items):
+        raise error
+
+    message = f"examples 1 to 3 could not be collated .*collate_fn failed with {type(error).__name__}.*here 3"
+    with pytest.raises(cp.CannotProbeError, match=message) as e:
+        Examples(Squares(), collate).batch(1, 4)
+    assert e.value.__cause__ is error
+    with pytest.raises(cp.CannotProbeError, match="example 4 could not be collated"):
+        Examples(Squares(), collate).batch(4, 5)
+
+
+def test_what_cannot_be_collated_or_recognised_is_named():
+    with pytest.raises(cp.CannotProbeError, match=r"examples 0 to 1 .*default \(TypeError.*pass collate_fn") as e:
+        Examples([object(), object()]).batch(0, 2)
+    assert isinstance(e.value.__cause__, TypeError)
+    with pytest.raises(cp.CannotProbeError, match="content of example 0, a Tensor, could not be read"):
+        Examples([torch.ones(2, device="meta")]).digests()
+
+
+LISTS = {
+    "['ids']": {"ids": [1, 2, 3], "n": 1},
+    "[0]": ([0.5, 1.0], 1),
+    "[1]['box']": [X[0], {"box": [True, False]}],
+    "[0][0]": ([[1, 2], [3, 4]], 0),
+    "['x']": {"x": [numpy.float64(1), numpy.float64(2)]},
+}
+
+
+@pytest.mark.parametrize(("where", "item"), LISTS.items(), ids=LISTS)
+def test_lists_of_numbers_are_refused_and_not_transposed(where, item):
+    with pytest.raises(cp.CannotProbeError) as e:
+        Examples([item, item]).batch(0, 2)
+    assert f"item{where} is a Python list of numbers" in str(e.value)
+    assert 'set_format("torch")' in str(e.value)
+    assert "collate_fn" in str(e.value)
+    assert Examples([item, item], list).batch(0, 2) == [item, item]
+
+
+@pytest.mark.parametrize("item", [[X[0], 1], [0.5, 1], (X[0], (0.5, 1)), {"text": ["a", "b"], "x": X[0]}])
+def test_lists_and_tuples_of_parts_are_collated(item):
+    assert len(Examples([item, item]).batch(0, 2)) == 2
+
+
 # ---- what cannot be read -------------------------------------------------------------------------------------------
 
 

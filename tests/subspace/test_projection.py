@@ -11,6 +11,7 @@ from curvprobe.curvature.per_example import FEW, TOGETHER
 from curvprobe.risk.budget import SMALL_EXAMPLE, Budget
 from curvprobe.runtime.digest import digest
 from tests import cases, reference
+from tests.cases import block_of
 from tests.subspace.counted import counted
 
 DIM = 3
@@ -121,6 +122,110 @@ def test_a_model_without_batching_rules_is_differentiated_one_by_one():
     subspace = given(risk)
     assert same(cp.project(risk, subspace), cp.project(case.risk(), subspace))
     assert together(risk) is False
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether vmap is at work on a tensor, beneath what other transforms of torch.func wrap it in."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
+
+
+class Lengthy(nn.Module):
+    """On more than four steps it does something else where it sees many examples batched by vmap."""
+
+    def __init__(self, batched_long) -> None:
+        super().__init__()
+        self.inner, self.batched_long = nn.Linear(2, 3, bias=False), batched_long
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, steps, 2)
+        z = self.inner(x).tanh().sum(1)
+        return self.batched_long(z) if x.shape[1] > 4 and is_batched(x) else z
+
+
+def refuse(z: Tensor) -> Tensor:
+    raise NotImplementedError("no batching rule")
+
+
+def lengthy(batched_long) -> Lengthy:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Lengthy(batched_long).double()
+
+
+def steps(n: int, length: int) -> tuple[Tensor, Tensor]:
+    return block_of(n * length, 2, seed=length).view(n, length, 2), torch.arange(n) % 3
+
+
+@pytest.mark.parametrize("batched_long", [lambda z: 1.001 * z, lambda z: z.detach(), lambda z: z * torch.nan, refuse])
+def test_batching_that_is_wrong_for_longer_examples_only_is_found_out_there(batched_long):
+    model = lengthy(batched_long)
+    risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, steps(5, 4))
+    subspace = given(risk)
+    short = cp.project(risk, subspace)
+    assert together(risk) is True
+    longer = risk.on(steps(5, 6))
+    found = cp.project(longer, subspace)
+    assert together(risk) is False
+    case = cases.Case(model, cp.losses.cross_entropy, steps(5, 6), None)
+    assert same(found, cp.ProjectedSample(*naive_projection(case, subspace.basis)))
+    assert same(cp.project(risk, subspace), short)
+
+
+@pytest.mark.parametrize("batched_long", [lambda z: 1.001 * z, refuse])
+def test_a_sample_whose_later_examples_are_longer(batched_long):
+    """What was begun together goes on one by one where batching raises or is wrong on the way."""
+    (a, y), (b, _) = steps(4, 4), steps(4, 6)
+    items = [*zip(a, y, strict=True), *zip(b, y, strict=True)]
+
+    def collate(given: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        inputs, labels = zip(*given, strict=True)
+        return nn.utils.rnn.pad_sequence(list(inputs), batch_first=True), torch.stack(labels)  # tanh(0) adds nothing
+
+    def made() -> cp.EmpiricalRisk:
+        return cp.EmpiricalRisk(
+            lengthy(batched_long), cp.losses.cross_entropy, items, collate_fn=collate, microbatch_size=2
+        )
+
+    risk = made()
+    subspace = given(risk)
+    found = cp.project(risk, subspace)
+    assert same(found, cp.project(taking("one by one", made()), subspace))
+    assert together(risk) is False
+
+
+def test_candidates_with_an_entry_that_is_no_tensor():
+    """The sample's are tensors, and go together; the candidates' names are strings, which the loss reads."""
+    x, y = cases.make("mlp").data
+
+    def loss(outputs: Tensor, batch: dict) -> Tensor:
+        losses = nn.functional.cross_entropy(outputs, batch["labels"], reduction="none")
+        factors = [float(len(name)) for name in batch["name"]] if "name" in batch else [1.0]
+        return losses * torch.tensor(factors, dtype=losses.dtype)
+
+    def forward(model: nn.Module, batch: dict) -> Tensor:
+        return model(batch["x"])
+
+    model = cases.make("mlp").model
+    risk = cp.EmpiricalRisk(model, loss, {"x": x, "labels": y}, forward=forward)
+    subspace = given(risk)
+    plain = cp.project(risk, subspace)
+    assert together(risk) is True
+    names = ["a", "bb", "ccc", "a", "bb", "ccc"]
+    named = risk.on([{"x": a, "labels": b, "name": name} for a, b, name in zip(x, y, names, strict=True)])
+    found = cp.project(named, subspace)
+    assert together(risk) is False
+    factors = torch.tensor([1.0, 2.0, 3.0] * 2, dtype=torch.float64)
+    scaled = cp.ProjectedSample(
+        plain.loss * factors,
+        plain.weight,
+        plain.gradient * factors[:, None],
+        plain.hessian * factors[:, None, None],
+    )
+    assert same(found, scaled)
 
 
 def test_examples_of_unequal_length_are_padded_only_among_themselves(way):

@@ -74,6 +74,7 @@ def analyze(
     seed: int = 0,
     out: str | Path | None = None,
     compile: bool = False,  # noqa: A002 - torch's word
+    allow_overlap: bool = False,
 ) -> Analysis:
     """Measure how much the landscape around the solution still moves when one more example is added.
 
@@ -97,12 +98,14 @@ def analyze(
         out: folder for the finished stages and ``result.json``; a stage found there under the same model, data and
             settings is not computed again, and an eigenspace that was interrupted is continued.
         compile: compile the Hessian product, see :func:`hessian`.
+        allow_overlap: take candidates that the sample holds too, by their content, and say how many: where equal rows
+            are different examples (a few binary features, say), leaving them out would change the population.
 
     Returns:
         The frozen result.
 
     Raises:
-        ValueError: for arguments that make no sense, or candidates that the sample holds too.
+        ValueError: for arguments that make no sense, or candidates that the sample holds too (see ``allow_overlap``).
 
     Example:
         >>> import torch, curvprobe as cp
@@ -113,9 +116,9 @@ def analyze(
         >>> analysis.verdict, analysis.controlled.stderr < analysis.direct.stderr
         ('valid', True)
     """
-    settings = _checked(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile)
+    settings = _checked(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap)
     notes: list[str] = []
-    risk, new = _sample_and_candidates(risk, candidates, notes)
+    risk, new = _sample_and_candidates(risk, candidates, settings, notes)
     if tolerance is not None:
         check_request(tolerance, len(new) if len(new) > 1 else len(risk))
     if risk.upcast_from:
@@ -201,7 +204,7 @@ def _analysis(
         sigma=sigma,
         sigma_source=seen.sigma_source,
         **_first_candidate(job, seen),
-        **_over_candidates(seen, tolerance),
+        **_over_candidates(job, seen, tolerance),
         stationarity=stationarity(risk, seen.space, sample, fresh),
         theory=theory_checks(sample, fresh[0], sigma),
         laws=seen.laws,
@@ -238,17 +241,17 @@ def _first_candidate(job: Job, seen: _Seen) -> dict[str, Any]:
     }
 
 
-def _over_candidates(seen: _Seen, tolerance: float | None) -> dict[str, Any]:
+def _over_candidates(job: Job, seen: _Seen, tolerance: float | None) -> dict[str, Any]:
     """What is expected of the next example, and the sample size that a tolerance takes."""
     # One candidate says nothing of the others: the sample stands for them.
     sample, pool, sigma = seen.sample, seen.fresh if len(seen.fresh) > 1 else None, seen.sigma
-    alone = pool is None and len(sample) < 2
+    alone, overlapping = pool is None and len(sample) < 2, job.settings.allow_overlap
     return {
-        "expected": None if alone else expected_criterion(sample, pool, sigma),
-        "doubling": None if alone else expected_criterion(sample, pool, sigma, "double"),
+        "expected": None if alone else expected_criterion(sample, pool, sigma, allow_overlap=overlapping),
+        "doubling": None if alone else expected_criterion(sample, pool, sigma, "double", allow_overlap=overlapping),
         "required": None
         if tolerance is None
-        else required_sample_size(sample, pool, sigma, tolerance, validity=seen.validity),
+        else required_sample_size(sample, pool, sigma, tolerance, validity=seen.validity, allow_overlap=overlapping),
     }
 
 
@@ -261,6 +264,7 @@ def _checked(
     num_probes: int,
     seed: int,
     compiled: bool,
+    allow_overlap: bool,
 ) -> Settings:
     """The settings, if they make sense."""
     dim, num_probes, seed = _whole("dim", dim), _whole("num_probes", num_probes), _whole("seed", seed)
@@ -268,7 +272,7 @@ def _checked(
         sigma = float(check_sigma(sigma))
     if num_probes < 2:
         raise ArgumentError(f"num_probes is {num_probes}; expected at least 2 draws")
-    return Settings(dim, sigma, which, tol, max_matvecs, num_probes, seed, compiled)
+    return Settings(dim, sigma, which, tol, max_matvecs, num_probes, seed, compiled, bool(allow_overlap))
 
 
 def _whole(name: str, number: Any) -> int:
@@ -282,7 +286,7 @@ def _whole(name: str, number: Any) -> int:
 
 
 def _sample_and_candidates(
-    risk: EmpiricalRisk, candidates: Any, notes: list[str]
+    risk: EmpiricalRisk, candidates: Any, settings: Settings, notes: list[str]
 ) -> tuple[EmpiricalRisk, EmpiricalRisk]:
     """The sample, and the next examples outside it."""
     if candidates is None:
@@ -298,10 +302,16 @@ def _sample_and_candidates(
     new = candidates if isinstance(candidates, EmpiricalRisk) else risk.on(candidates)
     risk.check_same_model(new)
     shared = overlap(risk.digests(), new.digests())
-    if shared:
+    if shared and not settings.allow_overlap:
         raise ArgumentError(
             f"{len(shared)} of {len(new)} candidates are in the sample too (the first is candidate {shared[0]}); "
-            "expected examples that the model was not trained on: leave them out"
+            "expected examples that the model was not trained on: leave them out, or, where equal ones are different "
+            "examples (natural duplicates), pass allow_overlap=True (--allow-overlap)"
+        )
+    if shared:
+        notes.append(
+            f"{len(shared)} of {len(new)} candidates are in the sample too, by their content (the first is candidate "
+            f"{shared[0]}); as allow_overlap says, they were taken for other examples that happen to be equal."
         )
     return risk, new
 
@@ -351,6 +361,7 @@ def _config(job: Job, more: dict[str, Any]) -> dict[str, Any]:
         **s.solver,
         "sigma": s.sigma,
         "num_probes": s.num_probes,
+        "allow_overlap": s.allow_overlap,
         **more,
         "param_names": job.risk.param_names,
         **named,

@@ -168,12 +168,14 @@ def concentration_curve(
     makers = subspace_makers(risk, candidates, dim, seed=seed) if subspaces is None else dict(subspaces)
     if not makers:
         raise ArgumentError("subspaces is empty; expected at least one")
+    known = [space.dim for space in makers.values() if isinstance(space, Subspace)]
+    if dims is not None and len(known) == len(makers):
+        _check_dims(list(dims), max(known))
     # One basis at a time: what is left of it is small.
     projected = {name: _projected(risk, candidates, given) for name, given in makers.items()}
     largest = max(one.increments.dim for one in projected.values())
     chosen = sorted({*(2**i for i in range(largest.bit_length())), largest}) if dims is None else list(dims)
-    if not chosen or not all(1 <= d <= largest for d in chosen):
-        raise ArgumentError(f"dims is {chosen}; expected dimensions from 1 to {largest}")
+    _check_dims(chosen, largest)
     full = full_space_parts(risk, candidates, sigma=single, num_probes=num_probes, seed=seed)
     shares = [_shares(one.increments, full, chosen, single) for one in projected.values()]
     criterion, criterion_stderr, shape, shape_stderr = torch.stack(shares, dim=1)
@@ -199,6 +201,11 @@ class _Projected:
 
     increments: QuadraticIncrement
     certified: int
+
+
+def _check_dims(dims: list[int], largest: int) -> None:
+    if not dims or not all(1 <= d <= largest for d in dims):
+        raise ArgumentError(f"dims is {dims}; expected dimensions from 1 to {largest}")
 
 
 def _projected(risk: EmpiricalRisk, candidates: EmpiricalRisk, given: Subspace | Callable[[], Subspace]) -> _Projected:

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from curvprobe.analysis.result import RESULT_VERSION, Analysis
+import torch
+
+from curvprobe.analysis.result import RESULT_VERSION, Absent, Analysis
 from curvprobe.analysis.trajectory import TRAJECTORY_VERSION, Trajectory
 from curvprobe.criteria.expectation import PARTS, SOURCES
 from curvprobe.criteria.sample import ProjectedSample
-from curvprobe.errors import ArgumentError
+from curvprobe.errors import ArgumentError, ArgumentTypeError
+from curvprobe.runtime.plain import numbers
 from curvprobe.runtime.store import RESULT, read_stage
 from curvprobe.subspace.spaces import Eigenspace
 
@@ -40,7 +43,24 @@ def load(path: str | Path) -> Analysis | Trajectory:
         >>> str(again) == str(analysis), again.sample.gradient.shape
         (True, torch.Size([20, 3]))
     """
-    file = Path(path) / RESULT if Path(path).is_dir() else Path(path)
+    file = _result_file(path)
+    record = _read(file)
+    try:
+        if "trajectory" in record:
+            return Trajectory.from_json(_upgraded_trajectory(record)["trajectory"])
+        return Analysis.from_json(_upgraded(record), **_bulk(record, file.parent))
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        raise ArgumentError(f"{str(file)!r} is not a whole result of an analysis or a trajectory: {error!r}") from error
+
+
+def _result_file(path: str | Path) -> Path:
+    if not isinstance(path, str | Path):
+        raise ArgumentTypeError(f"path is a {type(path).__name__}; expected a run's folder or a result file")
+    return Path(path) / RESULT if Path(path).is_dir() else Path(path)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The record in a file, if it is one that can be understood."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -49,18 +69,12 @@ def load(path: str | Path) -> Analysis | Trajectory:
         raise ArgumentError(
             f"{str(file)!r} is of something else than an analysis or a trajectory; read it with json.load"
         )
-    newest = TRAJECTORY_VERSION if "trajectory" in record else RESULT_VERSION
-    if record.get("schema_version") not in range(1, newest + 1):
+    version, newest = record.get("schema_version"), TRAJECTORY_VERSION if "trajectory" in record else RESULT_VERSION
+    if type(version) is not int or not 1 <= version <= newest:
         raise ArgumentError(
-            f"{str(file)!r} has schema version {record.get('schema_version')!r}; this version of curvprobe reads 1 to "
-            f"{newest}"
+            f"{str(file)!r} has schema version {version!r}; this version of curvprobe reads 1 to {newest}"
         )
-    try:
-        if "trajectory" in record:
-            return Trajectory.from_json(_upgraded_trajectory(record)["trajectory"])
-        return Analysis.from_json(_upgraded(record), **_bulk(record, file.parent))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArgumentError(f"{str(file)!r} is not a whole result of an analysis or a trajectory: {error!r}") from error
+    return record
 
 
 def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +84,7 @@ def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
     for row in record["first_candidate"].values():
         row.setdefault("p", 2.0)
     record["first_candidate"]["delta1"]["p"] = 1.0
-    record["validity"].setdefault("change", [None] * len(record["validity"]["sigmas"]))
+    record["validity"].setdefault("change", None)
     record["validity"].setdefault("loss", record["sample"]["loss"])
     several = record["sample"]["num_candidates"] > 1
     for name in ("expected", "doubling"):
@@ -94,15 +108,30 @@ def _upgraded_trajectory(record: dict[str, Any]) -> dict[str, Any]:
 
 def _bulk(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The eigenspace and the projections, where the stages that the result rests on lie beside it."""
-    kinds: dict[str, tuple[str, type[Any]]] = {
-        "subspace": ("eigenspace", Eigenspace),
-        "sample": ("sample", ProjectedSample),
-        "fresh": ("candidates", ProjectedSample),
-    }
-    # The first version did not name its stages; what lay beside the result was what it rested on.
-    keys = record.get("stages", {name: None for name, _ in kinds.values()})
-    found = {}
-    for attribute, (name, kind) in kinds.items():
-        stage = read_stage(folder, name, kind, keys[name]) if name in keys else None
-        found[attribute] = None if stage is None else stage[0]
-    return found
+    # The first version did not name its stages: what lay beside the result was what it rested on.
+    keys = record.get("stages")
+
+    def stage(name: str, kind: Any) -> Any:
+        found = None
+        if keys is None or name in keys:
+            found = read_stage(folder, name, kind, None if keys is None else keys[name])
+        return Absent(name) if found is None else found[0]
+
+    space = stage("eigenspace", Eigenspace if record["schema_version"] > 1 else _first_eigenspace)
+    sample, fresh = stage("sample", ProjectedSample), stage("candidates", ProjectedSample)
+    if not isinstance(space, Absent) and not torch.equal(
+        space.eigenvalues, numbers(record["eigenspace"]["eigenvalues"])
+    ):
+        space = Absent("eigenspace")
+    counts = (("k", sample), ("num_candidates", fresh))
+    sample, fresh = (
+        one if isinstance(one, Absent) or len(one) == record["sample"][name] else Absent("projections")
+        for name, one in counts
+    )
+    return {"subspace": space, "sample": sample, "fresh": fresh}
+
+
+def _first_eigenspace(*, origin: Any, **values: Any) -> Eigenspace:
+    """An eigenspace from the fields that the first version kept."""
+    matrices = {"deformation": "gradient covariance"}
+    return Eigenspace(**values, matrix=matrices.get(origin, origin))

@@ -21,6 +21,7 @@ from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.sample_size import RequiredSampleSize
 from curvprobe.criteria.theory import TheoryChecks
 from curvprobe.criteria.verdicts import QuadraticValidity
+from curvprobe.errors import ArgumentError
 from curvprobe.runtime.plain import number, numbers
 from curvprobe.subspace.spaces import Eigenspace
 
@@ -111,6 +112,30 @@ class Spectrum:
         )
 
 
+@dataclass(frozen=True)
+class Absent:
+    """What a result file alone does not hold: any use of it says so."""
+
+    name: str
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # copying and pickling ask for these
+            raise AttributeError(attribute)
+        raise self._error()
+
+    def __len__(self) -> int:
+        raise self._error()
+
+    def __getitem__(self, _: Any) -> Any:
+        raise self._error()
+
+    def _error(self) -> ArgumentError:
+        return ArgumentError(
+            f"this result was read without its {self.name}: the stage that it rests on does not lie beside it; load "
+            "the run's folder, or repeat the run"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """What :func:`curvprobe.analyze` found; print it for a table.
@@ -148,8 +173,9 @@ class Analysis:
         notes: what a reader should know before trusting the numbers.
         config, versions: how it was made.
         seconds: of every stage; a stage that was found on disk has 0.
-        subspace: the top-D eigenspace; None where a result file was read without the stages that it rests on.
-        sample, fresh: projected sample and candidates; None likewise.
+        subspace: the top-D eigenspace.
+        sample, fresh: projected sample and candidates. Where a result file was read without the stages that it rests
+            on, a use of these three raises :class:`curvprobe.ArgumentError`.
     """
 
     k: int
@@ -185,9 +211,9 @@ class Analysis:
     config: dict[str, Any]
     versions: dict[str, str]
     seconds: dict[str, float]
-    subspace: Eigenspace | None = None
-    sample: ProjectedSample | None = None
-    fresh: ProjectedSample | None = None
+    subspace: Eigenspace
+    sample: ProjectedSample
+    fresh: ProjectedSample
 
     @property
     def verdict(self) -> str:
@@ -276,7 +302,7 @@ class Analysis:
 
     @classmethod
     def from_json(cls, record: dict[str, Any], **bulk: Any) -> Analysis:
-        """What :meth:`to_json` has written, with the bulk tensors where they are at hand."""
+        """What :meth:`to_json` has written, with ``subspace``, ``sample`` and ``fresh``; see :class:`Absent`."""
         rows = record["first_candidate"]
         parts: dict[str, Any] = {attribute: Estimate.from_json(rows[name]) for name, attribute in ESTIMATES.items()}
         for attribute, key, kind in _OPTIONAL:
@@ -287,7 +313,7 @@ class Analysis:
             validity=QuadraticValidity.from_json(record["validity"]),
             sigma=record["sigma"]["value"],
             sigma_source=record["sigma"]["source"],
-            surrogate_error=number(record["validity"]["increment_error_of_monte_carlo"], math.inf),
+            surrogate_error=number(record["validity"]["increment_error_of_monte_carlo"]),
             **parts,
             stationarity=Stationarity.from_json(record["stationarity"]),
             theory=TheoryChecks.from_json(record["theory"]),

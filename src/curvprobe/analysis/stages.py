@@ -56,6 +56,7 @@ class Settings:
     num_probes: int
     seed: int
     compile: bool
+    allow_overlap: bool = False
 
     @property
     def solver(self) -> dict[str, Any]:

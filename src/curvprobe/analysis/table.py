@@ -53,6 +53,8 @@ def floor_lines(validity: QuadraticValidity, dtype: str) -> list[str]:
     """Where rounding takes over: as measured in the model's own precision, and by the unit roundoff of bfloat16."""
     measured, rough = validity.precision_floor, validity.rounding_floor(torch.bfloat16)
     lines = [] if measured is None else [f"  Below sigma = {measured:.2g} rounding in {dtype} takes over."]
+    if bool(validity.change.isnan().any()):  # a result of the first version does not tell
+        return lines
     where = "at every sigma that was tried" if rough is None else f"below sigma = {rough:.2g}"
     return [*lines, f"  In bfloat16, rounding of the losses would hide the increment's change {where}."]
 

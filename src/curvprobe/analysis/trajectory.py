@@ -110,6 +110,7 @@ def trajectory(
     tol: float = 1e-3,
     seed: int = 0,
     out: str | Path | None = None,
+    allow_overlap: bool = False,
 ) -> Trajectory:
     """Dispersion and criteria along sample sizes, at the weights that were trained on each.
 
@@ -130,6 +131,7 @@ def trajectory(
         seed: of the eigenspaces.
         out: folder for ``result.json`` and the finished eigenspaces and projections, which are found again when it is
             repeated.
+        allow_overlap: take candidates that a sample holds too, by their content.
 
     Raises:
         ValueError: for fewer than 2 sizes, sizes beside risks, or candidates that a sample holds.
@@ -161,7 +163,7 @@ def trajectory(
                     risk.value(),
                     norm(risk.gradient()),
                     pool_dispersion(sample, sigma),
-                    expected_criterion(sample, fresh, sigma),
+                    expected_criterion(sample, fresh, sigma, allow_overlap=allow_overlap),
                     space,
                     shared,
                 )

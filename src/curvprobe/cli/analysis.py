@@ -13,6 +13,7 @@ from curvprobe.analysis.analyze import analyze
 from curvprobe.cli.app import app
 from curvprobe.cli.messages import plain_errors, say
 from curvprobe.cli.options import (
+    AllowOverlap,
     Compile,
     Concentration,
     Dim,
@@ -55,6 +56,7 @@ def demo(
     seed: Seed = 0,
     memory_budget: Memory = None,
     compiled: Compile = False,
+    allow_overlap: AllowOverlap = False,
 ) -> None:
     """Train a built-in task and analyse it. Nothing is downloaded.
 
@@ -79,6 +81,7 @@ def demo(
             concentration=concentration,
             seed=seed,
             compile=compiled,
+            allow_overlap=allow_overlap,
         )
 
 
@@ -97,6 +100,7 @@ def run(
     seed: Seed = 0,
     memory_budget: Memory = None,
     compiled: Compile = False,
+    allow_overlap: AllowOverlap = False,
 ) -> None:
     """Analyse your own trained model.
 
@@ -117,6 +121,7 @@ def run(
             concentration=concentration,
             seed=seed,
             compile=compiled,
+            allow_overlap=allow_overlap,
         )
 
 
@@ -181,6 +186,7 @@ def trajectory(
     tol: Tol = 1e-3,
     seed: Seed = 0,
     memory_budget: Memory = None,
+    allow_overlap: AllowOverlap = False,
 ) -> None:
     """Follow the criteria along k, with weights that are trained anew for every sample size.
 
@@ -199,7 +205,8 @@ def trajectory(
             return (largest if k == sizes[-1] else load_task(train, k)).risk(memory_budget=budget)
 
         new = largest.candidates
-        path = follow(trained, sizes, candidates=new, dim=dim, sigma=sigma, tol=tol, seed=seed, out=out)
+        options: dict[str, Any] = {"dim": dim, "sigma": sigma, "tol": tol, "seed": seed}
+        path = follow(trained, sizes, candidates=new, **options, out=out, allow_overlap=allow_overlap)
         typer.echo(str(path))
 
         def figures() -> list[Path]:

@@ -43,6 +43,14 @@ Concentration = Annotated[
         "eigenspaces.",
     ),
 ]
+AllowOverlap = Annotated[
+    bool,
+    typer.Option(
+        "--allow-overlap",
+        help="Take candidates that equal an example of the sample, and say how many: for data in which equal rows are "
+        "different examples.",
+    ),
+]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the Hessian product: minutes at first, for jobs that take long.")
 ]

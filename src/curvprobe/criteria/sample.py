@@ -16,6 +16,9 @@ from curvprobe.errors import ArgumentError
 from curvprobe.numerics.rows import resolve_rows
 from curvprobe.runtime.store import write_atomically
 
+FILE_VERSION = "1"
+"""Of the file of a saved sample."""
+
 _TENSORS = ("loss", "weight", "gradient", "hessian")
 
 
@@ -80,7 +83,9 @@ class ProjectedSample:
     def save(self, path: str | Path) -> None:
         """Write the sample to a safetensors file, for work on a machine without the model."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        write_atomically(Path(path), save(tensors, metadata={"digests": json.dumps(self.digests)}))
+        write_atomically(
+            Path(path), save(tensors, metadata={"version": FILE_VERSION, "digests": json.dumps(self.digests)})
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> ProjectedSample:
@@ -92,7 +97,12 @@ class ProjectedSample:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-                digests = json.loads((file.metadata() or {})["digests"])
+                found = file.metadata() or {}
+                if found["version"] != FILE_VERSION:
+                    raise ValueError(
+                        f"it has version {found['version']}; this version of curvprobe reads {FILE_VERSION}"
+                    )
+                digests = json.loads(found["digests"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ArgumentError(
                 f"no projected sample could be read from {str(path)!r}: {error}; expected a file of "

@@ -130,7 +130,7 @@ def required_sample_size(
         interval = (ends[0], ends[1])
     else:
         check_fresh(sample, fresh, allow_overlap=allow_overlap)
-        size, interval = _size_with(sample, fresh, sigma, tolerance)
+        size, interval = size_with(sample, fresh, sigma, tolerance)
     reason = _refusal(sample, sigma, interval, validity, widest)
     return RequiredSampleSize(
         None if reason else math.ceil(size - 1e-9), interval, tolerance, reason or "supported", ASSUMPTIONS
@@ -150,7 +150,7 @@ def _size_of(dispersion: float, tolerance: float) -> float:
     return max(1.0, (math.sqrt(1 + 4 * dispersion / tolerance**2) - 1) / 2)
 
 
-def _size_with(
+def size_with(
     sample: ProjectedSample, fresh: ProjectedSample, sigma: float | Tensor, tolerance: float
 ) -> tuple[float, tuple[float, float]]:
     """The size that the tolerance needs when candidates join, and the sizes at which the mean square's ends meet it."""

@@ -32,7 +32,7 @@ class QuadraticValidity:
         verdicts: one per sigma, by ``increment_error`` if there is one, else by ``loss_error``.
         num_probes: draws behind every number.
         stderr: (S,), standard error of the error that the verdicts go by, over the draws.
-        change: (S,), root mean square of what the errors are relative to: the true change.
+        change: (S,), root mean square of what the errors are relative to: the true change; NaN where it is unknown.
         loss: of the risk at the solution.
     """
 
@@ -52,7 +52,8 @@ class QuadraticValidity:
             *("sigmas", "loss_error", "increment_error", "stderr", "change", "loss", "threshold", "verdicts"),
             *("num_probes", "validated_sigma", "precision_floor"),
         )
-        return {name: getattr(self, name) for name in names}
+        change = None if bool(self.change.isnan().any()) else self.change
+        return {name: getattr(self, name) for name in names} | {"change": change}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> QuadraticValidity:
@@ -66,7 +67,9 @@ class QuadraticValidity:
             verdicts=tuple(record["verdicts"]),
             num_probes=record["num_probes"],
             stderr=numbers(record["stderr"], math.inf),
-            change=numbers(record["change"], math.inf),
+            change=torch.full_like(numbers(record["sigmas"]), math.nan)
+            if record["change"] is None
+            else numbers(record["change"], math.inf),
             loss=number(record["loss"]),
         )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from curvprobe.curvature.linearisation import Linearisation, linearise
+from curvprobe.curvature.linearisation import Linearisation, kind_of, linearise
 from curvprobe.risk.fast_paths import difference
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
@@ -41,7 +41,7 @@ def compile_hessian(model: ProbedModel) -> Compiled:
             named = dict(zip(params, tangents, strict=True))
             return list(compiled[0](params, microbatch.batch, len(microbatch), named).values())
 
-        return Linearisation(model, "compiled", derivative)
+        return Linearisation(model, "compiled", kind_of(model, microbatch), derivative)
 
     return linearised
 
@@ -57,5 +57,5 @@ def trusted(compiled: Compiled, model: ProbedModel, microbatch: Microbatch) -> b
 
     found = difference(compare)
     if found is not None:
-        warnings.warn(f"the compiled product is not used: {found}", stacklevel=6)
+        warnings.warn(f"the compiled product is not used: {found}", stacklevel=5)
     return found is None

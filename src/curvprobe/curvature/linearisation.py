@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from curvprobe.errors import CannotProbeTypeError
-from curvprobe.risk.contract import split_loss
+from curvprobe.errors import CannotProbeError, CannotProbeTypeError
 from curvprobe.risk.fast_paths import Compared
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
@@ -34,12 +33,14 @@ class Linearisation:
     Attributes:
         model: whose parameters the tangents are of.
         name: of the way to the products, for the comparison of many tangents with one.
+        kind: type and shapes of the examples.
         derivative: along tangents.
         first_order: what the pass has shown on the way; None where it goes another way.
     """
 
     model: ProbedModel
     name: str
+    kind: Hashable
     derivative: Derivative
     first_order: FirstOrder | None = None
 
@@ -51,7 +52,7 @@ class Linearisation:
             chunk = block[:, start : start + at_once]
             if chunk.shape[1] == 1:
                 yield self._alone(chunk[:, 0])
-            elif fast_paths.hold(name, partial(self._compare, chunk[:, :2])):
+            elif fast_paths.hold(name, self.kind, partial(self._compare, chunk[:, :2])):
                 try:
                     products = self._together(chunk)
                 except RuntimeError:  # another microbatch may bring another operation
@@ -76,6 +77,11 @@ class Linearisation:
         return torch.cat([part.detach().reshape(len(rows), -1) for part in parts], dim=1)
 
 
+def kind_of(model: ProbedModel, microbatch: Microbatch) -> Hashable:
+    """Type and shapes, by which a model may go another way."""
+    return model.dtype, len(microbatch), microbatch.kind
+
+
 def linearise(model: ProbedModel, kind: Kind, microbatch: Microbatch) -> Linearisation:
     """The curvature of the microbatch's summed loss."""
     return {"hessian": _hessian, "ggn": _ggn}[kind](model, microbatch)
@@ -86,7 +92,7 @@ def _hessian(model: ProbedModel, microbatch: Microbatch) -> Linearisation:
     loss_sum, weight = model.batch_losses(leaves, microbatch)
     gradients = model.first_order(loss_sum.sum(), leaves, create_graph=True)
     derivative = gradient_derivative(leaves, gradients)
-    return Linearisation(model, "hessian", derivative, (loss_sum, weight, gradients))
+    return Linearisation(model, "hessian", kind_of(model, microbatch), derivative, (loss_sum, weight, gradients))
 
 
 def gradient_derivative(leaves: dict[str, Tensor], gradients: list[Tensor]) -> Derivative:
@@ -95,14 +101,17 @@ def gradient_derivative(leaves: dict[str, Tensor], gradients: list[Tensor]) -> D
 
 
 def _ggn(model: ProbedModel, microbatch: Microbatch) -> Linearisation:
-    leaves = model.leaves()
+    leaves, kind = model.leaves(), kind_of(model, microbatch)
     reached, free, slopes = output_slopes(model, leaves, microbatch)
     if not reached:  # these examples pass the probed parameters by
-        return Linearisation(model, "ggn", lambda tangents, _: [torch.zeros_like(tangent) for tangent in tangents])
+        return Linearisation(
+            model, "ggn", kind, lambda tangents, _: [torch.zeros_like(tangent) for tangent in tangents]
+        )
     pull = output_hessian_product(leaves, reached, free, slopes)
     return Linearisation(
         model,
         "ggn",
+        kind,
         lambda tangents, batched: derivatives(reached, list(leaves.values()), pull(tangents, batched), batched=batched),
     )
 
@@ -115,8 +124,15 @@ def output_slopes(
     outputs = _output_tensors(model.outputs(leaves, batch))
     at = [i for i, z in enumerate(outputs.tensors) if z.requires_grad]
     free = [outputs.tensors[i].detach().requires_grad_() for i in at]
-    loss_sum, _ = split_loss(model.loss(outputs.rebuild(dict(zip(at, free, strict=True))), batch), len(microbatch))
-    slopes = derivatives([loss_sum.sum()], free, create_graph=True)
+    rebuilt = outputs.rebuild(dict(zip(at, free, strict=True)))
+    loss_sum = model.losses_of_outputs(leaves, rebuilt, microbatch).sum()
+    if loss_sum.requires_grad and any(t is not None for t in _reached(loss_sum, list(leaves.values()))):
+        raise CannotProbeError(
+            "the loss reaches parameters of the model other than through its outputs, such as by a penalty over "
+            "model.parameters(); the Gauss-Newton matrix is that of a function of the outputs: use the Hessian, or "
+            "take the term out of the loss"
+        )
+    slopes = derivatives([loss_sum], free, create_graph=True)
     return [outputs.tensors[i] for i in at], free, slopes
 
 
@@ -133,6 +149,10 @@ def output_hessian_product(
         return derivatives(slopes, free, pushed, batched=batched)
 
     return product
+
+
+def _reached(scalar: Tensor, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(scalar, leaves, retain_graph=True, allow_unused=True)
 
 
 def derivatives(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
-from curvprobe.curvature.linearisation import Linearisation, gradient_derivative
+from curvprobe.curvature.linearisation import Linearisation, gradient_derivative, kind_of
 from curvprobe.numerics.linalg import quick_inner
 from curvprobe.risk.examples import Batch
 from curvprobe.risk.probed import ProbedModel
@@ -30,7 +30,9 @@ def project_one(model: ProbedModel, example: Microbatch, basis: Tensor, held: in
     loss_sum, weight = model.batch_losses(leaves, example)
     gradients = model.first_order((loss_sum / weight).sum(), leaves, create_graph=True)
     slope = quick_inner(basis.T, model.flatten(gradients))
-    products = Linearisation(model, "example", gradient_derivative(leaves, gradients)).products(basis)
+    products = Linearisation(
+        model, "example", kind_of(model, example), gradient_derivative(leaves, gradients)
+    ).products(basis)
     block, curved = torch.empty_like(basis.T[:held]), []  # memory of its own: fresh memory takes as long as the sums
     for start in range(0, basis.shape[1], held):
         rows = block[: basis.shape[1] - start]
@@ -72,11 +74,15 @@ def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) ->
     return slope.cpu(), torch.stack(curved, dim=1).cpu()
 
 
-def together_holds(model: ProbedModel, two: Microbatch, first: Microbatch, basis: Tensor) -> bool:
-    """Whether projecting examples together gives what projecting one does; ``first`` is the first of ``two``."""
-    few = basis[:, :FEW]
+def together_holds(
+    model: ProbedModel, examples: Microbatch, read: Callable[[int, int], Microbatch], basis: Tensor
+) -> bool:
+    """Whether projecting such examples together gives what projecting one does; ``read`` brings some of the sample."""
+    few, start = basis[:, :FEW], examples.rows.start
 
     def compare() -> tuple[Tensor, Tensor]:
+        at = start if len(examples) > 1 or start == 0 else start - 1  # two are needed
+        two, first = read(at, at + 2), read(at, at + 1)
         alone = project_one(model, first, few, FEW)
         with model.undisturbed(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of forward mode
@@ -90,4 +96,5 @@ def together_holds(model: ProbedModel, two: Microbatch, first: Microbatch, basis
         return fast, slow
 
     tolerance = 1e-3 if model.dtype == torch.float32 else 1e-8
-    return model.fast_paths.hold(TOGETHER, compare, tolerance=tolerance)
+    kind = (model.dtype, examples.kind)
+    return model.fast_paths.hold(TOGETHER, kind, compare, rtol=tolerance, atol=tolerance)

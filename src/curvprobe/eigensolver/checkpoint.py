@@ -14,6 +14,9 @@ from curvprobe.eigensolver.krylov import KrylovBasis
 from curvprobe.errors import ArgumentError
 from curvprobe.runtime.store import write_atomically
 
+CHECKPOINT_VERSION = 1
+"""Raised when the meaning of the state in the file changes; an older file is then not used."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -40,7 +43,8 @@ class Checkpoint:
             state = torch.load(self.path, mmap=True, weights_only=True)
             rows = state["rows"]
             if (
-                state["key"] != self.key
+                state["version"] != CHECKPOINT_VERSION
+                or state["key"] != self.key
                 or len(rows) - state["is_pending"] > basis.capacity
                 or rows.shape[1] != basis.size
             ):
@@ -60,6 +64,7 @@ class Checkpoint:
         """Write the state of ``basis``, without a second copy of it in memory."""
         count = basis.count
         state = {
+            "version": CHECKPOINT_VERSION,
             "key": self.key,
             "rows": basis.rows[: count + basis.is_pending].cpu(),
             "projected": basis.projected[:count, :count].clone(),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from curvprobe.curvature.matrix import hessian
 from curvprobe.errors import NotFiniteError
+from curvprobe.experiments.machine import timed
 from curvprobe.experiments.solutions import Language
 from curvprobe.risk.empirical import EmpiricalRisk
 
@@ -57,17 +56,9 @@ class Cost:
         vector = torch.ones(risk.num_params, dtype=risk.dtype, device=risk.device)
         H = hessian(risk)
         _ = H @ vector  # the checks of a first product are not its pace
-        product = _timed(lambda: H @ vector) / len(risk)
-        forward = _timed(lambda: risk.losses(0 * vector)) / len(risk)
+        product = timed(risk.device, lambda: H @ vector)[1] / len(risk)
+        forward = timed(risk.device, lambda: risk.losses(0 * vector))[1] / len(risk)
         return self.products * product + self.forwards * forward + self.trained * TRAINING * forward
-
-
-def _timed(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def eigenspace_cost(examples: int, dim: int) -> Cost:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from curvprobe.experiments.machine import code_of
 from curvprobe.experiments.options import Options
+from curvprobe.experiments.released import released
 from curvprobe.experiments.solutions import Language, Solution, streamed
 from curvprobe.runtime import progress
 from curvprobe.runtime.digest import digest
@@ -75,6 +76,7 @@ def each_model(
                 return at(solution, seed)
 
             key = [code_of(at), str(looked_at), digest(sequences), seed, options.literal, options.device]
+            key += [code_of(released)] if options.literal else []
             key += [] if also is None else [also]
             found.append(store.result(Stage(f"{name}-seed{seed}", key, kind, compute)))
             advance(1)

@@ -218,6 +218,7 @@ def at_sizes(
                     return look(next(solutions), seed)
 
                 key = [code_of(kind), str(looked_at), source, k, seed, options.device]
+                key += [code_of(released)] if options.literal else []
                 points.append(store.result(Stage(f"{options.weights}{name}-seed{seed}-k{k}", key, kind, compute)))
                 advance(1)
             runs.append(points)

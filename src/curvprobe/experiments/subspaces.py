@@ -12,11 +12,9 @@ from curvprobe.criteria.increment import fresh_increments
 from curvprobe.experiments.solutions import Solution
 from curvprobe.subspace.eigenspace import top_eigenspace
 from curvprobe.subspace.gradients import gradient_subspace
+from curvprobe.subspace.named import LOOSE
 from curvprobe.subspace.projection import mean_projection, project
 from curvprobe.subspace.spaces import Eigenspace, Subspace, random_subspace
-
-LOOSE = 1e-2
-"""Tolerance of the Hessian's bottom, where the spectrum is crowded."""
 
 NAMES = ("top", "random", "bottom", "gradients")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -242,13 +242,13 @@ def form_of(law: object) -> Form:
     Raises:
         ArgumentTypeError: for what is no law.
     """
-    if not isinstance(law, Probe):
+    if not isinstance(law, Probe) or isinstance(law, type):
         raise ArgumentTypeError(
             f"the law is a {type(law).__name__}; expected a probing law such as SubspaceProbe(U, sigma)"
         )
-    stated: Form | None = getattr(law, "form", None)
-    if stated is not None:
-        return stated
+    stated = getattr(law, "form", None)
+    if stated in get_args(Form):
+        return cast(Form, stated)
     if isinstance(law, FullSpaceLaw):
         return "full space"
     return "subspace" if isinstance(law, SubspaceLaw) else "draws"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +62,8 @@ def quadratic_validity(
         ('valid', 'invalid')
     """
     if subspace is not None:
+        if new is not None:
+            Joining(risk, new)
         return subspace_validity(
             risk,
             sigmas,
@@ -73,11 +75,13 @@ def quadratic_validity(
             threshold=threshold,
         )
     _check_grid(sigmas, num_probes, threshold)
+    if new is not None:
+        Joining(risk, new)  # refuses another model's
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(risk.num_params, num_probes, generator=generator, dtype=risk.dtype).to(risk.device)
     others = [] if new is None else [new[[i]] for i in range(len(new))]
     models = [_along(part, directions) for part in [risk, *others]]
-    return _judge(risk, new, sigmas, directions, models, threshold)
+    return _judge(risk, new, sigmas, num_probes, lambda: directions.T, models, threshold)
 
 
 def subspace_validity(
@@ -94,10 +98,17 @@ def subspace_validity(
     """:func:`quadratic_validity` from projections and draws at hand: ``mean`` of the risk, ``fresh`` of the new
     examples, and coordinates ``z`` (S, D) of standard deviation 1."""
     _check_grid(sigmas, len(z), threshold)
-    directions = subspace.basis @ z.T.to(dtype=subspace.basis.dtype, device=subspace.basis.device)
+    if new is not None:
+        Joining(risk, new)  # refuses another model's
     projected = [mean] if fresh is None else [mean, *(fresh[i] for i in range(len(fresh)))]
     models = [_Along(part.gradient[0] @ z.T, torch.einsum("sd,de,se->s", z, part.hessian[0], z)) for part in projected]
-    return _judge(risk, new, sigmas, directions, models, threshold)
+
+    def directions() -> Iterator[Tensor]:
+        basis, held = subspace.basis, risk.budget.directions_held()
+        for some in torch.split(z, held):
+            yield from (basis @ some.T.to(dtype=basis.dtype, device=basis.device)).T
+
+    return _judge(risk, new, sigmas, len(z), directions, models, threshold)
 
 
 def _check_grid(sigmas: Sequence[float], num_probes: int, threshold: float) -> None:
@@ -134,15 +145,13 @@ def _judge(
     risk: EmpiricalRisk,
     new: EmpiricalRisk | None,
     sigmas: Sequence[float],
-    directions: Tensor,
+    count: int,
+    directions: Callable[[], Iterable[Tensor]],
     models: list[_Along],
     threshold: float,
 ) -> QuadraticValidity:
     """The models of the risk and of the new examples, in this order, against the true changes."""
-    if new is not None:
-        Joining(risk, new)  # refuses another model's
     grid = torch.as_tensor(sorted(float(s) for s in sigmas), dtype=torch.float64)
-    count = directions.shape[1]
     others = [torch.stack([getattr(model, part) for model in models[1:]]) for part in ("slope", "curvature") if new]
     rows = []
     with progress.bar("validity of the quadratic model (draws)", len(grid) * count) as advance:
@@ -174,13 +183,13 @@ def _true_changes(
     risk: EmpiricalRisk,
     new: EmpiricalRisk | None,
     sigma: float,
-    directions: Tensor,
+    directions: Callable[[], Iterable[Tensor]],
     advance: Callable[[int], None],
 ) -> tuple[Tensor, Tensor | None]:
     """Changes of the risk (S,), and of the m new examples' losses (m, S), at ``sigma`` times the directions."""
     old, joined = [], []
     risks = [risk] if new is None else [risk, new]
-    for block in in_blocks((sigma * direction for direction in directions.T), *risks):
+    for block in in_blocks((sigma * direction for direction in directions()), *risks):
         old.append((displaced_losses(risk, block, finite=False) - risk.losses()) @ risk.shares)
         if new is not None:
             joined.append(displaced_losses(new, block, finite=False) - new.losses())

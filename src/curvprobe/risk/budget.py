@@ -32,6 +32,9 @@ POINTS_TOGETHER = 32 * 2**20
 """Bytes that displaced points evaluated together may hold. Together saves the overhead of small models' many
 operations; a model that fills the processor by itself gains nothing."""
 
+VECTORS_PER_POINT = 4
+"""Vectors of the model's size that a displaced point takes: its displacement twice, and its parameters twice."""
+
 SMALL_EXAMPLE = 2**20
 """Examples whose saved activations are smaller than this are projected together, larger ones one by one."""
 
@@ -190,8 +193,13 @@ class Budget:
 
     def points_at_once(self, rows: int) -> int:
         """Displaced points that are evaluated together, on ``rows`` examples each."""
-        each = self.footprint.vector + rows * self.footprint.activation
-        return max(1, min(POINTS_TOGETHER, self.half) // each)
+        activations = rows * self.footprint.activation
+        fast = POINTS_TOGETHER // (self.footprint.vector + activations)
+        return max(1, min(fast, self.half // (VECTORS_PER_POINT * self.footprint.vector + activations)))
+
+    def directions_held(self) -> int:
+        """Directions of the parameters' size that are held at once while points along them are looked at."""
+        return max(1, self.half // (2 * self.footprint.vector))
 
     def examples_together(self) -> int:
         """Examples that are projected together; 1 where each fills the processor by itself."""

@@ -1,41 +1,87 @@
-"""How a model is called, what it must be, and how it is left as it was."""
+"""How a model is called, and what it must be."""
 
 from __future__ import annotations
 
 import inspect
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvprobe.errors import CannotProbeError
+from curvprobe.errors import CannotProbeError, CannotProbeTypeError
 
 _FOR_THE_LOSS = frozenset({"labels", "targets", "target", "label", "weight", "weights"})
+"""Entries of a batch that a model which takes any keyword is not given."""
+
+Forward = Callable[[nn.Module, Any], Any]
+"""``forward(model, batch)``: a call of one's own, which returns the model's outputs."""
 
 
-def call(model: nn.Module, state: Mapping[str, Tensor], batch: Any) -> Any:
-    """What the model returns for a batch with these parameters and buffers; see EmpiricalRisk for the conventions."""
-    accepted = _accepted_arguments(model)
+class Scope(nn.Module):
+    """Runs a function of a module while its parameters and buffers are others; so everything that reaches them through
+    the module sees these, a loss with a term over ``model.parameters()`` too."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        # Every place that holds a tensor, once: left to find by itself what is tied, torch's functional_call leaves a
+        # module that a model uses twice changed.
+        first: dict[int, str] = {}
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            first.setdefault(id(tensor), name)
+        self._places = {
+            f"{prefix}.{name}" if prefix else name: first[id(tensor)]
+            for prefix, part in module.named_modules()
+            for name, tensor in [
+                *part.named_parameters(recurse=False, remove_duplicate=False),
+                *part.named_buffers(recurse=False, remove_duplicate=False),
+            ]
+        }
+
+    def forward(self, function: Callable[[nn.Module], Any]) -> Any:
+        """What ``function(module)`` returns."""
+        return function(self.module)
+
+    def run(self, state: Mapping[str, Tensor], function: Callable[[nn.Module], Any]) -> Any:
+        """What ``function(module)`` returns with these parameters and buffers, by name."""
+        swapped = {f"module.{place}": state[name] for place, name in self._places.items() if name in state}
+        return functional_call(self, swapped, (function,), tie_weights=False)
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """What the model returns for a batch; see EmpiricalRisk for the conventions."""
+    accepted = accepted_arguments(model)
     inputs = batch[0] if isinstance(batch, tuple | list) else batch
     defaults = {"use_cache": False} if "use_cache" in (accepted or ()) else {}
     if not isinstance(inputs, Mapping):
-        return functional_call(model, dict(state), (inputs,), defaults)
-    named = {k: v for k, v in inputs.items() if k not in _FOR_THE_LOSS and (accepted is None or k in accepted)}
+        return model(inputs, **defaults)
+    named = {key: inputs[key] for key in passed_entries(model, inputs)}
     if not named:
         raise CannotProbeError(
             f"the batch has keys {sorted(inputs)}, none of which the model's forward accepts; "
-            f"expected some of {sorted(accepted or ())}"
+            f"expected some of {sorted(accepted or ())}, or forward=: a function forward(model, batch)"
         )
-    return functional_call(model, dict(state), (), {**defaults, **named})
+    return model(**defaults, **named)
 
 
-def _accepted_arguments(model: nn.Module) -> frozenset[str] | None:
+def passed_entries(model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
+    """The entries of a mapping that the model is given: those that its forward asks for.
+
+    Where it takes any keyword, all but those for the loss.
+    """
+    accepted = accepted_arguments(model)
+    if accepted is None:
+        return [key for key in inputs if key not in _FOR_THE_LOSS]
+    # A decoder or encoder of Hugging Face would only make a loss of its own from labels, on all logits once more; an
+    # encoder-decoder makes its decoder's inputs from them.
+    config = getattr(model, "config", None)
+    spared = {"labels"} if getattr(config, "is_encoder_decoder", None) is False else set()
+    return [key for key in inputs if key in accepted - spared]
+
+
+def accepted_arguments(model: nn.Module) -> frozenset[str] | None:
     """Names that the model's forward accepts; None when it takes any keyword."""
     parameters = inspect.signature(model.forward).parameters.values()
     names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
@@ -43,56 +89,14 @@ def _accepted_arguments(model: nn.Module) -> frozenset[str] | None:
     return None if takes_any and "use_cache" not in names else names
 
 
-@contextmanager
-def undisturbed(model: nn.Module, modes: Sequence[tuple[nn.Module, bool]], device: torch.device) -> Iterator[None]:
-    """Evaluate in the given train/eval modes, under the math attention kernel; put everything back at the end.
-
-    Put back: what modules keep in their attributes (a cached mask, a stored activation, the mode), attention kernels,
-    MHA fast path, autocast, and the random generators of torch, NumPy and Python.
-    """
-    found = [(module, dict(vars(module))) for module, _ in modes]
-    torch_state = torch.get_rng_state()
-    cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    numpy_state, python_state = numpy.random.get_state(), random.getstate()  # noqa: NPY002 - a dataset may use it
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if any(getattr(module, "_compiled_call_impl", None) for module in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)  # taken without gradients only, and treats padding otherwise
-            for module, training in modes:
-                module.training = training
-            yield
-        finally:
-            for module, attributes in found:
-                _restore(vars(module), attributes)
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-            torch.set_rng_state(torch_state)
-            if cuda_state is not None:
-                torch.cuda.set_rng_state(cuda_state, device)
-            numpy.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
-
-
-def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
-    for name in now.keys() - before.keys():
-        del now[name]
-    for name, value in before.items():
-        if now.get(name, now) is not value:
-            now[name] = value
-
-
 def check_mode(model: nn.Module) -> None:
-    """Refuse layers that, in their present mode, draw random numbers or mix the examples of a batch."""
+    """Refuse modules that, in their present mode, draw random numbers or mix the examples of a batch."""
     for name, module in model.named_modules():
         label = f"{name or 'the model'} ({type(module).__name__})"
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-            raise CannotProbeError(
-                f"{label} has sparse gradients, which have no second derivative; set its .sparse = False"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CannotProbeTypeError(
+                f"{label} is a TorchScript module, whose parameters cannot be exchanged; pass the Python module that "
+                "it was made from"
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.running_mean is None:
@@ -104,11 +108,30 @@ def check_mode(model: nn.Module) -> None:
                 raise CannotProbeError(
                     f"{label} is in train mode, so a loss depends on the rest of its batch; call model.eval()"
                 )
-        elif module.training:
-            noisy = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-            noisy = noisy or (isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0)
-            if noisy:
-                raise CannotProbeError(f"{label} is in train mode, so the loss is random; call model.eval()")
+        elif module.training and _is_noisy(module):
+            raise CannotProbeError(f"{label} is in train mode, so the loss is random; call model.eval()")
+
+
+def check_gradients(model: nn.Module, probed: Sequence[str]) -> None:
+    """Refuse probed parameters to which a module hands out a gradient that is not the derivative."""
+    tensors = {id(parameter) for name, parameter in model.named_parameters() if name in set(probed)}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or id(module.weight) not in tensors:
+            continue
+        if module.max_norm is not None:
+            raise CannotProbeError(
+                f"{name or 'the model'} ({type(module).__name__}) has max_norm={module.max_norm:g}: its forward alters "
+                "its weights, and its gradient does not know; set its .max_norm = None, or leave it out by params="
+            )
+
+
+def _is_noisy(module: nn.Module) -> bool:
+    """Whether a module draws random numbers in train mode."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return isinstance(module, nn.RReLU) or (
+        isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0
+    )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

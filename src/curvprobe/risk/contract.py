@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from curvprobe.errors import CannotProbeError, CannotProbeTypeError, NotFiniteError
 
+_REMEDY = "return the losses alone, or (loss_sum, weight) with the number of loss terms of every example"
+
 
 def split_loss(result: Any, rows: int) -> tuple[Tensor, Tensor]:
     """Summed losses and weights (n,) from what the user's loss returned."""
     pair = isinstance(result, tuple) and len(result) == 2
     loss_sum = result[0] if pair else result
+    if isinstance(result, tuple) and not pair:
+        raise CannotProbeTypeError(f"the loss returned {len(result)} things; {_REMEDY}")
+    if isinstance(result, Mapping):
+        raise CannotProbeTypeError(f"the loss returned a {type(result).__name__}; {_REMEDY}")
     if not isinstance(loss_sum, Tensor) or not loss_sum.is_floating_point():
         raise CannotProbeTypeError(
             f"the loss returned {type(result).__name__}; expected a floating-point tensor of one loss per example "
@@ -30,12 +37,27 @@ def split_loss(result: Any, rows: int) -> tuple[Tensor, Tensor]:
             f"the loss has shape {tuple(loss_sum.shape)} for {rows} examples; expected ({rows},): average over an "
             "example's own terms, or return (loss_sum, weight)"
         )
-    if not pair:
-        return loss_sum, torch.ones_like(loss_sum)
-    weight = torch.as_tensor(result[1], device=loss_sum.device)
-    if weight.shape != (rows,):
+    return loss_sum, _weights(result[1], loss_sum) if pair else torch.ones_like(loss_sum)
+
+
+def _weights(given: Any, loss_sum: Tensor) -> Tensor:
+    """Weights (n,) in the losses' dtype: a tensor, or numbers in a list or a NumPy array."""
+    try:
+        weight = torch.as_tensor(given, device=loss_sum.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CannotProbeTypeError(
+            f"the loss returned its losses and a {type(given).__name__}, which is no weight; {_REMEDY}"
+        ) from error
+    if weight.shape != loss_sum.shape:
+        rows = len(loss_sum)
         raise CannotProbeError(f"the weights have shape {tuple(weight.shape)} for {rows} examples; expected ({rows},)")
-    return loss_sum, weight.detach().to(loss_sum.dtype)
+    if weight.requires_grad:
+        raise CannotProbeError(
+            "the weights that the loss returned depend on the model's parameters (weight.requires_grad), and the "
+            "derivatives would lack their part; expected the number of loss terms of every example, from the data "
+            "alone: multiply the losses by such a factor and return them alone, or detach it if it is a constant"
+        )
+    return weight.detach().to(loss_sum.dtype)
 
 
 def check_finite(losses: Tensor, start: int, total: int, *, displaced: bool = False) -> None:
@@ -83,22 +105,46 @@ def check_depends(loss_sum: Tensor) -> None:
         )
 
 
-def check_repeatable(first: Tensor, again: Tensor, tolerance: float) -> None:
-    """Refuse losses that differ from one evaluation to the next."""
-    if not torch.allclose(first, again, rtol=tolerance, atol=tolerance):
+def check_same_losses(first: Tensor, again: Tensor, start: int, dtype: torch.dtype) -> None:
+    """Refuse losses of a later pass that differ from those of the first one by more than rounding.
+
+    Compared relative to their size, down to where terms of size 1 are rounded in ``dtype``.
+
+    Args:
+        first, again: losses of the same examples, float64 (n,); what is not finite is left to other checks.
+        start: position of the first example in its sample.
+        dtype: that the losses were computed in.
+    """
+    relative = 1e-8 if dtype == torch.float64 else 1e-3
+    allowed = relative * torch.maximum(first.abs(), again.abs()) + 32 * torch.finfo(dtype).eps
+    unlike = ((again - first).abs() > allowed).nonzero().flatten()
+    if len(unlike):
+        row = int(unlike[0])
         raise CannotProbeError(
-            "two evaluations of the same examples gave different losses; expected a deterministic model. "
-            "Call model.eval(), and take out functional dropout and other noise"
+            f"the loss of example {start + row} was {float(first[row]):.8g} in the first pass and is "
+            f"{float(again[row]):.8g} in a later one; expected losses that are the same in every pass. They depend on "
+            "the rest of their batch or are random: reduce over the example's own terms only, call model.eval(), and "
+            "take out layers that mix examples and noise"
         )
 
 
-def check_independent(together: Tensor, alone: Tensor, tolerance: float) -> None:
+def refuse_noise(row: int, first: float, again: float) -> NoReturn:
+    """Refuse losses that differ from one evaluation to the next."""
+    raise CannotProbeError(
+        f"two evaluations of example {row} in the same batch gave the losses {first:.8g} and {again:.8g}; expected a "
+        "deterministic model. Call model.eval(), and take out functional dropout and other noise"
+    )
+
+
+def refuse_dependence(row: int, losses: tuple[float, float], sizes: tuple[int, int]) -> NoReturn:
     """Refuse losses that depend on the rest of the batch."""
-    scale = max(float(together.abs().max()), 1e-3)
-    for row in range(len(together)):
-        if abs(float(alone[row]) - float(together[row])) > tolerance * scale:
-            raise CannotProbeError(
-                f"the loss of example {row} is {float(alone[row]):.8g} by itself and {float(together[row]):.8g} in a "
-                f"batch of {len(together)}; expected losses that do not depend on the rest of the batch. Reduce over "
-                "the example's own terms only, and take out layers that mix examples"
-            )
+    if sizes[1] == 1:
+        losses, sizes = losses[::-1], sizes[::-1]
+    places = ["by itself" if size == 1 else f"in a batch of {size}" for size in sizes]
+    if places[0] == places[1]:
+        places[1] = f"in another of {sizes[1]}"
+    raise CannotProbeError(
+        f"the loss of example {row} is {losses[0]:.8g} {places[0]} and {losses[1]:.8g} {places[1]}; expected losses "
+        "that do not depend on the rest of the batch. Reduce over the example's own terms only, and take out layers "
+        "that mix examples"
+    )

@@ -10,6 +10,8 @@ from torch.func import vmap
 
 from curvprobe.risk.contract import check_finite
 from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.fast_paths import Compared
+from curvprobe.risk.sample import Microbatch
 
 TOGETHER = "points evaluated together"
 """Name of the fast way."""
@@ -36,33 +38,40 @@ def displaced_losses(risk: EmpiricalRisk, block: Tensor, *, finite: bool = True)
         block: displacements (b, N).
         finite: raise on a loss that is not finite; False lets it through.
     """
-    fast_paths = risk.probed.fast_paths
-    if len(block) > 1:
-        tolerance = 1e-5 if risk.dtype == torch.float32 else 1e-10
-
-        def compare() -> tuple[Tensor, Tensor]:
-            return _together(risk, block[-2:])[-1], risk.losses(block[-1], finite=False)
-
-        if fast_paths.hold(TOGETHER, compare, tolerance=tolerance):
-            try:
-                losses = _together(risk, block)
-            except Exception:  # examples of another kind than those that were compared
-                fast_paths.give_up(TOGETHER)
-            else:
-                if finite:
-                    for row in losses:
-                        check_finite(row, 0, len(risk), displaced=True)
-                return losses
-    return torch.stack([risk.losses(displacement, finite=finite) for displacement in block])
+    losses = _together(risk, block) if len(block) > 1 else None
+    if losses is None:
+        return torch.stack([risk.losses(displacement, finite=finite) for displacement in block])
+    if finite:
+        for row in losses:
+            check_finite(row, 0, len(risk), displaced=True)
+    return losses
 
 
-def _together(risk: EmpiricalRisk, block: Tensor) -> Tensor:
-    model = risk.probed
-    with risk.undisturbed(), torch.no_grad():
+def _together(risk: EmpiricalRisk, block: Tensor) -> Tensor | None:
+    """All points in one pass over the examples; None where that does not work, or is wrong."""
+    model, fast_paths = risk.probed, risk.probed.fast_paths
+    tolerance = 1e-5 if risk.dtype == torch.float32 else 1e-10
+    with risk.undisturbed():
         losses = torch.empty(len(block), len(risk), dtype=torch.float64)
         points = [model.displaced(displacement) for displacement in block]
         params = {name: torch.stack([point[name] for point in points]) for name in model.names}
+
+        def evaluate(at: dict[str, Tensor], microbatch: Microbatch) -> Tensor:
+            summed, weight = vmap(lambda one: model.batch_losses(one, microbatch))(at)
+            return summed.detach().double().cpu() / weight.double().cpu()
+
         for microbatch in risk.microbatches():
-            summed, weight = vmap(lambda at, part=microbatch: model.batch_losses(at, part))(params)
-            losses[:, microbatch.rows] = summed.double().cpu() / weight.double().cpu()
+
+            def compare(part: Microbatch = microbatch) -> Compared:
+                summed, weight = model.batch_losses(points[-1], part)
+                fast = evaluate({name: stacked[-2:] for name, stacked in params.items()}, part)[-1]
+                return fast, summed.detach().double().cpu() / weight.double().cpu()
+
+            if not fast_paths.hold(TOGETHER, (risk.dtype, microbatch.kind), compare, rtol=tolerance, atol=tolerance):
+                return None
+            try:
+                losses[:, microbatch.rows] = evaluate(params, microbatch)
+            except Exception:  # examples of another kind than those that were compared
+                fast_paths.give_up(TOGETHER)
+                return None
     return losses

@@ -14,8 +14,10 @@ from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeError,
 from curvprobe.losses import Loss
 from curvprobe.numerics.rows import resolve_rows
 from curvprobe.risk.budget import Budget, Footprint, check_budget
+from curvprobe.risk.calling import Forward
 from curvprobe.risk.contract import check_finite, check_loss, check_weights
 from curvprobe.risk.examples import Batch, Examples
+from curvprobe.risk.first_pass import check_entries, check_roads, explained
 from curvprobe.risk.parameters import Selection
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
@@ -48,6 +50,7 @@ class EmpiricalRisk:
         collate_fn: turns a list of the dataset's items into a batch; None is PyTorch's default.
         memory_budget: bytes that the work may take beyond the model and the data; None is half of what is free on
             the model's device. One half is for a microbatch, the other for the basis of an eigenspace.
+        forward: ``forward(model, batch)`` for a model that is called another way; what it returns goes to the loss.
 
     Attributes:
         num_params: number of probed parameters N.
@@ -81,6 +84,7 @@ class EmpiricalRisk:
         microbatch_size: int | None = None,
         collate_fn: Callable[[list[Any]], Batch] | None = None,
         memory_budget: float | None = None,
+        forward: Forward | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentTypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
@@ -91,10 +95,15 @@ class EmpiricalRisk:
                 f"microbatch_size is {microbatch_size!r}; expected a positive number of examples or None"
             )
         examples = Examples(data, collate_fn)
-        probed = ProbedModel.of(model, loss, params)
+        if forward is not None and not callable(forward):
+            raise ArgumentTypeError(f"forward is a {type(forward).__name__}; expected a function forward(model, batch)")
+        probed = ProbedModel.of(model, loss, params, forward)
         sample = Sample(examples, probed.dtype, probed.device)
-        with probed.undisturbed():
-            check_behaviour(probed, sample, check_sample(probed, sample, microbatch_size))
+        with probed.undisturbed(), explained(sample):
+            tried = check_sample(probed, sample, microbatch_size)
+            check_entries(probed, sample)
+            check_roads(probed, sample)
+            check_behaviour(probed, sample, tried)
             budget = Budget.of(memory_budget, measure(probed, sample), probed.device)
         self._assemble(probed, sample, budget, microbatch_size)
 
@@ -186,7 +195,7 @@ class EmpiricalRisk:
         """The same model, loss and parameters on other examples."""
         inherited = None if isinstance(data, Tensor | tuple | Mapping) else self.sample.examples.given_collate_fn
         sample, budget = Sample(Examples(data, collate_fn or inherited), self.dtype, self.device), self.budget
-        with self.undisturbed():
+        with self.undisturbed(), explained(sample):
             check_sample(self.probed, sample, self.given_microbatch_size)
             if sample.read(0, 1).shapes == budget.footprint.shapes:
                 return self._with(sample)
@@ -229,13 +238,13 @@ class EmpiricalRisk:
 
     def _pass(self, displacement: Tensor | None, *, finite: bool = True) -> tuple[Tensor, Tensor]:
         """Losses and weights of all examples, float64 (n,), without derivatives."""
-        with self.undisturbed(), torch.no_grad():
+        with self.undisturbed():  # no parameter asks for a gradient; a model may differentiate in its inputs
             losses, weights = torch.empty(2, len(self), dtype=torch.float64)
             at = self.probed.state.probed if displacement is None else self.probed.displaced(displacement)
             for microbatch in self.microbatches():
                 rows = microbatch.rows
                 loss_sum, weight = self.probed.batch_losses(at, microbatch)
-                losses[rows] = loss_sum.double().cpu() / weight.double().cpu()
+                losses[rows] = loss_sum.detach().double().cpu() / weight.double().cpu()
                 weights[rows] = weight.double().cpu()
                 check_weights(weights[rows], rows.start)
                 if finite:
@@ -333,7 +342,11 @@ class EmpiricalRisk:
             sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in state.probed.values()]
             beside = 0.01 * step.to(self.device) * self.probed.flatten(sizes)
             self.check_dependence()
-            losses, weights, gradient = self._first_order_pass(beside)
+            try:
+                losses, weights, gradient = self._first_order_pass(beside)
+            except NotFiniteError:
+                self.losses()  # where it is so at the solution too, that is what to say
+                raise
             behaviour = [f"{float(x):.3e}" for x in (losses.mean(), losses.square().mean(), gradient.double().norm())]
             tensors = [state.probed, state.kept, state.buffers]
             content = [__version__, torch.__version__, tensors, "".join(self.digests()), behaviour, weights]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,8 +54,7 @@ class Examples:
             return _take(self._data, rows)
         items = []
         for row in rows:
-            item = self._data[row]
-            found = digest(item, exact=False)
+            item, found = self._read(row)
             if self._seen.setdefault(row, found) != found:
                 raise CannotProbeError(
                     f"example {row} is not what it was when it was read before; expected data that stands still "
@@ -62,12 +62,24 @@ class Examples:
                     "the examples once and pass the list."
                 )
             items.append(item)
+        return _collated(items, rows, self.given_collate_fn)
+
+    def _read(self, row: int) -> tuple[Any, str]:
+        """An item of the dataset, and its content hash."""
         try:
-            return (self.given_collate_fn or default_collate)(items)
-        except (TypeError, RuntimeError) as error:
+            item = self._data[row]
+        except Exception as error:  # of the user's code
             raise CannotProbeError(
-                f"the examples could not be collated into a batch ({error}); pass collate_fn, or examples of equal "
-                "shape, or microbatch_size=1"
+                f"reading example {row} of the {type(self._data).__name__} failed with {_told(error)}; expected an "
+                f"item for every position below {self._length}: try dataset[{row}], and mend the dataset or leave "
+                "the example out"
+            ) from error
+        try:
+            return item, digest(item, exact=False)
+        except Exception as error:
+            raise CannotProbeError(
+                f"the content of example {row}, a {type(item).__name__}, could not be read to recognise it by "
+                f"({_told(error)}); expected tensors, numbers, strings, or objects that hold such in their attributes"
             ) from error
 
     def digests(self) -> tuple[str, ...]:
@@ -78,7 +90,7 @@ class Examples:
             return tuple(found for rows in chunks for found in row_digests(_take(self._data, rows), len(rows)))
         for row in self._indices:
             if row not in self._seen:
-                self._seen[row] = digest(self._data[row], exact=False)
+                self._seen[row] = self._read(row)[1]
         return tuple(self._seen[row] for row in self._indices)
 
 
@@ -132,6 +144,51 @@ def _dataset_length(data: Any) -> int:
     if len(data) == 0:
         raise CannotProbeError("data has no examples; expected at least one")
     return len(data)
+
+
+def _collated(items: list[Any], rows: Sequence[int], given: Callable[[list[Any]], Batch] | None) -> Batch:
+    """The items that stand at these rows of a dataset as a batch."""
+    named = f"example {rows[0]}" if len(rows) == 1 else f"examples {rows[0]} to {rows[-1]}"
+    if given is not None:
+        try:
+            return given(items)
+        except Exception as error:  # of the user's code
+            raise CannotProbeError(
+                f"{named} could not be collated into a batch: collate_fn failed with {_told(error)}; expected a "
+                f"collate_fn that takes a list of any number of items, here {len(items)}, as the dataset gives them"
+            ) from error
+    where = _list_of_numbers(items[0])
+    if where is not None:
+        raise CannotProbeError(
+            f"{named} could not be collated into a batch: item{where} is a Python list of numbers, and PyTorch's "
+            "default would make one tensor for each position of it, not one for the list; expected tensors: call "
+            'dataset.set_format("torch") on a Hugging Face dataset, or pass a collate_fn that makes them'
+        )
+    try:
+        return default_collate(items)
+    except Exception as error:
+        raise CannotProbeError(
+            f"{named} could not be collated into a batch by PyTorch's default ({_told(error)}); pass collate_fn, or "
+            "examples of equal shape, or microbatch_size=1"
+        ) from error
+
+
+def _list_of_numbers(item: Any, where: str = "") -> str | None:
+    """Where in an item a list of numbers is; a list that is the item itself may hold its parts."""
+    if isinstance(item, Mapping):
+        parts = [(f"[{key!r}]", part) for key, part in item.items()]
+    elif isinstance(item, tuple | list):
+        if where and isinstance(item, list) and item and isinstance(item[0], numbers.Number):
+            return where
+        parts = [(f"[{i}]", part) for i, part in enumerate(item)]
+    else:
+        return None
+    found = (_list_of_numbers(part, where + at) for at, part in parts)
+    return next((place for place in found if place is not None), None)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def _map_tensors(data: Any, function: Callable[[Tensor], Tensor]) -> Any:

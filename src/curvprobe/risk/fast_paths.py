@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,44 +14,61 @@ Compared = tuple[Tensor, Tensor]
 
 @dataclass
 class FastPaths:
-    """Which fast ways hold for a model and its loss; each is compared with the slow one at its first use.
+    """Which fast ways hold for a model and its loss; each is compared with the slow one on every kind of example.
 
     Batching rules and compilers may fail on an operation, or be wrong for it without a word. Whatever they raise, the
     slow way works.
 
     Attributes:
-        verdicts: by name, whether the fast way is used.
+        verdicts: by name, whether the fast way is used; False is for good.
+        compared: names and kinds of examples that have been compared.
     """
 
     verdicts: dict[str, bool] = field(default_factory=dict)
+    compared: set[tuple[str, Hashable]] = field(default_factory=set)
 
-    def hold(self, name: str, compare: Callable[[], Compared], *, tolerance: float | None = None) -> bool:
-        """Whether the fast way ``name`` is right here; ``compare`` runs both ways and is called once.
+    def hold(
+        self,
+        name: str,
+        kind: Hashable,
+        compare: Callable[[], Compared],
+        *,
+        rtol: float | None = None,
+        atol: float | None = None,
+    ) -> bool:
+        """Whether the fast way ``name`` is right here; ``compare`` runs both ways, once for a kind of examples.
 
         Args:
             name: of the fast way.
+            kind: of what it is used on: shapes and type, by which it might go another way.
             compare: gives both results.
-            tolerance: relative difference that counts as rounding; None is that of derivatives in their type.
+            rtol, atol: as of :func:`difference`.
         """
-        if name not in self.verdicts:
-            self.verdicts[name] = difference(compare, tolerance) is None
-        return self.verdicts[name]
+        if self.verdicts.get(name, True) and (name, kind) not in self.compared:
+            self.verdicts[name] = difference(compare, rtol=rtol, atol=atol) is None
+            self.compared.add((name, kind))
+        return self.verdicts.get(name, True)
 
     def give_up(self, name: str) -> None:
         """From now on the slow way, here: the fast one has failed on something new."""
         self.verdicts[name] = False
 
 
-def difference(compare: Callable[[], Compared], tolerance: float | None = None) -> str | None:
-    """What speaks against the fast way, or None."""
+def difference(compare: Callable[[], Compared], *, rtol: float | None = None, atol: float | None = None) -> str | None:
+    """What speaks against the fast way, or None: every number must be within ``atol + rtol |slow|``.
+
+    None for ``rtol`` is what rounding leaves of derivatives in their type, for ``atol`` the same of the largest number.
+    """
     try:
         fast, slow = compare()
     except Exception as error:  # whatever a batching rule or a compiler raises
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    if tolerance is None:
-        tolerance = 1e-3 if slow.dtype == torch.float32 else 1e-8
     finite = slow.isfinite()
     if not torch.equal(fast.isfinite(), finite):
         return "it is not finite where the slow way is, or the other way round"
-    apart, size = float((fast - slow)[finite].norm()), float(slow[finite].norm())
-    return None if apart <= tolerance * size else "it disagrees with the slow way"
+    fast, slow = fast[finite], slow[finite]
+    if rtol is None:
+        rtol = 1e-3 if slow.dtype == torch.float32 else 1e-8
+    if atol is None:
+        atol = rtol * float(slow.abs().max()) if slow.numel() else 0.0
+    return None if torch.allclose(fast, slow, rtol=rtol, atol=atol) else "it disagrees with the slow way"

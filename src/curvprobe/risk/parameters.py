@@ -113,7 +113,11 @@ def copy_state(model: nn.Module, names: Sequence[str]) -> State:
     with torch.inference_mode(False), torch.no_grad():
         params = dict(model.named_parameters())
         probed = {name: upcast(params[name].detach()).clone() for name in names}
-        kept = {name: upcast(p.detach()).clone() for name, p in params.items() if name not in probed}
+        kept = {
+            name: upcast(p.detach()).clone()
+            for name, p in params.items()
+            if name not in probed and not _is_more_than_a_tensor(p)
+        }
         buffers = {name: upcast(b.detach()).clone() for name, b in model.named_buffers()}
     dtypes, devices = ({getattr(p, of) for p in probed.values()} for of in ("dtype", "device"))
     if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
@@ -124,6 +128,12 @@ def copy_state(model: nn.Module, names: Sequence[str]) -> State:
         raise CannotProbeError(f"the probed parameters are on {sorted(map(str, devices))}; expected one real device")
     raised = {str(p.dtype) for p in params.values() if _is_low(p)}
     return State(probed, kept, buffers, next(iter(dtypes)), next(iter(devices)), tuple(sorted(raised)))
+
+
+def _is_more_than_a_tensor(parameter: nn.Parameter) -> bool:
+    """Whether a frozen parameter is quantised, with attributes that say how: it is used as it is, not copied."""
+    attributes = any(not name.startswith("_") for name in vars(parameter))
+    return attributes and (type(parameter) is not nn.Parameter or not parameter.is_floating_point())
 
 
 def upcast(tensor: Tensor) -> Tensor:

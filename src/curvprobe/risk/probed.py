@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from curvprobe.errors import ArgumentError
 from curvprobe.losses import Loss
-from curvprobe.risk.calling import call, check_mode, undisturbed, unwrap
+from curvprobe.risk.calling import Forward, Scope, call, check_gradients, check_mode, unwrap
 from curvprobe.risk.contract import split_loss
 from curvprobe.risk.examples import Batch
 from curvprobe.risk.fast_paths import FastPaths
 from curvprobe.risk.parameters import Selection, State, copy_state, select_parameters
 from curvprobe.risk.sample import Microbatch
+from curvprobe.risk.undisturbed import undisturbed
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class ProbedModel:
         loss: per-example loss.
         state: the probed parameters, the others, and the buffers.
         modes: the mode of every module.
+        own_forward: how the model is called, where the user says so.
         fast_paths: which fast ways hold for this model and loss.
         passed: checks of the whole model that have passed.
         doubts: what could not be decided, a sentence each by the name of the check; results carry them.
@@ -39,18 +41,20 @@ class ProbedModel:
     loss: Loss
     state: State
     modes: tuple[tuple[nn.Module, bool], ...]
+    own_forward: Forward | None = None
     fast_paths: FastPaths = field(default_factory=FastPaths)
     passed: set[str] = field(default_factory=set)
     doubts: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, loss: Loss, params: Selection) -> ProbedModel:
+    def of(cls, model: nn.Module, loss: Loss, params: Selection, forward: Forward | None = None) -> ProbedModel:
         """The model as it is now; refuses one that is random or mixes examples."""
         module = unwrap(model)
         names = select_parameters(module, params)
         modes = tuple((part, part.training) for part in module.modules())
         check_mode(module)
-        return cls(module, loss, copy_state(module, names), modes)
+        check_gradients(module, names)
+        return cls(module, loss, copy_state(module, names), modes, forward)
 
     # ---- what it is
 
@@ -88,7 +92,31 @@ class ProbedModel:
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """A block in which it may be evaluated, and after which nothing about it or the RNGs has changed."""
-        return undisturbed(self.module, self.modes, self.device)
+        return undisturbed(self.module, self.modes, self.device, self._paddings[1])
+
+    @cached_property
+    def _scope(self) -> Scope:
+        return Scope(self.module)
+
+    @cached_property
+    def _paddings(self) -> tuple[dict[str, list[int]], list[nn.Embedding]]:
+        """Rows of probed embeddings that never train, by name, and the embeddings whose weight another layer has too.
+
+        An embedding's padding row gets no gradient, by torch's design: it is a constant. Where the weight is tied the
+        row trains through the other layer, and its derivative has both parts.
+        """
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        fixed, tied = dict[str, list[int]](), list[nn.Embedding]()
+        for module in self.module.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                aliases = names.get(id(module.weight), [])
+                if len(aliases) > 1:
+                    tied.append(module)
+                elif aliases and aliases[0] in self.state.probed:
+                    fixed.setdefault(aliases[0], []).append(module.padding_idx)
+        return fixed, tied
 
     # ---- evaluation
 
@@ -98,25 +126,44 @@ class ProbedModel:
         return {name: p.detach().requires_grad_() for name, p in moved.items()}
 
     def displaced(self, displacement: Tensor) -> dict[str, Tensor]:
-        """The probed parameters at ``w* + displacement`` (N,)."""
+        """The probed parameters at ``w* + displacement`` (N,); padding rows, which never train, stay where they are."""
         if displacement.shape != (self.num_params,):
             raise ArgumentError(
                 f"the displacement has shape {tuple(displacement.shape)}; expected one flat vector ({self.num_params},)"
             )
         parts = self.split(displacement.to(device=self.device, dtype=self.dtype))
-        return {name: p + parts[name] for name, p in self.state.probed.items()}
+        moved = {name: p + parts[name] for name, p in self.state.probed.items()}
+        for name, rows in self._paddings[0].items():
+            moved[name][rows] = self.state.probed[name][rows]
+        return moved
+
+    def within(self, params: Mapping[str, Tensor], function: Callable[[nn.Module], Any]) -> Any:
+        """What ``function(module)`` returns while the module has these parameters."""
+        state = self.state
+        buffers = {name: b.clone() for name, b in state.buffers.items()}
+        return self._scope.run({**state.kept, **buffers, **params}, function)
+
+    def call(self, module: nn.Module, batch: Batch) -> Any:
+        """What the module returns for a batch, called by convention or as the user says."""
+        return call(module, batch) if self.own_forward is None else self.own_forward(module, batch)
 
     def outputs(self, params: Mapping[str, Tensor], batch: Batch) -> Any:
         """What the model returns for a batch at these parameters."""
-        state = self.state
-        return call(
-            self.module, {**state.kept, **{name: b.clone() for name, b in state.buffers.items()}, **params}, batch
-        )
+        return self.within(params, lambda module: self.call(module, batch))
 
     def batch_losses(self, params: Mapping[str, Tensor], microbatch: Microbatch) -> tuple[Tensor, Tensor]:
-        """Summed loss and weight of each example, differentiable in ``params``."""
+        """Summed loss and weight of each example, differentiable in ``params``.
+
+        The loss too runs while the module has these parameters: a term over ``model.parameters()`` is differentiated.
+        """
         batch = microbatch.batch
-        return split_loss(self.loss(self.outputs(params, batch), batch), len(microbatch))
+        result = self.within(params, lambda module: self.loss(self.call(module, batch), batch))
+        return split_loss(result, len(microbatch))
+
+    def losses_of_outputs(self, params: Mapping[str, Tensor], outputs: Any, microbatch: Microbatch) -> Tensor:
+        """Summed loss of each example for outputs at hand."""
+        result = self.within(params, lambda _: self.loss(outputs, microbatch.batch))
+        return split_loss(result, len(microbatch))[0]
 
     def first_order(self, scalar: Tensor, leaves: dict[str, Tensor], *, create_graph: bool = False) -> list[Tensor]:
         """Gradient of a scalar in the probed parameters; zero where it does not depend on one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,12 @@ class Microbatch:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of the batch's tensors."""
         return tuple(tuple(leaf.shape) for leaf in pytree.tree_leaves(self.batch) if isinstance(leaf, Tensor))
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Types and shapes of single examples' tensors, by which a model might go another way."""
+        leaves = pytree.tree_leaves(self.batch)
+        return tuple((leaf.dtype, tuple(leaf.shape[1:])) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
 
 
 @dataclass

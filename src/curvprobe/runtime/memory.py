@@ -1,4 +1,4 @@
-"""How much memory is free, and how much a differentiated computation keeps."""
+"""How much memory is free, and freed memory that is kept for the next product."""
 
 from __future__ import annotations
 

@@ -125,13 +125,13 @@ class Store:
             if found is not None:
                 self.finished[stage.name] = Finished(key, found[1], True)
                 return found[0]
-            (self.directory / RESULT).unlink(missing_ok=True)
         start = time.perf_counter()
         result = stage.compute()
         if isinstance(result, dict):
             result = plain(result)  # as a later run will find it
         seconds = time.perf_counter() - start
         if self.directory is not None:
+            _forget_result(self.directory, stage.name, key)
             _write(self.directory, stage, key, result, seconds)
         self.finished[stage.name] = Finished(key, seconds, False)
         return result
@@ -158,17 +158,37 @@ def _write(directory: Path, stage: Stage[T], key: str, result: T, seconds: float
     write_atomically(directory / f"{stage.name}.json", to_json(record))
 
 
-def read_stage(directory: Path, name: str, kind: type[T], key: str | None = None) -> tuple[T, float] | None:
+def _forget_result(directory: Path, name: str, key: str) -> None:
+    """Remove a result that rests on another stage of this name, or on one of which it does not say what it was."""
+    try:
+        rests_on = json.loads((directory / RESULT).read_text()).get("stages")
+    except (OSError, ValueError, AttributeError):
+        return
+    known = (directory / f"{name}.json").exists() if rests_on is None else rests_on.get(name, key) != key
+    if known:
+        (directory / RESULT).unlink(missing_ok=True)
+
+
+def read_stage(
+    directory: Path, name: str, kind: type[T] | Callable[..., T], key: str | None = None
+) -> tuple[T, float] | None:
     """A stage's result and the seconds it took, if it lies there whole and, where a key is given, under this key."""
     try:
         record = json.loads((directory / f"{name}.json").read_text())
-        tensors_path = directory / f"{name}.safetensors"
-        if key not in (None, record["key"]) or record["tensors"] != digest(tensors_path.read_bytes()):
+        if key not in (None, record["key"]):
             return None
-        plain_values = {k: _unmarked(v) for k, v in record["values"].items()}
-        return _from_values(kind, {**load_file(tensors_path), **plain_values}), float(record["seconds"])
+        return _from_values(kind, read_values(directory, name)), float(record["seconds"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None  # absent, cut short, or of another version: it is computed again
+
+
+def read_values(directory: Path, name: str) -> dict[str, Any]:
+    """A stage's tensors and plain values by name; raises where it does not lie there whole."""
+    record = json.loads((directory / f"{name}.json").read_text())
+    tensors_path = directory / f"{name}.safetensors"
+    if record["tensors"] != digest(tensors_path.read_bytes()):
+        raise ValueError(f"the tensors of the stage {name} are not those that its record names")
+    return {**load_file(tensors_path), **{k: _unmarked(v) for k, v in record["values"].items()}}
 
 
 def _as_values(kind: type[Any], result: Any) -> dict[str, Any]:
@@ -179,12 +199,13 @@ def _as_values(kind: type[Any], result: Any) -> dict[str, Any]:
     return {entry.name: getattr(result, entry.name) for entry in fields(kind)}
 
 
-def _from_values(kind: type[T], values: dict[str, Any]) -> T:
-    if issubclass(kind, Tensor):
+def _from_values(kind: type[T] | Callable[..., T], values: dict[str, Any]) -> T:
+    if isinstance(kind, type) and issubclass(kind, Tensor):
         return values["tensor"]  # type: ignore[no-any-return]
-    if issubclass(kind, dict):
+    if isinstance(kind, type) and issubclass(kind, dict):
         return values["plain"]  # type: ignore[no-any-return]
-    return kind(**values)
+    made: T = kind(**values)  # type: ignore[assignment]
+    return made
 
 
 def _marked(value: Any) -> Any:

@@ -5,12 +5,14 @@ What comes before needs the model; what comes after is small float64 linear alge
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.curvature.matrix import hessian
-from curvprobe.curvature.per_example import project_one, project_together, together_holds
+from curvprobe.curvature.per_example import TOGETHER, project_one, project_together, together_holds
 from curvprobe.curvature.second_derivatives import check_second_derivatives, double_backward_errors
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.linalg import inner, quick_inner
@@ -60,25 +62,34 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     ):
         gradient = torch.empty(n, dim, dtype=torch.float64)
         curved = torch.empty(n, dim, dim, dtype=torch.float64)
-        size = _examples_together(risk, basis)
-        for examples in risk.sample.microbatches(size):
-            if size > 1:
-                found = project_together(risk.probed, examples, basis)
-            else:
-                found = project_one(risk.probed, examples, basis, risk.budget.products_held())
-            gradient[examples.rows], curved[examples.rows] = found
-            advance(len(examples))
+        for rows, found in _projected(risk, basis):
+            gradient[rows], curved[rows] = found
+            advance(rows.stop - rows.start)
     if not bool(curved.isfinite().all() and gradient.isfinite().all()):
         raise NotFiniteError("a projected derivative is not finite; the loss has no finite second derivative at w*")
     return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
 
 
-def _examples_together(risk: EmpiricalRisk, basis: Tensor) -> int:
-    """How many examples to project at a time; 1 where together does not pay or does not work."""
-    size = min(len(risk), risk.budget.examples_together(), risk.microbatch_size)
-    if size > 1 and together_holds(risk.probed, risk.sample.read(0, 2), risk.sample.read(0, 1), basis):
-        return size
-    return 1
+def _projected(risk: EmpiricalRisk, basis: Tensor) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+    """Slopes and curvatures of all examples in order, as many at a time as pays and works."""
+    model, held = risk.probed, risk.budget.products_held()
+    size, start = min(len(risk), risk.budget.examples_together(), risk.microbatch_size), 0
+    while start < len(risk):
+        examples = risk.sample.read(start, min(start + size, len(risk)))
+        if size > 1 and not together_holds(model, examples, risk.sample.read, basis):
+            size = 1
+            continue
+        if size > 1:
+            try:
+                found = project_together(model, examples, basis)
+            except Exception:  # examples of another kind than those that were compared
+                model.fast_paths.give_up(TOGETHER)
+                size = 1
+                continue
+        else:
+            found = project_one(model, examples, basis, held)
+        yield examples.rows, found
+        start = examples.rows.stop
 
 
 @freed_memory_kept()

@@ -33,6 +33,7 @@ class Task:
         params: which parameters to probe.
         microbatch_size: examples in one pass; None picks it.
         collate_fn: for a dataset.
+        forward: ``forward(model, batch)`` for a model that is called another way.
         description: one line for the person who reads the run.
     """
 
@@ -44,6 +45,7 @@ class Task:
     microbatch_size: int | None = None
     collate_fn: Callable[[list[Any]], Any] | None = None
     description: str = ""
+    forward: Callable[[nn.Module, Any], Any] | None = None
 
     def risk(self, memory_budget: int | None = None) -> EmpiricalRisk:
         """The empirical risk on the sample, for work within so many bytes."""
@@ -55,6 +57,7 @@ class Task:
             microbatch_size=self.microbatch_size,
             collate_fn=self.collate_fn,
             memory_budget=memory_budget,
+            forward=self.forward,
         )
 
 

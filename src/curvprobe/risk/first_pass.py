@@ -1,0 +1,196 @@
+"""What goes wrong when a model first meets its data, said with the remedy; and what of the data nobody takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from curvprobe.errors import CannotProbeError, CurvprobeError
+from curvprobe.risk.calling import passed_entries
+from curvprobe.risk.examples import Batch
+from curvprobe.risk.probed import ProbedModel
+from curvprobe.risk.sample import Microbatch, Sample
+
+_REMEDIES: tuple[tuple[str, str], ...] = (
+    (r"[Cc]heckpoint", "switch activation checkpointing off: it runs parts of the model again, at other parameters"),
+    (
+        r"missing \d+ required positional argument",
+        "give the data as a dict, whose entries go to forward by name, or say how the model is called: "
+        "forward=, a function forward(model, batch)",
+    ),
+    (
+        r"'list' object|'tuple' object|list indices",
+        "give the model tensors: dataset.set_format('torch'), or collate_fn=",
+    ),
+    (r"out of range in self|index out of range", "labels or tokens are outside what the model was made for"),
+)
+"""Patterns in the message of the user's own error, and what to do."""
+
+_USUAL = (
+    "call the model on these examples by hand; if it is called another way, pass forward=, a function "
+    "forward(model, batch)"
+)
+
+
+@contextmanager
+def explained(sample: Sample) -> Iterator[None]:
+    """Chain an error of the user's model or loss under one that says what was being done, and what to do."""
+    try:
+        yield
+    except CurvprobeError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        first = sample.read(0, 1)
+        raise CannotProbeError(
+            f"the model or the loss stopped on the first examples ({_described(first.batch)}) with "
+            f"{type(error).__name__}: {_shortened(error)}; {_remedy(error, first)}"
+        ) from error
+
+
+def _remedy(error: Exception, first: Microbatch) -> str:
+    text = f"{type(error).__name__}: {error}"
+    integers = sorted({str(t.dtype) for t in _inputs(first.batch) if not t.is_floating_point()})
+    if integers and re.search(r"dtype|scalar type|Long|Byte|Int\b|not implemented for", text):
+        return (
+            f"the inputs are integers ({', '.join(integers)}): give the model what it was trained on, such as x.float()"
+        )
+    return next((cure for pattern, cure in _REMEDIES if re.search(pattern, text)), _USUAL)
+
+
+def _inputs(batch: Batch) -> list[Tensor]:
+    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+
+
+def _described(batch: Batch) -> str:
+    if isinstance(batch, Mapping):
+        return ", ".join(f"{key}: {_described(value)}" for key, value in batch.items())
+    if isinstance(batch, tuple | list):
+        return f"{type(batch).__name__} of " + ", ".join(_described(part) for part in batch[:4])
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+    return type(batch).__name__
+
+
+def _shortened(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "(no message)"
+
+
+# ---- entries that nobody takes
+
+
+class _Taken:
+    """Which entries of a batch were asked for."""
+
+    def __init__(self) -> None:
+        self.keys: set[Any] = set()
+
+
+class _SeenTuple(tuple[Any, ...]):
+    """A batch that notes which of its entries are read."""
+
+    taken: _Taken
+
+    def __getitem__(self, at: Any) -> Any:
+        positions = range(len(self))[at]
+        self.taken.keys.update(positions if isinstance(positions, range) else [positions])
+        return super().__getitem__(at)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.taken.keys.update(range(len(self)))
+        return super().__iter__()
+
+
+class _SeenDict(dict[Any, Any]):
+    """The same for entries by name."""
+
+    taken: _Taken
+
+    def __getitem__(self, key: Any) -> Any:
+        self.taken.keys.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """As a dict's."""
+        self.taken.keys.add(key)
+        return super().get(key, default)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        """As a dict's."""
+        self.taken.keys.add(key)
+        return super().pop(key, *default)
+
+    def items(self) -> Any:
+        """As a dict's."""
+        self.taken.keys.update(self)
+        return super().items()
+
+    def values(self) -> Any:
+        """As a dict's."""
+        self.taken.keys.update(self)
+        return super().values()
+
+
+def check_entries(model: ProbedModel, sample: Sample) -> None:
+    """Refuse a batch with an entry that neither the model nor the loss takes: it would be dropped without a word."""
+    first, taken = sample.read(0, 1), _Taken()
+    batch = first.batch
+    if isinstance(batch, Mapping):
+        seen: Any = _SeenDict(batch)
+    elif isinstance(batch, tuple | list) and len(batch) > 2 and not hasattr(batch, "_fields"):
+        seen = _SeenTuple(batch)
+    else:
+        return
+    seen.taken = taken
+    outputs = model.outputs(model.state.probed, batch if model.own_forward is None else seen)
+    if model.own_forward is None:  # by convention: the model's part is known
+        taken.keys.update(passed_entries(model.module, batch) if isinstance(batch, Mapping) else [0])
+    model.within(model.state.probed, lambda _: model.loss(outputs, seen))
+    left = [key for key in (batch if isinstance(batch, Mapping) else range(len(batch))) if key not in taken.keys]
+    if left:
+        named = ", ".join(repr(key) for key in left)
+        raise CannotProbeError(
+            f"neither the model nor the loss takes entry {named} of the batch ({_described(batch)}); leave it out, or "
+            "give the data as a dict whose entries go to the model's forward by name, or say how the model is called "
+            "with forward=, a function forward(model, batch)"
+        )
+
+
+# ---- parameters reached by another road
+
+
+def check_roads(model: ProbedModel, sample: Sample) -> None:
+    """Refuse a loss that reaches a parameter by a reference of its own: its derivative would lack that part.
+
+    What goes through the module (its layers, ``model.parameters()``) sees the parameters at which the loss is
+    evaluated; a parameter that the loss holds itself stays what it was.
+    """
+    own = {id(parameter): name for name, parameter in model.module.named_parameters() if name in model.state.probed}
+    loss_sum, _ = model.batch_losses(model.leaves(), sample.read(0, 1))
+    found = sorted({own[id(leaf)] for leaf in _graph_leaves(loss_sum) if id(leaf) in own})
+    if found:
+        raise CannotProbeError(
+            f"the loss or the model reaches the parameters {', '.join(found[:5])} by a reference of its own, so that "
+            "its derivative would lack that part; reach them through the model (model.layer.weight, model.parameters())"
+        )
+
+
+def _graph_leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """Leaves of a tensor's graph."""
+    waiting, seen = [tensor.grad_fn], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, torch.Tensor):
+            yield variable
+        waiting += [following for following, _ in node.next_functions]
