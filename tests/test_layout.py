@@ -48,7 +48,16 @@ def own_names(tree: ast.Module) -> set[str]:
     return names
 
 
-FOREIGN = {"_dispatch", "_compiled_call_impl", "_orig_mod", "_fields", "_DropoutNd", "_BatchNorm", "_pytree"}
+FOREIGN = {
+    "_dispatch",
+    "_compiled_call_impl",
+    "_orig_mod",
+    "_fields",
+    "_DropoutNd",
+    "_BatchNorm",
+    "_pytree",
+    "_version",
+}
 """Private names of torch and of Python that are looked at."""
 
 

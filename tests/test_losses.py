@@ -50,36 +50,33 @@ def test_cross_entropy(smoothing):
     for row, label in zip(logits.tolist(), target.tolist(), strict=True):
         logs = naive_log_softmax(row)
         expected.append(-(1 - smoothing) * logs[label] - smoothing * sum(logs) / len(logs))
-    losses, weight = loss(logits, (None, target))
-    assert close(losses, expected)
-    assert weight.tolist() == [1] * 6
+    assert close(loss(logits, (None, target)), expected)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_an_ignored_label_has_no_weight(smoothing):
+def test_an_ignored_label_has_no_loss(smoothing):
     logits, target = draw(6, 4), tokens(6, vocabulary=4)
     target[[1, 4]] = IGNORED
-    losses, weight = cross_entropy(logits, (None, target), label_smoothing=smoothing)
+    losses = cross_entropy(logits, (None, target), label_smoothing=smoothing)
     mean = torch.nn.functional.cross_entropy(logits, target, label_smoothing=smoothing)
-    assert weight.tolist() == [1, 0, 1, 1, 0, 1]
-    assert float(losses.sum() / weight.sum()) == pytest.approx(float(mean), rel=1e-12)
+    assert losses.isnan().tolist() == [False, True, False, False, True, False]
+    assert float(losses.nanmean()) == pytest.approx(float(mean), rel=1e-12)
 
 
 def test_a_classifier_with_ignored_labels_is_refused_until_they_are_left_out():
     case = cases.make("mlp")
     x, y = case.data[0], case.data[1].clone()
     y[4] = IGNORED
-    with pytest.raises(ValueError, match=r"example 4 has weight 0\.0.*leave out"):
-        cp.EmpiricalRisk(case.model, cross_entropy, (x, y))
+    with pytest.raises(cp.NotFiniteError, match=r"the loss of example 4 of 6 is nan.*-100, must be left out"):
+        cp.EmpiricalRisk(case.model, cross_entropy, (x, y)).value()
     labelled = cp.EmpiricalRisk(case.model, cross_entropy, (x[y != IGNORED], y[y != IGNORED]))
     assert labelled.value() == pytest.approx(torch.nn.functional.cross_entropy(case.model(x), y).item(), rel=1e-10)
 
 
 def test_a_batch_of_ignored_labels_goes_through_vmap():
     logits, target = draw(3, 1, 4), torch.tensor([[2], [IGNORED], [0]])
-    losses, weight = torch.vmap(lambda z, y: cross_entropy(z, (None, y)))(logits, target)
-    assert weight.tolist() == [[1], [0], [1]]
-    assert float(losses[1]) == 0.0
+    losses = torch.vmap(lambda z, y: cross_entropy(z, (None, y)))(logits, target)
+    assert losses.isnan().tolist() == [[False], [True], [False]]
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
@@ -208,9 +205,9 @@ def test_the_weights_of_a_risk_are_token_counts():
 @pytest.mark.parametrize("wrap", [dict, SimpleNamespace], ids=["mapping", "object"])
 def test_logits_are_found(wrap):
     logits, target = draw(4, 3), tokens(4, vocabulary=3)
-    expected, _ = cross_entropy(logits, (None, target))
-    assert torch.equal(cross_entropy(wrap(logits=logits, hidden=None), {"labels": target})[0], expected)
-    assert torch.equal(cross_entropy((logits, "cache"), {"targets": target})[0], expected)
+    expected = cross_entropy(logits, (None, target))
+    assert torch.equal(cross_entropy(wrap(logits=logits, hidden=None), {"labels": target}), expected)
+    assert torch.equal(cross_entropy((logits, "cache"), {"targets": target}), expected)
 
 
 @pytest.mark.parametrize("shifted", [False, True])

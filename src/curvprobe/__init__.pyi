@@ -86,6 +86,7 @@ from .errors import (
 from .errors import (
     NotFiniteError as NotFiniteError,
 )
+from .errors import UserCodeError as UserCodeError
 from .numerics.power_law import PowerLaw as PowerLaw
 from .numerics.traces import TraceMoments as TraceMoments
 from .numerics.traces import trace_moments as trace_moments

@@ -32,6 +32,10 @@ class CannotProbeTypeError(CannotProbeError, TypeError):
     """A model, a loss or data of a kind that cannot be probed."""
 
 
+class UserCodeError(CannotProbeError, RuntimeError):
+    """The user's model, loss or data raised; the error itself is the cause."""
+
+
 class NotFiniteError(CannotProbeError):
     """A loss or a derivative that is not finite where it is asked for."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -77,26 +78,23 @@ def _matching(prediction: Tensor, target: Tensor) -> Tensor:
     return target.to(prediction.dtype).reshape(prediction.shape)
 
 
-def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> Tensor | tuple[Tensor, Tensor]:
+def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of a classifier.
 
     Args:
         outputs: logits (n, classes), or an object with ``.logits``.
-        batch: ``(inputs, targets)``, or a dict with ``labels`` or ``targets``; targets are class indices (n,), of
-            which -100 does not count, or class probabilities (n, classes).
+        batch: ``(inputs, targets)``, or a dict with ``labels`` or ``targets``; targets are class indices (n,) or
+            class probabilities (n, classes).
         label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
 
     Returns:
-        ``(loss (n,), weight (n,))`` for class indices: loss of every example in nats, and 1, or 0 for an ignored one.
-        Leave ignored examples out of the data: a risk refuses examples that have no term. For class probabilities,
-        the losses (n,) alone.
+        Loss of every example (n,), in nats; NaN where the label is -100, which counts nothing: such an example has no
+        term, and a risk refuses it. Leave it out of the data.
 
     Example:
         >>> import torch
-        >>> cross_entropy(torch.zeros(2, 4), (None, torch.tensor([0, -100])))
-        (tensor([1.3863, 0.0000]), tensor([1, 0]))
-        >>> cross_entropy(torch.zeros(2, 4), (None, torch.eye(4)[:2]))
-        tensor([1.3863, 1.3863])
+        >>> cross_entropy(torch.zeros(3, 4), (None, torch.tensor([0, 3, -100])))
+        tensor([1.3863, 1.3863,    nan])
     """
     logits, target = _tensor(outputs), _target(batch, "labels", "targets")
     if target.dim() == 1 and target.is_floating_point():
@@ -109,7 +107,7 @@ def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> 
     loss = functional.cross_entropy(
         logits, target, ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=label_smoothing
     )
-    return loss, (target != IGNORE_INDEX).long()
+    return loss.masked_fill(target == IGNORE_INDEX, torch.nan)
 
 
 def binary_cross_entropy(outputs: Any, batch: Any) -> Tensor:

@@ -226,6 +226,15 @@ def test_a_trajectory_is_followed_and_goes_on(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
 
 
+def test_a_trajectory_takes_natural_duplicates_where_that_is_said(tmp_path):
+    path = tmp_path / "training.py"
+    path.write_text(TRAINING.replace("(x[k:], x[k:] ** 3)", "(x[4:], x[4:] ** 3)"))
+    sizes = ["--ks", "8,16", "--sigma", 0.01, "--dim", 1]
+    arguments = ["trajectory", f"{path}:train", *sizes, "--out", tmp_path / "out"]
+    assert "4 of 36 candidates" in " ".join(invoke(*arguments).output.split())
+    assert invoke(*arguments, "--allow-overlap").exit_code == 0
+
+
 @pytest.mark.parametrize(("ks", "message"), [("8,x", "whole numbers such as"), ("16,8", "ascending sample sizes")])
 def test_sample_sizes_that_make_no_sense_are_refused(ks, message, tmp_path):
     path = tmp_path / "training.py"

@@ -189,7 +189,7 @@ def test_examples_whose_loss_rounds_to_zero_are_right(kind, inside):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), *[nn.LogSoftmax(1)] * inside).double()
     model[2].weight.data *= 60
-    x = block_of(40, 3)
+    x = block_of(400, 3)
     risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, (x, model(x).argmax(1)))
     sure = risk.losses() < 1e-15
     assert sure.sum() > 3

@@ -64,7 +64,11 @@ def check_finite(losses: Tensor, start: int, total: int, *, displaced: bool = Fa
     """Refuse losses that are not finite; the first is example ``start`` of ``total``."""
     bad = (~losses.isfinite()).nonzero().flatten()
     if len(bad):
-        where = "at the displaced parameters; take a smaller sigma" if displaced else "at the solution; check its data"
+        where = (
+            "at the displaced parameters; take a smaller sigma"
+            if displaced
+            else "at the solution; check its data (an ignored label, -100, must be left out)"
+        )
         row = int(bad[0])
         raise NotFiniteError(f"the loss of example {start + row} of {total} is {float(losses[row])} {where}")
 

@@ -15,7 +15,7 @@ from curvprobe.losses import Loss
 from curvprobe.numerics.rows import resolve_rows
 from curvprobe.risk.budget import Budget, Footprint, check_budget
 from curvprobe.risk.calling import Forward
-from curvprobe.risk.contract import check_finite, check_loss, check_weights
+from curvprobe.risk.contract import check_finite, check_loss, check_same_losses, check_weights
 from curvprobe.risk.examples import Batch, Examples
 from curvprobe.risk.first_pass import check_entries, check_roads, explained
 from curvprobe.risk.parameters import Selection
@@ -103,8 +103,8 @@ class EmpiricalRisk:
             tried = check_sample(probed, sample, microbatch_size)
             check_entries(probed, sample)
             check_roads(probed, sample)
-            check_behaviour(probed, sample, tried)
             budget = Budget.of(memory_budget, measure(probed, sample), probed.device)
+            check_behaviour(probed, sample, tried, budget.examples_at_once())
         self._assemble(probed, sample, budget, microbatch_size)
 
     @classmethod
@@ -281,6 +281,7 @@ class EmpiricalRisk:
         self.check_dependence()
         losses, weights, gradient = self._first_order_pass(displacement)
         if displacement is None:
+            self._check_same(losses)
             known.keep(losses=losses, weights=weights, gradient=gradient.clone())
         return gradient
 
@@ -310,7 +311,13 @@ class EmpiricalRisk:
         losses = loss_sum.detach().double().cpu() / weights
         gradient = (self.probed.flatten(gradients).double() / weights.sum()).to(self.dtype)
         if bool((weights > 0).all() and losses.isfinite().all() and gradient.isfinite().all()):
+            self._check_same(losses)
             self.sample.known.keep(losses=losses, weights=weights, gradient=gradient)
+
+    def _check_same(self, losses: Tensor) -> None:
+        """Refuse losses at the solution that are not those of an earlier pass."""
+        if self.sample.known.losses is not None:
+            check_same_losses(self.sample.known.losses, losses, 0, self.dtype)
 
     def check_dependence(self) -> None:
         """Refuse a sample on which no loss depends on a probed parameter."""

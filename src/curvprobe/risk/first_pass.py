@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from curvprobe.errors import CannotProbeError, CurvprobeError
+from curvprobe.errors import CannotProbeError, CurvprobeError, UserCodeError
 from curvprobe.risk.calling import passed_entries
 from curvprobe.risk.examples import Batch
 from curvprobe.risk.probed import ProbedModel
@@ -47,7 +47,7 @@ def explained(sample: Sample) -> Iterator[None]:
         raise
     except Exception as error:  # whatever the user's code raises
         first = sample.read(0, 1)
-        raise CannotProbeError(
+        raise UserCodeError(
             f"the model or the loss stopped on the first examples ({_described(first.batch)}) with "
             f"{type(error).__name__}: {_shortened(error)}; {_remedy(error, first)}"
         ) from error
