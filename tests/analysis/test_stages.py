@@ -73,7 +73,7 @@ def test_stages_belong_to_the_basis_they_were_computed_in(case, tmp_path, monkey
     turned = replace(turned, basis=-turned.basis)
     monkeypatch.setattr("curvprobe.analysis.stages.top_eigenspace", lambda *_, **__: turned)
     seconds = cp.analyze(case.risk(), case.candidates, dim=2, out=tmp_path).seconds
-    of_the_whole_space = {"full_space", "isotropic", "isotropic_model", "gradient_norms"}
+    of_the_whole_space = {"doubts", "full_space", "isotropic", "isotropic_model", "gradient_norms"}
     assert {name for name, taken in seconds.items() if not taken} == of_the_whole_space
 
 
@@ -139,3 +139,22 @@ def test_a_larger_max_matvecs_continues_the_eigenspace_in_the_folder(case, tmp_p
         analysis = cp.analyze(case.risk(), case.candidates, **options, max_matvecs=500)
     assert bool(analysis.subspace.converged.all())
     assert sum(calls) <= analysis.subspace.num_matvecs - 12
+
+
+def test_what_a_check_could_not_decide_is_in_the_notes_also_of_a_later_run(tmp_path):
+    """Blank inputs put every unit of a network without biases exactly on its kink."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).double()
+        x, y = torch.randn(40, 4, dtype=torch.float64), torch.randint(2, (40,))
+    torch.nn.init.zeros_(model[0].bias)
+    x[0] = 0
+
+    def analysed() -> cp.Analysis:
+        risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, (x[:30], y[:30]))
+        return cp.analyze(risk, (x[30:], y[30:]), dim=2, sigma=1e-3, out=tmp_path)
+
+    first, again = analysed(), analysed()
+    assert not any(again.seconds.values())
+    for analysis in (first, again):
+        assert any("In doubt: whether a hessian product is right could not" in note for note in analysis.notes)

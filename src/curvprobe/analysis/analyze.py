@@ -126,7 +126,7 @@ def analyze(
     store, job = Store.at(out), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sorted({*SIGMA_GRID, *([] if settings.sigma == "auto" else [settings.sigma])})
-    with progress.bar("analysis (stages)", 9 + laws + concentration) as advance:
+    with progress.bar("analysis (stages)", 10 + laws + concentration) as advance:
 
         def result(stage: Stage[T]) -> T:
             found = store.result(stage)
@@ -137,6 +137,7 @@ def analyze(
         basis = stages.basis_key(space)
         sample = result(stages.sample(job, space, basis))
         fresh = result(stages.candidates(job, space, basis))
+        notes += [f"In doubt: {doubt}." for doubt in result(stages.doubts(job)).values()]
         validity = result(stages.validity(job, space, basis, sample, fresh, grid))
         chosen, source = _choose_sigma(settings.sigma, validity, notes)
         seen = _Seen(

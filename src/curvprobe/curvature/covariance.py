@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.linearisation import derivatives
-from curvprobe.curvature.second_derivatives import double_backward_errors
 from curvprobe.numerics.linalg import inner
 from curvprobe.risk.empirical import EmpiricalRisk
 

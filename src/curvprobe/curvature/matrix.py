@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from curvprobe.curvature.compiled import Compiled, compile_hessian, trusted
+from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.linearisation import Kind, Linearisation, linearise
-from curvprobe.curvature.second_derivatives import check_second_derivatives, double_backward_errors
+from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.linalg import all_finite
 from curvprobe.risk.empirical import EmpiricalRisk

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.linearisation import Kind, linearise, output_hessian_product, output_slopes
 from curvprobe.errors import CannotProbeError
 from curvprobe.numerics.linalg import all_finite
@@ -18,33 +20,6 @@ from curvprobe.risk.budget import SMALL_EXAMPLE
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
-
-_REMEDIES: tuple[tuple[str, str], ...] = (
-    ("ctc", "write the CTC recursion with differentiable operations (logsumexp over a loop)"),
-    ("cudnn_rnn", "run under torch.backends.cudnn.flags(enabled=False)"),
-    ("attention", "use attn_implementation='eager' or torch's scaled_dot_product_attention"),
-    ("compile|aot_autograd", "pass the module that was not compiled"),
-)
-
-
-@contextmanager
-def double_backward_errors() -> Iterator[None]:
-    """Say plainly which operation lacks a second derivative, and what to do about it."""
-    try:
-        yield
-    except (RuntimeError, NotImplementedError) as error:
-        text = str(error)
-        named = re.search(r"derivative for '?([\w:]+)", text)
-        twice = re.search(r"once_differentiable|double backward|differentiate twice|aot_autograd", text)
-        if not (named or twice):
-            raise
-        operation = named.group(1) if named else "an operation of the model or loss"
-        fallback = "replace it by operations that have one, or leave out the parameters behind it with params="
-        remedy = next((cure for pattern, cure in _REMEDIES if re.search(pattern, text)), fallback)
-        raise CannotProbeError(
-            f"{operation} has no second derivative, which curvature needs; {remedy}. PyTorch said: {text}"
-        ) from error
-
 
 Parts = list[Tensor]
 """A vector by parameter tensors, or by output tensors."""
@@ -65,7 +40,7 @@ SETTLED = 5e-3
 are off the product) show what the derivative is. Chance agreement over many kinks is not that close."""
 
 ROUNDING = 10
-"""Units of rounding, of a gradient by its own or the largest tensor's size, that a difference may be off."""
+"""Units of rounding, of a first derivative of the largest tensor's size, that a difference may be off."""
 
 SHRUNK = (0.9, 0.7, 0.5, 0.3)
 """Parts of the parameters at which a loss that is saturated at all of them is not: there one sees the size of the terms
@@ -103,11 +78,14 @@ def check_second_derivatives(risk: EmpiricalRisk, kind: Kind) -> None:
     if any(f"{kind} of 2^{size}" in passed for size in range(level, 64)):
         return
     try:
-        verdict = _examine(risk.in_double(), kind)
+        double = risk.in_double()
+        verdict = _examine(double, kind, double.dtype)
+        if (verdict.refused or verdict.undecided) and _narrows(double):
+            verdict = _examine(double, kind, torch.float32)
     except (torch.OutOfMemoryError, MemoryError):
         return  # the check is a courtesy; the job itself may still fit
     except RuntimeError:  # a constant of the model or loss is in the model's own precision: so is the check then
-        verdict = _examine(risk, kind)
+        verdict = _examine(risk, kind, risk.dtype)
     if verdict.refused is not None:
         row, finding = verdict.refused
         raise CannotProbeError(
@@ -158,10 +136,34 @@ def _listed(names: Sequence[object]) -> str:
     return ", ".join(map(str, names[:4])) + (f", ... ({len(names)} in all)" if len(names) > 4 else "")
 
 
-def _examine(risk: EmpiricalRisk, kind: Kind) -> _Verdict:
+class _Narrowing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Looks for an operation that makes float32, or less, out of float64."""
+
+    found: bool = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operation itself; what went in and came out is looked at."""
+        result = func(*args, **(kwargs or {}))
+        given, made = (
+            {leaf.dtype for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)} for tree in (args, result)
+        )
+        self.found |= torch.float64 in given and any(d.is_floating_point and d.itemsize < 8 for d in made)
+        return result
+
+
+def _narrows(double: EmpiricalRisk) -> bool:
+    """Whether a model in float64 rounds to float32 on its way, by a ``.float()`` of its own: then so do differences."""
+    with double.undisturbed():
+        first = double.sample.read(0, 1)  # before one looks: the digests of a dataset's items round too
+        with _Narrowing() as narrowing:  # type: ignore[no-untyped-call]
+            double.probed.batch_losses(double.probed.leaves(), first)
+    return bool(narrowing.found)
+
+
+def _examine(risk: EmpiricalRisk, kind: Kind, precision: torch.dtype) -> _Verdict:
     """Judge examples spread over the sample: as sums of as many as a microbatch holds, and one by one if need be."""
     sample, size = risk.sample, risk.microbatch_size
-    slack, strict = CHECK_TOLERANCE[risk.dtype], SUM_TOLERANCE[risk.dtype]
+    slack, strict = CHECK_TOLERANCE[precision], SUM_TOLERANCE[precision]
     rows = _spread(risk)
     undecided: dict[int, _Finding] = {}
     with risk.undisturbed(), double_backward_errors():
@@ -172,11 +174,12 @@ def _examine(risk: EmpiricalRisk, kind: Kind) -> _Verdict:
             found = _Finding(wrong=["one by one"])
             if len(group) > 1:
                 together = sample.select(group).read(0, len(group))
-                found = _judge(risk.probed, kind, together, along, strict, strict)
+                found = _judge(risk.probed, kind, together, along, precision, strict, strict)
             (wrong if found.wrong else unsettled if found.undecided else []).extend(group)
         for row in wrong + unsettled[:HANDFUL]:
             alone = sample.select([row]).read(0, 1)
-            found = _judge(risk.probed, kind, alone, along, slack if kind == "hessian" else strict, slack)
+            tolerance = slack if kind == "hessian" else strict
+            found = _judge(risk.probed, kind, alone, along, precision, tolerance, slack)
             if found.wrong:
                 return _Verdict((row, found), undecided, len(rows))
             if found.undecided:
@@ -214,12 +217,14 @@ def _judge(
     kind: Kind,
     microbatch: Microbatch,
     along: tuple[Tensor, list[float]],
+    precision: torch.dtype,
     tolerance: float,
     slack: float,
 ) -> _Finding:
     """Hold a product against difference quotients, tensor by tensor, at steps that go down until all agree.
 
-    To ``tolerance`` by each tensor's own size; what does not settle may be off by ``slack`` of the whole product.
+    In steps, and with rounding, of this ``precision``; to ``tolerance`` by each tensor's own size. What does not
+    settle may be off by ``slack`` of the whole product.
     """
     found = _product(model, kind, microbatch, along[0])
     if found is None or not all(all_finite(part) for part in found[0]):
@@ -229,10 +234,18 @@ def _judge(
     sizes = along[1] if kind == "hessian" else [1.0] * count
     product, slope = (max(s * float(t.norm()) for s, t in zip(sizes, parts, strict=True)) for parts in found)
     pending = {
-        i: _Pending(names[i], found[0][i], found[1][i], slope / sizes[i], slack * product / sizes[i], tolerance)
+        i: _Pending(
+            names[i],
+            found[0][i],
+            found[1][i],
+            torch.finfo(precision).eps,
+            slope / sizes[i],
+            slack * product / sizes[i],
+            tolerance,
+        )
         for i in range(count)
     }
-    for step in STEPS[model.dtype]:
+    for step in STEPS[precision]:
         up, down = (_first_order(model, kind, microbatch, sign * step * along[0]) for sign in (1, -1))
         if not len(up) == len(down) == count:
             continue  # another set of outputs depends on the parameters there
@@ -284,6 +297,7 @@ class _Pending:
     Attributes:
         name: of the tensor.
         product, slope: the tensor's parts of the product and of the first derivative.
+        eps: unit of rounding.
         rounded: size of the first derivative that rounding comes from: the largest tensor's, in this one's units.
         unseen: disagreement that is little of the whole product, in this tensor's units.
         tolerance: relative disagreement that is taken for right.
@@ -294,6 +308,7 @@ class _Pending:
     name: str
     product: Tensor
     slope: Tensor
+    eps: float
     rounded: float
     unseen: float
     tolerance: float
@@ -331,7 +346,7 @@ class _Pending:
         return quotient.size > 0 and unsteady <= min(SETTLED * quotient.size, quotient.off / 10)
 
     def _rounding(self, quotient: _Quotient) -> float:
-        return ROUNDING * torch.finfo(self.product.dtype).eps * self.rounded / quotient.step
+        return ROUNDING * self.eps * self.rounded / quotient.step
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

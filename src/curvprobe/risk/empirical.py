@@ -15,7 +15,7 @@ from curvprobe.losses import Loss
 from curvprobe.numerics.rows import resolve_rows
 from curvprobe.risk.budget import Budget, Footprint, check_budget
 from curvprobe.risk.calling import Forward
-from curvprobe.risk.contract import check_finite, check_loss, check_same_losses, check_weights
+from curvprobe.risk.contract import check_default_device, check_finite, check_loss, check_same_losses, check_weights
 from curvprobe.risk.examples import Batch, Examples
 from curvprobe.risk.first_pass import check_entries, check_roads, explained
 from curvprobe.risk.parameters import Selection
@@ -88,6 +88,7 @@ class EmpiricalRisk:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentTypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        check_default_device()
         check_loss(loss)
         check_budget(memory_budget)
         if microbatch_size is not None and (not isinstance(microbatch_size, Integral) or microbatch_size < 1):

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.matrix import hessian
 from curvprobe.curvature.per_example import TOGETHER, project_one, project_together, together_holds
-from curvprobe.curvature.second_derivatives import check_second_derivatives, double_backward_errors
+from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.linalg import inner, quick_inner
 from curvprobe.risk.empirical import EmpiricalRisk
