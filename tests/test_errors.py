@@ -16,6 +16,7 @@ KINDS = {
     "PositionError": (errors.ArgumentError, IndexError),
     "CannotProbeError": (errors.CurvprobeError,),
     "CannotProbeTypeError": (errors.CannotProbeError, TypeError),
+    "UserCodeError": (errors.CannotProbeError, RuntimeError),
     "NotFiniteError": (errors.CannotProbeError,),
     "MissingExtraError": (errors.CurvprobeError, ImportError),
 }

@@ -260,7 +260,9 @@ def test_tensors_are_found_wherever_an_object_holds_them(make, exact):
     assert digest(make(TWO.flip(0)), exact=exact) != digest(kept[0], exact=exact)
 
 
-@pytest.mark.parametrize(("first", "second"), [(Graph, Slotted), (digest, overlap), (os, sys)], ids=str)
+@pytest.mark.parametrize(
+    ("first", "second"), [(Graph, Slotted), (digest, overlap), (os, sys)], ids=["classes", "functions", "modules"]
+)
 def test_what_has_no_content_counts_by_its_name(first, second):
     assert digest([first]) == digest([first]) != digest([second])
     assert digest(threading.Lock()) == digest(threading.Lock()) != digest(threading.Event())

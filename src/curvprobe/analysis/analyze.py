@@ -117,12 +117,10 @@ def analyze(
         ('valid', True)
     """
     settings = _checked(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap)
-    notes: list[str] = []
+    notes = [f"Parameters in {', '.join(risk.upcast_from)} were raised to float32."] if risk.upcast_from else []
     risk, new = _sample_and_candidates(risk, candidates, settings, notes)
     if tolerance is not None:
         check_request(tolerance, len(new) if len(new) > 1 else len(risk))
-    if risk.upcast_from:
-        notes.append(f"Parameters in {', '.join(risk.upcast_from)} were raised to float32.")
     store, job = Store.at(out), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sorted({*SIGMA_GRID, *([] if settings.sigma == "auto" else [settings.sigma])})

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from curvprobe.curvature.matrix import hessian
 from curvprobe.experiments.cost import Cost
@@ -70,6 +73,23 @@ class Errors:
     num_params: int
 
 
+_PRODUCTS = {functional.linear, torch.matmul, Tensor.matmul, functional.scaled_dot_product_attention}
+
+
+class _ProductsInBfloat16(TorchFunctionMode):
+    """Matrix multiplications as autocast does them; a mode of its own, as a risk keeps autocast off."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The function itself; a matrix multiplication's tensors in bfloat16."""
+        if func in _PRODUCTS:
+            args, kwargs = pytree.tree_map_only(Tensor, _rounded, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    return tensor.bfloat16() if tensor.is_floating_point() else tensor
+
+
 class _InBfloat16(nn.Module):
     """A model whose matrix multiplications are done in bfloat16."""
 
@@ -78,7 +98,7 @@ class _InBfloat16(nn.Module):
         self.module = module
 
     def forward(self, tokens: Tensor) -> Any:
-        with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
+        with _ProductsInBfloat16():
             return self.module(tokens)
 
 

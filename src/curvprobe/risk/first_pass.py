@@ -56,7 +56,7 @@ def explained(sample: Sample) -> Iterator[None]:
 def _remedy(error: Exception, first: Microbatch) -> str:
     text = f"{type(error).__name__}: {error}"
     integers = sorted({str(t.dtype) for t in _inputs(first.batch) if not t.is_floating_point()})
-    if integers and re.search(r"dtype|scalar type|Long|Byte|Int\b|not implemented for", text):
+    if integers and re.search(r"\b([Ll]ong|[Bb]yte|[Ss]hort|[Ii]nt|int\d+|Long\w*|Int\w*)\b", text):
         return (
             f"the inputs are integers ({', '.join(integers)}): give the model what it was trained on, such as x.float()"
         )
