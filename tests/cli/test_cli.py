@@ -215,6 +215,7 @@ def test_a_trajectory_is_followed_and_goes_on(tmp_path):
     )
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["config"]["train"] == f"{path}:train"
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert record["trajectory"]["ks"] == [8, 16, 32]
     assert record["trajectory"]["overlap"] == pytest.approx([1.0, 1.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -30,7 +31,8 @@ from curvprobe.cli.options import (
 )
 from curvprobe.errors import ArgumentError, MissingExtraError
 from curvprobe.risk.empirical import EmpiricalRisk
-from curvprobe.runtime.store import Store
+from curvprobe.runtime.plain import to_json
+from curvprobe.runtime.store import RESULT, Store, write_atomically
 from curvprobe.tasks import Task, load_task
 
 
@@ -207,6 +209,7 @@ def trajectory(
         new = largest.candidates
         options: dict[str, Any] = {"dim": dim, "sigma": sigma, "tol": tol, "seed": seed}
         path = follow(trained, sizes, candidates=new, **options, out=out, allow_overlap=allow_overlap)
+        _say_what_trained(out / RESULT, train)
         typer.echo(str(path))
 
         def figures() -> list[Path]:
@@ -215,6 +218,13 @@ def trajectory(
             return save({"trajectory": plot_trajectory(path)}, out)
 
         typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_drawn(figures)])}")
+
+
+def _say_what_trained(result: Path, train: str) -> None:
+    """Add to a trajectory's result what the command alone knows: the function that trained its models."""
+    record = json.loads(result.read_text())
+    record["config"]["train"] = train
+    write_atomically(result, to_json(record))
 
 
 def _sizes(ks: str) -> list[int]:
