@@ -206,9 +206,8 @@ def trajectory(
         def trained(k: int) -> EmpiricalRisk:
             return (largest if k == sizes[-1] else load_task(train, k)).risk(memory_budget=budget)
 
-        new = largest.candidates
         options: dict[str, Any] = {"dim": dim, "sigma": sigma, "tol": tol, "seed": seed}
-        path = follow(trained, sizes, candidates=new, **options, out=out, allow_overlap=allow_overlap)
+        path = follow(trained, sizes, candidates=largest.candidates, **options, out=out, allow_overlap=allow_overlap)
         _say_what_trained(out / RESULT, train)
         typer.echo(str(path))
 
