@@ -155,3 +155,31 @@ def test_a_model_that_differentiates_in_its_inputs_works_everywhere():
     controlled = cp.controlled_monte_carlo(risk, new[:1], law, num_probes=16)
     assert controlled.value == pytest.approx(cp.closed_form(risk, new[:1], law).value, rel=1e-3)
     assert cp.quadratic_validity(risk, [1e-3], subspace=space, new=new).verdicts == ("valid",)
+
+
+class Greedy(nn.Module):
+    """Changes a tensor that is too large to be copied, before and beside what can be put back; may stop."""
+
+    def __init__(self, stops: bool) -> None:
+        super().__init__()
+        self.inner, self.stops = nn.Linear(3, 2), stops
+        self.large, self.small, self.log = torch.zeros(2_000_000), torch.zeros(2), []
+
+    def forward(self, x):
+        for tensor in (self.large, self.small):
+            tensor.add_(1)
+        self.log.append(1)
+        if self.stops:
+            raise LookupError("out of luck")
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("stops", "message"), [(False, r"Greedy\.large in place, a plain tensor"), (True, "out of luck")]
+)
+def test_what_cannot_be_put_back_keeps_nothing_else_from_it_and_hides_no_error(stops, message):
+    model = Greedy(stops)
+    with pytest.raises(cp.CannotProbeError, match=message):
+        cp.EmpiricalRisk(model, cp.losses.cross_entropy, (torch.randn(4, 3), torch.tensor([0, 1, 0, 1])))
+    assert model.log == []
+    assert model.small.tolist() == [0, 0]

@@ -76,9 +76,15 @@ def undisturbed(
             random.setstate(python_state)
             for module, attributes, _ in found:
                 _restore(vars(module), attributes)
-            for _, _, kept in found:
-                for put_back in kept:
-                    put_back()
+            left = [label for _, _, kept in found for put_back in kept if (label := put_back())]
+        _refuse(left)  # once all else is back, and not in the place of an error on the way
+
+
+def _refuse(left: list[str]) -> None:
+    if left:
+        raise CannotProbeError(
+            f"the model changes {', '.join(left)}; make it a buffer, or take the change out of forward"
+        )
 
 
 def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
@@ -91,7 +97,8 @@ def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
 
 # ---- what attributes hold within
 
-PutBack = Callable[[], None]
+PutBack = Callable[[], str | None]
+"""Puts one container or tensor back; where that cannot be done, names it."""
 
 
 def _kept_within(module: nn.Module) -> list[PutBack]:
@@ -148,16 +155,14 @@ def _keep_tensor(label: str, tensor: Tensor, kept: list[PutBack]) -> None:
     version = tensor._version
     copy = tensor.detach().clone() if tensor.numel() <= _LARGEST_COPY else None
 
-    def put_back() -> None:
+    def put_back() -> str | None:
         if tensor._version == version:
-            return
+            return None
         if copy is None:
-            raise CannotProbeError(
-                f"the model changes {label} in place, a plain tensor of {tensor.numel()} numbers; make it a buffer, or "
-                "take the change out of forward"
-            )
+            return f"{label} in place, a plain tensor of {tensor.numel()} numbers"
         with torch.no_grad():
             tensor.copy_(copy)
+        return None
 
     kept.append(put_back)
 
