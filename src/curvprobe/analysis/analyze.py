@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import platform
 import sys
@@ -190,7 +191,7 @@ def _analysis(
     """The result, by small linear algebra on what the stages have found."""
     risk, sample, fresh, sigma, k = job.risk, seen.sample, seen.fresh, seen.sigma, len(job.risk)
     dim = seen.space.dim
-    ks = sorted({int(k) for k in torch.logspace(0, torch.tensor(k).log10(), DECAY_POINTS).round()})
+    ks = sorted({int(k) for k in torch.logspace(0, math.log10(k), DECAY_POINTS, device="cpu").round()})
     return Analysis(
         k=k,
         num_candidates=len(job.new),

@@ -92,8 +92,8 @@ class ConcentrationCurve:
         shares = ("criterion", "criterion_stderr", "shape", "shape_stderr")
         return cls(
             names=tuple(record["subspaces"]),
-            certified=torch.tensor([row["certified"] for row in rows]),
-            dims=torch.tensor(record["dims"]),
+            certified=torch.tensor([row["certified"] for row in rows], device="cpu"),
+            dims=torch.tensor(record["dims"], device="cpu"),
             num_params=record["num_params"],
             sigma=record["sigma"],
             full_criterion=number(full["value"]),
@@ -181,8 +181,8 @@ def concentration_curve(
     criterion, criterion_stderr, shape, shape_stderr = torch.stack(shares, dim=1)
     return ConcentrationCurve(
         names=tuple(projected),
-        certified=torch.tensor([one.certified for one in projected.values()]),
-        dims=torch.as_tensor(chosen),
+        certified=torch.tensor([one.certified for one in projected.values()], device="cpu"),
+        dims=torch.as_tensor(chosen, device="cpu"),
         criterion=criterion,
         criterion_stderr=criterion_stderr,
         shape=shape,
@@ -216,7 +216,7 @@ def _projected(risk: EmpiricalRisk, candidates: EmpiricalRisk, given: Subspace |
 
 def _shares(increments: QuadraticIncrement, full: FullSpaceParts, dims: Sequence[int], sigma: float) -> Tensor:
     """Shares of the criterion and of the shape with their standard errors, (4, P); NaN beyond the subspace."""
-    shares = torch.full((4, len(dims)), math.nan, dtype=torch.float64)
+    shares = torch.full((4, len(dims)), math.nan, dtype=torch.float64, device="cpu")
     for j, d in enumerate(dims):
         if d <= increments.dim:
             level, slope, curvature = moment_parts(increments.truncate(d), check_sigma(sigma))
@@ -234,4 +234,4 @@ def _share(captured: Tensor, whole: Tensor, probe_terms: Tensor) -> Tensor:
     if m > 1:
         left_out = (captured.sum() - captured) / (total - whole)
         over_examples = standard_error(pseudo_values(ratio, left_out))
-    return torch.tensor([float(ratio), math.hypot(over_probes, over_examples)], dtype=torch.float64)
+    return torch.tensor([float(ratio), math.hypot(over_probes, over_examples)], dtype=torch.float64, device="cpu")

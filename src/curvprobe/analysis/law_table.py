@@ -123,8 +123,8 @@ def compare_laws(
             true.append(direct_monte_carlo(risk, new, law, num_probes=num_probes, seed=seed))
     return LawTable(
         tuple(laws),
-        torch.tensor([[e.level, e.slope, e.curvature] for e in closed], dtype=torch.float64),
-        torch.tensor([e.stderr for e in closed], dtype=torch.float64),
-        torch.tensor([e.value for e in true], dtype=torch.float64),
-        torch.tensor([e.stderr for e in true], dtype=torch.float64),
+        torch.tensor([[e.level, e.slope, e.curvature] for e in closed], dtype=torch.float64, device="cpu"),
+        torch.tensor([e.stderr for e in closed], dtype=torch.float64, device="cpu"),
+        torch.tensor([e.value for e in true], dtype=torch.float64, device="cpu"),
+        torch.tensor([e.stderr for e in true], dtype=torch.float64, device="cpu"),
     )

@@ -98,7 +98,7 @@ class Spectrum:
         return cls(
             numbers(record["eigenvalues"]),
             numbers(record["residuals"], math.inf),
-            torch.tensor(record["converged"]),
+            torch.tensor(record["converged"], device="cpu"),
             number(record["next_eigenvalue"]),
             record["num_matvecs"],
         )

@@ -88,8 +88,8 @@ class Trajectory:
         low, high = fit["interval"]
         return cls(
             **{name: numbers(record[name]) for name in _NUMBERS},
-            ks=torch.tensor(record["ks"]),
-            num_matvecs=torch.tensor(record["num_matvecs"]),
+            ks=torch.tensor(record["ks"], device="cpu"),
+            num_matvecs=torch.tensor(record["num_matvecs"], device="cpu"),
             expected=tuple(ExpectedCriterion.from_json(expected) for expected in record["expected"]),
             fit=PowerLaw(
                 number(fit["exponent"]), (number(low, -math.inf), number(high, math.inf)), number(fit["at_one"])
@@ -190,18 +190,20 @@ class _Look:
 
 
 def _trajectory(sizes: list[int], looks: list[_Look]) -> Trajectory:
-    dispersion = torch.tensor([float(look.terms.sum(1).mean()) for look in looks], dtype=torch.float64)
+    dispersion = torch.tensor([float(look.terms.sum(1).mean()) for look in looks], dtype=torch.float64, device="cpu")
     return Trajectory(
-        ks=torch.tensor(sizes),
-        loss=torch.tensor([look.loss for look in looks], dtype=torch.float64),
-        gradient_norm=torch.tensor([look.gradient_norm for look in looks], dtype=torch.float64),
+        ks=torch.tensor(sizes, device="cpu"),
+        loss=torch.tensor([look.loss for look in looks], dtype=torch.float64, device="cpu"),
+        gradient_norm=torch.tensor([look.gradient_norm for look in looks], dtype=torch.float64, device="cpu"),
         dispersion=dispersion,
         dispersion_parts=torch.stack([look.terms.mean(0) for look in looks]),
-        dispersion_stderr=torch.tensor([standard_error(look.terms.sum(1)) for look in looks], dtype=torch.float64),
+        dispersion_stderr=torch.tensor(
+            [standard_error(look.terms.sum(1)) for look in looks], dtype=torch.float64, device="cpu"
+        ),
         expected=tuple(look.expected for look in looks),
-        overlap=torch.tensor([look.overlap for look in looks[1:]], dtype=torch.float64),
-        num_matvecs=torch.tensor([look.space.num_matvecs for look in looks]),
-        fit=power_law(torch.tensor(sizes), dispersion),
+        overlap=torch.tensor([look.overlap for look in looks[1:]], dtype=torch.float64, device="cpu"),
+        num_matvecs=torch.tensor([look.space.num_matvecs for look in looks], device="cpu"),
+        fit=power_law(torch.tensor(sizes, device="cpu"), dispersion),
     )
 
 

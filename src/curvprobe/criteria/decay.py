@@ -55,7 +55,7 @@ class DecayCurve:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> DecayCurve:
         """What :meth:`to_json` has written."""
-        whole = {name: torch.tensor(record[name]) for name in ("ks", "dims")}
+        whole = {name: torch.tensor(record[name], device="cpu") for name in ("ks", "dims")}
         names = ("sigmas", "delta1", "level", "slope", "curvature", "stderr", "shape_stderr")
         return cls(**whole, **{name: numbers(record[name]) for name in names})
 
@@ -100,7 +100,7 @@ def decay_curve(
         >>> decay_curve(sample, ks=[1, 3], sigma=0.1).delta1
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
-    sigmas = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1)
+    sigmas = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").reshape(-1)
     if len(sigmas) == 0:
         raise ArgumentError("sigma is empty; expected at least one standard deviation")
     for value in sigmas:
@@ -123,7 +123,8 @@ def decay_curve(
             rows.append((by_candidate.mean(1), increments.level.abs().mean(), spread / math.sqrt(len(fresh))))
         means, firsts, errors = zip(*rows, strict=True)
         parts, first, stderr = torch.stack(means, dim=1), torch.stack(firsts), torch.stack(errors, dim=1)
-    return DecayCurve(torch.as_tensor(chosen_ks), sigmas, torch.as_tensor(chosen_dims), first, *parts, *stderr)
+    at = (torch.as_tensor(chosen_ks, device="cpu"), sigmas, torch.as_tensor(chosen_dims, device="cpu"))
+    return DecayCurve(*at, first, *parts, *stderr)
 
 
 def parts_by_dim_and_sigma(increments: QuadraticIncrement, dims: Sequence[int], sigmas: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from curvprobe.errors import ArgumentError, ArgumentTypeError
 def check_sigma(sigma: float | Tensor, dim: int | None = None) -> Tensor:
     """Sigma as a positive float64 scalar, or one per direction (dim,)."""
     try:
-        value = torch.as_tensor(sigma, dtype=torch.float64).detach().cpu()
+        value = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentTypeError(f"sigma is {sigma!r}; expected a positive number, in parameter units") from error
     if value.dim() and value.shape != (dim,):
@@ -24,7 +24,8 @@ def check_sigma(sigma: float | Tensor, dim: int | None = None) -> Tensor:
 
 def standard_normal(num_probes: int, dim: int, seed: int) -> Tensor:
     """Draws (S, D), float64, from a generator of their own."""
-    return torch.randn(num_probes, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_probes, dim, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def in_pairs(num_probes: int) -> bool:

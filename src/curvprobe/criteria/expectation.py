@@ -204,7 +204,7 @@ def _over_candidates(moves: Tensor, dim: int, b: int) -> ExpectedCriterion:
         return _expectation(table, shift, spread, moves.square().sum(1), None, b, pool=False)
     interval = (0.0, math.inf)
     if len(moves) >= FEWEST:
-        low, high = ShiftAndSpread(moves).intervals(*torch.tensor([[b**2], [b]], dtype=torch.float64))
+        low, high = ShiftAndSpread(moves).intervals(*torch.tensor([[b**2], [b]], dtype=torch.float64, device="cpu"))
         interval = (float(low), float(high))
     return _expectation(table, shift, spread, (shift + spread).sum(1), interval, b, pool=False)
 
@@ -242,7 +242,7 @@ def check_fresh(sample: ProjectedSample, fresh: ProjectedSample, *, allow_overla
 
 def membership(dim: int) -> Tensor:
     """Which part each feature belongs to, float64 (1 + D + D^2, 3)."""
-    part = torch.tensor([0] + [1] * dim + [2] * dim**2)
+    part = torch.tensor([0] + [1] * dim + [2] * dim**2, device="cpu")
     return torch.nn.functional.one_hot(part, 3).double()
 
 
@@ -266,7 +266,7 @@ def move_terms(moves: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """
     m, parts = len(moves), membership(dim)
     if m < 3:
-        return (torch.full((m, 3), math.nan, dtype=torch.float64),) * 2
+        return (torch.full((m, 3), math.nan, dtype=torch.float64, device="cpu"),) * 2
     mean, centred = moves.mean(0), moves - moves.mean(0)
     distance = centred.square() @ parts
     spread = (distance.sum(0) - m / (m - 1) * distance) / (m - 2)
@@ -320,7 +320,7 @@ def _over_seeds(
         expected_criterion(one, new, sigma, grow_by, k=k, allow_overlap=allow_overlap)
         for one, new in zip(samples, candidates, strict=True)
     ]
-    values = torch.tensor([result.value for result in each], dtype=torch.float64)
+    values = torch.tensor([result.value for result in each], dtype=torch.float64, device="cpu")
     value, variance = float(values.mean()), float(values.var() / len(values))
     contributions = torch.cat([result.contributions for result in each])
     names = {(new or one).digests for one, new in zip(samples, candidates, strict=True)}

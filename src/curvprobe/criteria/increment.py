@@ -36,7 +36,7 @@ class QuadraticIncrement:
 
     def __post_init__(self) -> None:
         for name in ("level", "slope", "curvature"):
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().double().cpu())
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name), device="cpu").detach().double())
         batch, dim = self.level.shape, self.slope.shape[-1] if self.slope.dim() else 0
         if self.slope.shape != (*batch, dim) or self.curvature.shape != (*batch, dim, dim) or dim < 1:
             raise ArgumentError(
@@ -157,7 +157,7 @@ def _prefix_lengths(ks: Sequence[int] | None, last: int) -> list[int]:
 
 def _prefix_means(sample: ProjectedSample, ks: list[int]) -> ProjectedSample:
     """Weighted mean of the first k examples for every k, as examples that carry the prefixes' total weights."""
-    rows = torch.as_tensor(ks) - 1
+    rows = torch.as_tensor(ks, device="cpu") - 1
     total = sample.weight.cumsum(0)[rows]
 
     def mean(values: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def rank_candidates(
         tensor([1, 0, 2])
     """
     if gradient_norms is None:
-        gradient_norms = torch.full((len(fresh),), torch.nan, dtype=torch.float64)
+        gradient_norms = torch.full((len(fresh),), torch.nan, dtype=torch.float64, device="cpu")
     if gradient_norms.shape != fresh.loss.shape:
         raise ArgumentError(f"{len(gradient_norms)} gradient norms came for {len(fresh)} candidates; expected as many")
     increments = next(fresh_increments(sample, fresh, [len(sample)]))

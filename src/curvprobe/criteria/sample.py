@@ -48,7 +48,8 @@ class ProjectedSample:
 
     def __post_init__(self) -> None:
         for name in _TENSORS:
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().double().cpu().contiguous())
+            given = torch.as_tensor(getattr(self, name), device="cpu")
+            object.__setattr__(self, name, given.detach().double().contiguous())
         n, dim = self.gradient.shape if self.gradient.dim() == 2 else (-1, -1)
         shapes = [tuple(t.shape) for t in (self.loss, self.weight, self.gradient, self.hessian)]
         if shapes != [(n,), (n,), (n, dim), (n, dim, dim)] or n < 1:

@@ -166,12 +166,16 @@ def size_with(
         return alpha, (1 + joined / sizes**2) / (sizes + 1) ** 2
 
     def mean_square(size: float) -> float:
-        alpha, beta = weights(torch.tensor(size, dtype=torch.float64))
+        alpha, beta = weights(torch.tensor(size, dtype=torch.float64, device="cpu"))
         return float(alpha * shift + beta * spread)
 
     size = _first_below(mean_square, tolerance**2)
     sizes = torch.logspace(
-        math.log10(max(1.0, size / FARTHEST)), math.log10(min(LARGEST, size * FARTHEST)), GRID, dtype=torch.float64
+        math.log10(max(1.0, size / FARTHEST)),
+        math.log10(min(LARGEST, size * FARTHEST)),
+        GRID,
+        dtype=torch.float64,
+        device="cpu",
     )
     low, high = (
         float(numpy.exp(numpy.interp(-2 * math.log(tolerance), -end.log(), sizes.log(), left=0.0, right=math.inf)))

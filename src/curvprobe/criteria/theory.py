@@ -210,10 +210,10 @@ def extremality(sample: ProjectedSample, new: ProjectedSample, dim: int, *, seed
 def _sets(available: int, dim: int, seed: int) -> Tensor:
     """Sets of ``dim`` positions, the leading ones first: all of them, or many at random."""
     if math.comb(available, dim) <= MOST_SETS:
-        return torch.tensor(list(itertools.combinations(range(available), dim)))
+        return torch.tensor(list(itertools.combinations(range(available), dim)), device="cpu")
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(MOST_SETS - 1, available, generator=generator).argsort(1)[:, :dim].sort(1).values
-    return torch.cat([torch.arange(dim)[None], drawn])
+    drawn = torch.rand(MOST_SETS - 1, available, generator=generator, device="cpu").argsort(1)[:, :dim].sort(1).values
+    return torch.cat([torch.arange(dim, device="cpu")[None], drawn])
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def compile_hessian(model: ProbedModel) -> Compiled:
 
 def trusted(compiled: Compiled, model: ProbedModel, microbatch: Microbatch) -> bool:
     """Whether the compiled product exists and agrees with the plain one; says why where it does not."""
-    draws = torch.randn(model.num_params, 1, generator=torch.Generator().manual_seed(0))
+    draws = torch.randn(model.num_params, 1, generator=torch.Generator().manual_seed(0), device="cpu")
     block = draws.to(device=model.device, dtype=model.dtype)
 
     def compare() -> tuple[Tensor, Tensor]:

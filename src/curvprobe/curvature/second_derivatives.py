@@ -193,7 +193,7 @@ def _spread(risk: EmpiricalRisk) -> list[int]:
     count = min(n, TRIED)
     if risk.footprint.activation > SMALL_EXAMPLE:
         count = min(count, max(2, n // SHARE_TRIED))
-    others = torch.randint(n, (2 * count,), generator=torch.Generator().manual_seed(0)).tolist()
+    others = torch.randint(n, (2 * count,), generator=torch.Generator().manual_seed(0), device="cpu").tolist()
     return list(dict.fromkeys([0, n - 1, *(others if count < n else range(n))]))[:count]
 
 
@@ -203,7 +203,7 @@ def _direction(model: ProbedModel) -> tuple[Tensor, list[float]]:
     Only what a displacement moves of it: the model may hold some numbers where they are.
     """
     generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(model.num_params, generator=generator, dtype=model.dtype).to(model.device)
+    vector = torch.randn(model.num_params, generator=generator, dtype=model.dtype, device="cpu").to(model.device)
     probed = model.state.probed
     sizes = [float(p.detach().square().mean().sqrt().clamp_min(1e-3)) for p in probed.values()]
     for part, size in zip(model.split(vector).values(), sizes, strict=True):

@@ -38,11 +38,11 @@ class KrylovBasis:
     ) -> None:
         self.matmul, self.size, self.capacity = matmul, num_params, capacity
         self.rows = torch.empty(capacity + 1, num_params, dtype=dtype, device=device)
-        self.projected = torch.zeros(capacity, capacity, dtype=torch.float64)
-        self.carried = torch.zeros(capacity, dtype=torch.float64)
+        self.projected = torch.zeros(capacity, capacity, dtype=torch.float64, device="cpu")
+        self.carried = torch.zeros(capacity, dtype=torch.float64, device="cpu")
         self.count = 0
         self.is_pending = False
-        self.coupling = torch.zeros(capacity, dtype=torch.float64)
+        self.coupling = torch.zeros(capacity, dtype=torch.float64, device="cpu")
         self.intact = True
         """False while an update is under way, in which an interruption would leave a state that makes no sense."""
         self.num_matvecs = 0
@@ -68,7 +68,7 @@ class KrylovBasis:
 
     def random_vector(self) -> Tensor:
         """A standard normal vector (N,)."""
-        vector = torch.randn(self.size, generator=self.generator, dtype=torch.float64)
+        vector = torch.randn(self.size, generator=self.generator, dtype=torch.float64, device="cpu")
         return vector.to(dtype=self.rows.dtype, device=self.rows.device)
 
     def product(self, block: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class KrylovBasis:
         with self._update():
             self.projected[first:count, :count] = torch.stack(columns)
             self.projected[:count, first:count] = torch.stack(columns).T
-            self.carried[first:count] = 0.0 if single else torch.tensor(left, dtype=torch.float64)
+            self.carried[first:count] = 0.0 if single else torch.tensor(left, dtype=torch.float64, device="cpu")
             self.coupling.zero_()
             self.coupling[first] = left[0] if single else 0.0
             self.is_pending = single and not negligible
@@ -171,7 +171,9 @@ class KrylovBasis:
     def residual_parts(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """The residuals of combinations (count, l): along the pending vector, signed, and norms of what is carried."""
         coupling = (
-            torch.zeros(self.count, dtype=torch.float64) if self.spans_everything else self.coupling[: self.count]
+            torch.zeros(self.count, dtype=torch.float64, device="cpu")
+            if self.spans_everything
+            else self.coupling[: self.count]
         )
         carried = (self.carried[: self.count].square() @ coefficients.square()).sqrt()  # unrelated directions
         return coupling @ coefficients, carried

@@ -151,7 +151,7 @@ class _Solver:
         self.generator = torch.Generator().manual_seed(seed)
         self.searched = False
         self.search_matvecs = 0
-        self.left_out = torch.empty(0, dtype=torch.float64)
+        self.left_out = torch.empty(0, dtype=torch.float64, device="cpu")
         self.certified = 0
         """Leading pairs whose residuals have products of their own behind them."""
 
@@ -226,7 +226,7 @@ class _Solver:
             basis.intact = False
         basis.rows[0], basis.count = first, 1
         basis.projected.zero_()
-        basis.restrict(1, torch.zeros(1, dtype=torch.float64))
+        basis.restrict(1, torch.zeros(1, dtype=torch.float64, device="cpu"))
         basis.projected[0, 0], basis.coupling[0] = value, coupling
         basis.rows[1], basis.is_pending = pending, True
 
@@ -279,13 +279,13 @@ class _Solver:
                 return residuals
         self.certified = min(count, left)
         for i in range(self.certified):
-            single = torch.ones(1, dtype=torch.float64)
+            single = torch.ones(1, dtype=torch.float64, device="cpu")
             residuals[i] = norm(self._residual(coefficients[:, i : i + 1], single, values[i : i + 1], 0.0))
             advance(1)
         return residuals
 
     def _signs(self, count: int) -> Tensor:
-        return torch.randint(0, 2, (count,), generator=self.generator).double() * 2 - 1
+        return torch.randint(0, 2, (count,), generator=self.generator, device="cpu").double() * 2 - 1
 
     def _residual(self, coefficients: Tensor, weights: Tensor, values: Tensor, known: float) -> Tensor:
         """``sum_i w_i (A u_i - lambda_i u_i)`` by a product, less ``known`` times the pending vector."""
@@ -359,7 +359,7 @@ class _Solver:
             converged[-1] = False  # a missed copy of an earlier eigenvalue would push the last pair out
         rows = basis.rows[: basis.count]
         # A step of Newton and Schulz for the inverse root of Q^T Q takes out what rounding has left of one in another.
-        straight = (3 * torch.eye(len(rows), dtype=torch.float64) - inner(rows, rows.T).cpu()) / 2
+        straight = (3 * torch.eye(len(rows), dtype=torch.float64, device="cpu") - inner(rows, rows.T).cpu()) / 2
         rotate(rows, (straight @ coefficients).to(rows.device))
         pairs = Eigenpairs(
             eigenvalues=values,

@@ -78,5 +78,5 @@ class Wanted:
     def good(self, values: Tensor, residuals: Tensor, basis: KrylovBasis) -> Tensor:
         """Of pairs that have not all settled, the leading ones that are good, each at its own eigenvalue; bool."""
         crowded = [self.crowded_bound(values, float(value), basis) for value in values]
-        small = residuals <= torch.tensor(crowded, dtype=torch.float64)
+        small = residuals <= torch.tensor(crowded, dtype=torch.float64, device="cpu")
         return (small & (residuals <= self.bound(values, basis))).to(torch.int8).cumprod(0).bool()

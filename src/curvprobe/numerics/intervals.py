@@ -53,9 +53,9 @@ def resamples(n: int, seed: int = 0) -> Iterator[Tensor]:
     left, rows = RESAMPLES, max(1, _CHUNK // n)
     while left > 0:
         count = min(left, rows)
-        drawn = torch.randint(n, (count, n), generator=generator)
-        one = torch.ones(1, dtype=torch.float64).expand_as(drawn)
-        yield torch.zeros(count, n, dtype=torch.float64).scatter_add_(1, drawn, one)
+        drawn = torch.randint(n, (count, n), generator=generator, device="cpu")
+        one = torch.ones(1, dtype=torch.float64, device="cpu").expand_as(drawn)
+        yield torch.zeros(count, n, dtype=torch.float64, device="cpu").scatter_add_(1, drawn, one)
         left -= count
 
 
@@ -157,7 +157,7 @@ class ShiftAndSpread:
             along = counts @ gram if gram is not None else (counts @ vectors) @ vectors.T
             return self._statistics(counts, along / n, lengths)
 
-        self.sample = statistics(torch.ones(1, n, dtype=torch.float64))
+        self.sample = statistics(torch.ones(1, n, dtype=torch.float64, device="cpu"))
         parts = [statistics(counts) for counts in resamples(n)]
         self.resampled = tuple(torch.cat(part) for part in zip(*parts, strict=True))
 

@@ -62,7 +62,7 @@ def quick_inner(rows: Tensor, vectors: Tensor) -> Tensor:
     """
     if not _multiplies_exactly(rows):
         return inner(rows, vectors)
-    total = torch.zeros(rows.shape[0], *vectors.shape[1:], dtype=torch.float64)
+    total = torch.zeros(rows.shape[0], *vectors.shape[1:], dtype=torch.float64, device="cpu")
     for start in range(0, rows.shape[1], _OWN_TERMS):
         piece = slice(start, start + _OWN_TERMS)
         total += rows[:, piece] @ vectors[piece]

@@ -31,7 +31,8 @@ def resolve_rows(selection: int | slice | Sequence[int] | Tensor, length: int) -
 
 def _listed_rows(selection: Any, length: int) -> list[int]:
     listed = isinstance(selection, Sequence | Tensor | numpy.ndarray) and not isinstance(selection, str)
-    items = torch.as_tensor(selection).flatten() if listed and len(selection) else torch.empty(0, dtype=torch.long)
+    nothing = torch.empty(0, dtype=torch.long, device="cpu")
+    items = torch.as_tensor(selection, device="cpu").flatten() if listed and len(selection) else nothing
     if not listed or items.is_floating_point() or items.is_complex():
         kind = f"{items.dtype} values" if listed else type(selection).__name__
         raise ArgumentTypeError(

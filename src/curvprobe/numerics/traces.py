@@ -106,7 +106,8 @@ def trace_moments(
     sketch = torch.empty(count, num_params, dtype=dtype, device=device)
     kept, trace, square = 0, 0.0, 0.0
     for _ in range(count):
-        image = matmul(torch.randn(num_params, 1, generator=generator, dtype=dtype).to(device))[:, 0].clone()
+        draw = torch.randn(num_params, 1, generator=generator, dtype=dtype, device="cpu")
+        image = matmul(draw.to(device))[:, 0].clone()
         before = norm(image)
         orthogonalise(image, sketch[:kept])
         after = norm(image)
@@ -119,10 +120,11 @@ def trace_moments(
         square += norm(image) ** 2
     traces, squares = [], []
     for _ in range(num_products - 2 * count):
-        signs = torch.randint(0, 2, (num_params,), generator=generator).to(device=device, dtype=dtype) * 2 - 1
+        bits = torch.randint(0, 2, (num_params,), generator=generator, device="cpu")
+        signs = bits.to(device=device, dtype=dtype) * 2 - 1
         orthogonalise(signs, sketch[:kept])
         image = matmul(signs[:, None])[:, 0]
         traces.append(trace + float(inner(signs[None], image)[0]))
         squares.append(square + norm(image) ** 2)
-    terms, frobenius = (torch.tensor(part, dtype=torch.float64) for part in (traces, squares))
+    terms, frobenius = (torch.tensor(part, dtype=torch.float64, device="cpu") for part in (traces, squares))
     return TraceMoments(terms, frobenius, num_products - (count - kept))

@@ -94,7 +94,7 @@ def _scale(risk: EmpiricalRisk, sigma: float | Tensor) -> Tensor:
 
 
 def _estimate(level: float, slope: float, moments: TraceMoments) -> Estimate:
-    raised, terms = _raised(torch.tensor(level, dtype=torch.float64), moments.trace_terms)
+    raised, terms = _raised(torch.tensor(level, dtype=torch.float64, device="cpu"), moments.trace_terms)
     curvature = moments.frobenius_squared / 2
     return Estimate(
         value=float(raised) + slope + curvature,
@@ -137,7 +137,7 @@ def quadratic_model_at(joining: Joining, displacements: Iterable[Tensor], count:
             before = displacement
             values.append(joining.factor * (level + float(inner(displacement[None], slope)[0]) + curvature / 2))
             advance(1)
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +219,7 @@ def full_space_parts(
     slopes = [
         (f * norm(scale * (one.gradient() - gradient))) ** 2 for f, one in zip(factor.tolist(), singles, strict=True)
     ]
-    traces, squares = (torch.empty(m, num_probes, dtype=torch.float64) for _ in range(2))
+    traces, squares = (torch.empty(m, num_probes, dtype=torch.float64, device="cpu") for _ in range(2))
     H = hessian(risk)
     with progress.bar("full space (examples x probes)", m * num_probes) as advance:
         for first, block in _sign_blocks(risk, num_probes, seed):
@@ -235,7 +235,7 @@ def full_space_parts(
     raised, terms = _raised(factor * (candidates.losses() - risk.value()), traces)
     return FullSpaceParts(
         level=raised,
-        slope=torch.tensor(slopes, dtype=torch.float64),
+        slope=torch.tensor(slopes, dtype=torch.float64, device="cpu"),
         curvature=squares.mean(1) / 2,
         value_terms=(terms + squares / 2).mean(0),
         shape_terms=squares.mean(0) / 2,
@@ -247,5 +247,5 @@ def _sign_blocks(risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[tu
     generator, held = torch.Generator().manual_seed(seed), risk.budget.probes_held()
     for first in range(0, num_probes, held):
         count = min(held, num_probes - first)
-        signs = torch.randint(0, 2, (count, risk.num_params), generator=generator)
+        signs = torch.randint(0, 2, (count, risk.num_params), generator=generator, device="cpu")
         yield first, (signs.to(device=risk.device, dtype=risk.dtype) * 2 - 1).T

@@ -150,7 +150,7 @@ class IsotropicProbe:
         generator = torch.Generator().manual_seed(seed)
         for draw in range(num_probes):
             if draw % 2 == 0 or not in_pairs(num_probes):
-                noise = torch.randn(risk.num_params, generator=generator, dtype=risk.dtype)
+                noise = torch.randn(risk.num_params, generator=generator, dtype=risk.dtype, device="cpu")
                 displacement = (self.sigma * noise).to(risk.device)
                 yield displacement
             else:

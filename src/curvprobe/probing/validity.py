@@ -78,7 +78,8 @@ def quadratic_validity(
     if new is not None:
         Joining(risk, new)  # refuses another model's
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(risk.num_params, num_probes, generator=generator, dtype=risk.dtype).to(risk.device)
+    directions = torch.randn(risk.num_params, num_probes, generator=generator, dtype=risk.dtype, device="cpu")
+    directions = directions.to(risk.device)
     others = [] if new is None else [new[[i]] for i in range(len(new))]
     models = [_along(part, directions) for part in [risk, *others]]
     return _judge(risk, new, sigmas, num_probes, lambda: directions.T, models, threshold)
@@ -151,7 +152,7 @@ def _judge(
     threshold: float,
 ) -> QuadraticValidity:
     """The models of the risk and of the new examples, in this order, against the true changes."""
-    grid = torch.as_tensor(sorted(float(s) for s in sigmas), dtype=torch.float64)
+    grid = torch.as_tensor(sorted(float(s) for s in sigmas), dtype=torch.float64, device="cpu")
     others = [torch.stack([getattr(model, part) for model in models[1:]]) for part in ("slope", "curvature") if new]
     rows = []
     with progress.bar("validity of the quadratic model (draws)", len(grid) * count) as advance:

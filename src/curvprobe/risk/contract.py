@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from curvprobe.errors import ArgumentError, CannotProbeError, CannotProbeTypeError, NotFiniteError
+from curvprobe.errors import CannotProbeError, CannotProbeTypeError, NotFiniteError
 
 _REMEDY = "return the losses alone, or (loss_sum, weight) with the number of loss terms of every example"
 
@@ -58,16 +58,6 @@ def _weights(given: Any, loss_sum: Tensor) -> Tensor:
             "alone: multiply the losses by such a factor and return them alone, or detach it if it is a constant"
         )
     return weight.detach().to(loss_sum.dtype)
-
-
-def check_default_device() -> None:
-    """Refuse a default device that small tensors, which belong on the CPU, would be made on."""
-    default = torch.get_default_device()
-    if default.type != "cpu":
-        raise ArgumentError(
-            f"torch's default device is {str(default)!r}, and the small float64 matrices of an analysis belong on the "
-            "CPU; call torch.set_default_device(None), move the model and leave the data: batches are moved to it"
-        )
 
 
 def check_finite(losses: Tensor, start: int, total: int, *, displaced: bool = False) -> None:

@@ -52,7 +52,7 @@ def _together(risk: EmpiricalRisk, block: Tensor) -> Tensor | None:
     model, fast_paths = risk.probed, risk.probed.fast_paths
     tolerance = 1e-5 if risk.dtype == torch.float32 else 1e-10
     with risk.undisturbed():
-        losses = torch.empty(len(block), len(risk), dtype=torch.float64)
+        losses = torch.empty(len(block), len(risk), dtype=torch.float64, device="cpu")
         points = [model.displaced(displacement) for displacement in block]
         params = {name: torch.stack([point[name] for point in points]) for name in model.names}
 

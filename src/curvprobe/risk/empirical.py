@@ -15,7 +15,7 @@ from curvprobe.losses import Loss
 from curvprobe.numerics.rows import resolve_rows
 from curvprobe.risk.budget import Budget, Footprint, check_budget
 from curvprobe.risk.calling import Forward
-from curvprobe.risk.contract import check_default_device, check_finite, check_loss, check_same_losses, check_weights
+from curvprobe.risk.contract import check_finite, check_loss, check_same_losses, check_weights
 from curvprobe.risk.examples import Batch, Examples
 from curvprobe.risk.first_pass import check_entries, check_roads, explained
 from curvprobe.risk.parameters import Selection
@@ -88,7 +88,6 @@ class EmpiricalRisk:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentTypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-        check_default_device()
         check_loss(loss)
         check_budget(memory_budget)
         if microbatch_size is not None and (not isinstance(microbatch_size, Integral) or microbatch_size < 1):
@@ -240,7 +239,7 @@ class EmpiricalRisk:
     def _pass(self, displacement: Tensor | None, *, finite: bool = True) -> tuple[Tensor, Tensor]:
         """Losses and weights of all examples, float64 (n,), without derivatives."""
         with self.undisturbed():  # no parameter asks for a gradient; a model may differentiate in its inputs
-            losses, weights = torch.empty(2, len(self), dtype=torch.float64)
+            losses, weights = torch.empty(2, len(self), dtype=torch.float64, device="cpu")
             at = self.probed.state.probed if displacement is None else self.probed.displaced(displacement)
             for microbatch in self.microbatches():
                 rows = microbatch.rows
@@ -291,7 +290,7 @@ class EmpiricalRisk:
         model = self.probed
         with self.undisturbed():
             total = torch.zeros(self.num_params, dtype=torch.float64, device=self.device)
-            losses, weights = torch.empty(2, len(self), dtype=torch.float64)
+            losses, weights = torch.empty(2, len(self), dtype=torch.float64, device="cpu")
             for microbatch in self.microbatches():
                 rows, leaves = microbatch.rows, model.leaves(displacement)
                 loss_sum, weight = model.batch_losses(leaves, microbatch)
@@ -346,7 +345,9 @@ class EmpiricalRisk:
         """
         known, state = self.sample.known, self.probed.state
         if known.key is None:
-            step = torch.randn(self.num_params, generator=torch.Generator().manual_seed(0), dtype=self.dtype)
+            step = torch.randn(
+                self.num_params, generator=torch.Generator().manual_seed(0), dtype=self.dtype, device="cpu"
+            )
             sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in state.probed.values()]
             beside = 0.01 * step.to(self.device) * self.probed.flatten(sizes)
             self.check_dependence()

@@ -165,7 +165,8 @@ def _collated(items: list[Any], rows: Sequence[int], given: Callable[[list[Any]]
             'dataset.set_format("torch") on a Hugging Face dataset, or pass a collate_fn that makes them'
         )
     try:
-        return default_collate(items)
+        with torch.device("cpu"):  # numbers become tensors
+            return default_collate(items)
     except Exception as error:
         raise CannotProbeError(
             f"{named} could not be collated into a batch by PyTorch's default ({_told(error)}); pass collate_fn, or "
@@ -205,7 +206,7 @@ def _map_tensors(data: Any, function: Callable[[Tensor], Tensor]) -> Any:
 def _take(data: Any, rows: Sequence[int]) -> Batch:
     if isinstance(rows, range) and rows.step == 1:
         return _map_tensors(data, lambda t: t[rows.start : rows.stop])
-    index = torch.as_tensor(list(rows))
+    index = torch.as_tensor(list(rows), device="cpu")
     return _map_tensors(data, lambda t: t[index.to(t.device)])
 
 

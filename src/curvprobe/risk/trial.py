@@ -239,8 +239,8 @@ def _checked(pair: tuple[Tensor, Tensor], rows: Sequence[int], total: int) -> li
     losses = [loss_sum / weight if weight else math.nan for loss_sum, weight in zip(sums, weights, strict=True)]
     for row, loss, weight in zip(rows, losses, weights, strict=True):
         if not (math.isfinite(loss) and 0 < weight < math.inf):
-            check_weights(torch.tensor([weight]), row)
-            check_finite(torch.tensor([loss]), row, total)
+            check_weights(torch.tensor([weight], device="cpu"), row)
+            check_finite(torch.tensor([loss], device="cpu"), row, total)
     return losses
 
 

@@ -198,7 +198,7 @@ def _as_tensor(item: Any) -> Tensor:
         native = numpy.dtype("float64" if native.kind == "f" else "complex128")
     if native != item.dtype or not item.flags.writeable or min(item.strides, default=0) < 0:
         item = numpy.array(item, dtype=native, order="C", copy=True)
-    return torch.as_tensor(item)
+    return torch.as_tensor(item, device="cpu")
 
 
 def _attributes(item: Any) -> dict[str, Any]:

@@ -40,4 +40,4 @@ def numbers(values: Any, absent: float = math.nan) -> Tensor:
     def filled(item: Any) -> Any:
         return [filled(part) for part in item] if isinstance(item, list) else number(item, absent)
 
-    return torch.tensor(filled(values), dtype=torch.float64)
+    return torch.tensor(filled(values), dtype=torch.float64, device="cpu")

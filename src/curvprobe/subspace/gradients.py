@@ -22,7 +22,7 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
         >>> gradient_norms(cp.EmpiricalRisk(model, cp.losses.mse, (torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1))))
         tensor([2., 8.], dtype=torch.float64)
     """
-    norms = torch.empty(len(risk), dtype=torch.float64)
+    norms = torch.empty(len(risk), dtype=torch.float64, device="cpu")
     with progress.bar("gradient norms (examples)", len(risk)) as advance:
         for i in range(len(risk)):
             norms[i] = norm(risk[[i]].gradient())

@@ -61,8 +61,8 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
         double_backward_errors(),
         progress.bar("projection (examples)", n) as advance,
     ):
-        gradient = torch.empty(n, dim, dtype=torch.float64)
-        curved = torch.empty(n, dim, dim, dtype=torch.float64)
+        gradient = torch.empty(n, dim, dtype=torch.float64, device="cpu")
+        curved = torch.empty(n, dim, dim, dtype=torch.float64, device="cpu")
         for rows, found in _projected(risk, basis):
             gradient[rows], curved[rows] = found
             advance(rows.stop - rows.start)
@@ -108,8 +108,8 @@ def mean_projection(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
         curved = torch.cat(products, dim=1).cpu()
     slope = quick_inner(basis.T, risk.gradient())  # first: the losses come with it
     return ProjectedSample(
-        torch.tensor([risk.value()], dtype=torch.float64),
-        torch.tensor([risk.total_weight], dtype=torch.float64),
+        torch.tensor([risk.value()], dtype=torch.float64, device="cpu"),
+        torch.tensor([risk.total_weight], dtype=torch.float64, device="cpu"),
         slope[None],
         ((curved + curved.T) / 2)[None],
     )

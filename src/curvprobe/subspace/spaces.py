@@ -130,5 +130,5 @@ def random_subspace(risk: EmpiricalRisk, dim: int, *, seed: int = 0) -> Subspace
     if not 1 <= dim <= risk.num_params:
         raise ArgumentError(f"dim is {dim}; expected 1 to the number of parameters, {risk.num_params}")
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randn(risk.num_params, dim, generator=generator, dtype=risk.dtype)
+    draws = torch.randn(risk.num_params, dim, generator=generator, dtype=risk.dtype, device="cpu")
     return Subspace(torch.linalg.qr(draws.to(risk.device)).Q)

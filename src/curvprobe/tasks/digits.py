@@ -43,11 +43,11 @@ def digits(
     images, labels = load_digits(return_X_y=True)
     if not 1 <= k < len(images):
         raise ArgumentError(f"k is {k}; the digits task has {len(images)} images: expected 1 to {len(images) - 1}")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    x = torch.as_tensor(images, dtype=torch.float32)[order] / 16 - 0.5
-    y = torch.as_tensor(labels)[order]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed), device="cpu")
+    x = torch.as_tensor(images, dtype=torch.float32, device="cpu")[order] / 16 - 0.5
+    y = torch.as_tensor(labels, device="cpu")[order]
     sizes = (64, *hidden, 10)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.device("cpu"):
         layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.Tanh())]
     model = nn.Sequential(*layers[:-1])  # no activation after the last
     loss = partial(losses.cross_entropy, label_smoothing=LABEL_SMOOTHING)

@@ -46,7 +46,7 @@ def text(
         cache: file that keeps the trained weights.
     """
     sequences = help_topics()
-    order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed), device="cpu")
     sequences = sequences[order]
     held_out = len(sequences) // 10
     training, rest = sequences[:-held_out], sequences[-held_out:]
@@ -89,7 +89,7 @@ def token_sequences(documents: Sequence[str], vocabulary: int, context: int) -> 
         raise MissingExtraError("text needs transformers and tokenizers: pip install 'curvprobe[text]'") from error
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(documents, vocab_size=vocabulary, show_progress=False)
-    tokens = torch.tensor(tokenizer.encode("\n\n".join(documents)).ids)
+    tokens = torch.tensor(tokenizer.encode("\n\n".join(documents)).ids, device="cpu")
     count = len(tokens) // context
     return tokens[: count * context].view(count, context)
 
@@ -115,7 +115,7 @@ def nanochat(
         pad_token_id=None,
         **sizes,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(seed)
         model: nn.Module = NanoChatForCausalLM(config)
     return model
@@ -131,7 +131,7 @@ def _train(model: nn.Module, training: Tensor, steps: int, batch: int) -> None:
     )
     with progress.bar("training the language model (steps)", steps) as advance:
         for step in range(steps):
-            rows = torch.arange(step * batch, (step + 1) * batch) % len(training)
+            rows = torch.arange(step * batch, (step + 1) * batch, device="cpu") % len(training)
             tokens = training[rows]
             logits = model(input_ids=tokens).logits
             loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())

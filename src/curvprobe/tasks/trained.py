@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -23,6 +24,7 @@ def load_or_train(model: nn.Module, train: Callable[[], None], cache: Path | Non
                     return
         except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError):
             pass  # unreadable or of another shape: train again
-    train()
+    with torch.device("cpu"):  # an optimiser makes tensors, too
+        train()
     if cache is not None:
         write_atomically(cache, save(dict(model.state_dict()), metadata={"key": key}))
