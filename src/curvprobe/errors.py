@@ -7,9 +7,18 @@ eigenvalue computation that does not converge is no error: its result says so, w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class CurvprobeError(ValueError):
-    """What this package refuses, with the remedy; nothing else that goes wrong is one."""
+    """What this package refuses, with the remedy; nothing else that goes wrong is one.
+
+    Attributes:
+        check: which check of a model, its loss and its data refused; empty where it was none of these.
+    """
+
+    check: str = ""
 
 
 class ArgumentError(CurvprobeError):
@@ -42,3 +51,13 @@ class NotFiniteError(CannotProbeError):
 
 class MissingExtraError(CurvprobeError, ImportError):
     """A package that an optional part needs is not installed."""
+
+
+@contextmanager
+def checking(check: str) -> Iterator[None]:
+    """Name the check that refuses within the block, where nothing within has named it closer."""
+    try:
+        yield
+    except CurvprobeError as error:
+        error.check = error.check or check
+        raise

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.linearisation import Kind, linearise, output_hessian_product, output_slopes
-from curvprobe.errors import CannotProbeError
+from curvprobe.errors import CannotProbeError, checking
 from curvprobe.numerics.linalg import all_finite
 from curvprobe.risk.budget import SMALL_EXAMPLE
 from curvprobe.risk.empirical import EmpiricalRisk
@@ -53,6 +53,7 @@ SHARE_TRIED = 16
 """One in so many is tried of examples that take long."""
 
 
+@checking("second derivatives")
 def check_second_derivatives(risk: EmpiricalRisk, kind: Kind) -> None:
     """Refuse a model or loss whose second derivatives autograd gets wrong without saying so; once per model and loss.
 
@@ -97,7 +98,7 @@ def check_second_derivatives(risk: EmpiricalRisk, kind: Kind) -> None:
         )
     if verdict.undecided:
         _doubt(risk, kind, verdict)
-    passed.add(f"{kind} of 2^{level}")
+    passed[f"{kind} of 2^{level}"] = f"{verdict.looked} of {len(risk)} examples"
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,13 @@ class _Finding:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """The example that is shown wrong, if any, and those that could not be decided, out of so many."""
+    """The example that is shown wrong, if any, and those that could not be decided, out of so many tried alone, of all
+    that were looked at."""
 
     refused: tuple[int, _Finding] | None
     undecided: dict[int, _Finding]
     tried: int
+    looked: int
 
 
 def _doubt(risk: EmpiricalRisk, kind: Kind, verdict: _Verdict) -> None:
@@ -181,10 +184,10 @@ def _examine(risk: EmpiricalRisk, kind: Kind, precision: torch.dtype) -> _Verdic
             tolerance = slack if kind == "hessian" else strict
             found = _judge(risk.probed, kind, alone, along, precision, tolerance, slack)
             if found.wrong:
-                return _Verdict((row, found), undecided, len(rows))
+                return _Verdict((row, found), undecided, len(rows), len(rows))
             if found.undecided:
                 undecided[row] = found
-    return _Verdict(None, undecided, len(wrong + unsettled[:HANDFUL]))
+    return _Verdict(None, undecided, len(wrong + unsettled[:HANDFUL]), len(rows))
 
 
 def _spread(risk: EmpiricalRisk) -> list[int]:

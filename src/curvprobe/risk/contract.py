@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from curvprobe.errors import CannotProbeError, CannotProbeTypeError, NotFiniteError
+from curvprobe.errors import CannotProbeError, CannotProbeTypeError, NotFiniteError, checking
 
 _REMEDY = "return the losses alone, or (loss_sum, weight) with the number of loss terms of every example"
 
@@ -132,6 +132,7 @@ def check_same_losses(first: Tensor, again: Tensor, start: int, dtype: torch.dty
         )
 
 
+@checking("determinism")
 def refuse_noise(row: int, first: float, again: float) -> NoReturn:
     """Refuse losses that differ from one evaluation to the next."""
     raise CannotProbeError(
@@ -140,6 +141,7 @@ def refuse_noise(row: int, first: float, again: float) -> NoReturn:
     )
 
 
+@checking("independence")
 def refuse_dependence(row: int, losses: tuple[float, float], sizes: tuple[int, int]) -> NoReturn:
     """Refuse losses that depend on the rest of the batch."""
     if sizes[1] == 1:

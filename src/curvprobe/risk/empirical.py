@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeError, NotFiniteError
+from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeError, NotFiniteError, checking
 from curvprobe.losses import Loss
 from curvprobe.numerics.rows import resolve_rows
 from curvprobe.risk.budget import Budget, Footprint, check_budget
@@ -94,16 +94,19 @@ class EmpiricalRisk:
             raise ArgumentError(
                 f"microbatch_size is {microbatch_size!r}; expected a positive number of examples or None"
             )
-        examples = Examples(data, collate_fn)
+        with checking("data"):
+            examples = Examples(data, collate_fn)
         if forward is not None and not callable(forward):
             raise ArgumentTypeError(f"forward is a {type(forward).__name__}; expected a function forward(model, batch)")
-        probed = ProbedModel.of(model, loss, params, forward)
+        with checking("modes"):
+            probed = ProbedModel.of(model, loss, params, forward)
         sample = Sample(examples, probed.dtype, probed.device)
-        with probed.undisturbed(), explained(sample):
+        with checking("first pass"), probed.undisturbed(), explained(sample):
             tried = check_sample(probed, sample, microbatch_size)
             check_entries(probed, sample)
             check_roads(probed, sample)
-            budget = Budget.of(memory_budget, measure(probed, sample), probed.device)
+            with checking("memory"):
+                budget = Budget.of(memory_budget, measure(probed, sample), probed.device)
             check_behaviour(probed, sample, tried, budget.examples_at_once())
         self._assemble(probed, sample, budget, microbatch_size)
 
@@ -327,7 +330,7 @@ class EmpiricalRisk:
         with self.undisturbed():
             for microbatch in self.microbatches():
                 if model.batch_losses(model.leaves(), microbatch)[0].requires_grad:
-                    model.passed.add("dependence")
+                    model.passed["dependence"] = "a loss"
                     return
         raise CannotProbeError(
             f"no loss depends on any probed parameter ({', '.join(self.param_names[:4])}, ...); "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from curvprobe.errors import CannotProbeError, CurvprobeError, UserCodeError
+from curvprobe.errors import CannotProbeError, CurvprobeError, UserCodeError, checking
 from curvprobe.risk.calling import passed_entries
 from curvprobe.risk.examples import Batch
 from curvprobe.risk.probed import ProbedModel
@@ -138,6 +138,7 @@ class _SeenDict(dict[Any, Any]):
         return super().values()
 
 
+@checking("entries")
 def check_entries(model: ProbedModel, sample: Sample) -> None:
     """Refuse a batch with an entry that neither the model nor the loss takes: it would be dropped without a word."""
     first, taken = sample.read(0, 1), _Taken()
@@ -166,6 +167,7 @@ def check_entries(model: ProbedModel, sample: Sample) -> None:
 # ---- parameters reached by another road
 
 
+@checking("parameters reached")
 def check_roads(model: ProbedModel, sample: Sample) -> None:
     """Refuse a loss that reaches a parameter by a reference of its own: its derivative would lack that part.
 

@@ -33,7 +33,7 @@ class ProbedModel:
         modes: the mode of every module.
         own_forward: how the model is called, where the user says so.
         fast_paths: which fast ways hold for this model and loss.
-        passed: checks of the whole model that have passed.
+        passed: checks of the whole model that have passed, and what they looked at.
         doubts: what could not be decided, a sentence each by the name of the check; results carry them.
     """
 
@@ -43,7 +43,7 @@ class ProbedModel:
     modes: tuple[tuple[nn.Module, bool], ...]
     own_forward: Forward | None = None
     fast_paths: FastPaths = field(default_factory=FastPaths)
-    passed: set[str] = field(default_factory=set)
+    passed: dict[str, str] = field(default_factory=dict)
     doubts: dict[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -80,13 +80,18 @@ def check_behaviour(model: ProbedModel, sample: Sample, first: Tried, room: int 
     look = _Look(model, sample, 1e-5 if model.dtype == torch.float32 else 1e-10)
     look.first_unlike(tried, first.losses)
     unlike = look.through(batches[1:])
+    again = "no random generator moved"
     if _generators(model.device) != generators:
+        again = f"it draws random numbers, and {REPEATED} more evaluations agreed"
         look.check_noise([rows for rows in batches if len(rows) == 1])
     if unlike is not None:
         look.check_repeats(unlike)
         unlike = _in_double(model, sample, batches)
     if unlike is not None:
         refuse_dependence(unlike.row, unlike.losses, (len(unlike.before), len(unlike.now)))
+    examples = f"{len(look.seen)} of {len(sample)} examples"
+    model.passed["determinism"] = f"losses repeat on {examples}; {again}"
+    model.passed["independence"] = f"{examples} have the same loss alone and in {len(batches)} batches of others"
 
 
 def measure(model: ProbedModel, sample: Sample) -> Footprint:
@@ -187,22 +192,26 @@ class _Look:
 
     def first_unlike(self, rows: Sequence[int], losses: Sequence[float]) -> _Unlike | None:
         """The first of these losses that is unlike the earlier one of its example; new ones are remembered."""
-        for place, (row, loss) in enumerate(zip(rows, losses, strict=True)):
+        for row, loss in zip(rows, losses, strict=True):
             before, batch = self.seen.setdefault(row, (loss, rows))
             apart = abs(loss - before) - self.relative * max(abs(loss), abs(before))
-            if apart > 0 and not (self.rounding and apart <= self.rounding * self.unit(rows, place)):
+            if apart > 0 and not (self.rounding and apart <= self.rounding * self.unit(row, (batch, rows))):
                 return _Unlike(row, batch, rows, (before, loss))
         return None
 
-    def unit(self, rows: Sequence[int], place: int) -> float:
-        """What rounding the parameters changes in a loss; terms of size 1 are taken to be among its own."""
-        leaves = self.model.leaves()
-        loss_sum, weight = self.model.batch_losses(leaves, self.sample.select(rows).read(0, len(rows)))
-        slopes = self.model.first_order(loss_sum[place] / weight[place], leaves)
-        moved = sum(
-            float((slope * leaf.detach()).abs().sum()) for slope, leaf in zip(slopes, leaves.values(), strict=True)
-        )
-        return torch.finfo(self.model.dtype).eps * (1 + moved)
+    def unit(self, row: int, batches: Iterable[Sequence[int]]) -> float:
+        """What rounding the parameters changes in a loss; terms of size 1 are taken to be among its own.
+
+        The largest of some batches: a loss that happens to be zero to the last bit in one may have no slope there.
+        """
+        leaves, moved = self.model.leaves(), list[float]()
+        for rows in batches:
+            loss_sum, weight = self.model.batch_losses(leaves, self.sample.select(rows).read(0, len(rows)))
+            place = rows.index(row)
+            slopes = self.model.first_order(loss_sum[place] / weight[place], leaves)
+            parts = zip(slopes, leaves.values(), strict=True)
+            moved.append(sum(float((slope * leaf.detach()).abs().sum()) for slope, leaf in parts))
+        return torch.finfo(self.model.dtype).eps * (1 + max(moved))
 
     def check_noise(self, batches: Sequence[Sequence[int]]) -> None:
         """Refuse a model that gives another loss to an example in one of ``REPEATED`` evaluations."""
