@@ -4,6 +4,9 @@ from . import losses as losses
 from .analysis.analyze import analyze as analyze
 from .analysis.concentration import ConcentrationCurve as ConcentrationCurve
 from .analysis.concentration import concentration_curve as concentration_curve
+from .analysis.doctor import examine as examine
+from .analysis.examination import Examination as Examination
+from .analysis.examination import Finding as Finding
 from .analysis.law_table import LawTable as LawTable
 from .analysis.law_table import compare_laws as compare_laws
 from .analysis.record import load as load

@@ -73,7 +73,7 @@ def test_stages_belong_to_the_basis_they_were_computed_in(case, tmp_path, monkey
     turned = replace(turned, basis=-turned.basis)
     monkeypatch.setattr("curvprobe.analysis.stages.top_eigenspace", lambda *_, **__: turned)
     seconds = cp.analyze(case.risk(), case.candidates, dim=2, out=tmp_path).seconds
-    of_the_whole_space = {"doubts", "full_space", "isotropic", "isotropic_model", "gradient_norms"}
+    of_the_whole_space = {"examination", "full_space", "isotropic", "isotropic_model", "gradient_norms"}
     assert {name for name, taken in seconds.items() if not taken} == of_the_whole_space
 
 
@@ -157,4 +157,6 @@ def test_what_a_check_could_not_decide_is_in_the_notes_also_of_a_later_run(tmp_p
     first, again = analysed(), analysed()
     assert not any(again.seconds.values())
     for analysis in (first, again):
-        assert any("In doubt: whether a hessian product is right could not" in note for note in analysis.notes)
+        assert any(
+            "In doubt, second derivatives: whether a hessian product is right could" in note for note in analysis.notes
+        )

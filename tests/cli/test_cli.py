@@ -85,6 +85,28 @@ def test_an_error_in_the_tasks_own_code_keeps_its_traceback(task_file, tmp_path)
     assert "user's own code" in str(result.exception)
 
 
+def test_the_doctor_says_a_line_for_each_check(task_file):
+    result = invoke("doctor", f"{task_file}:task", "--dim", 2, "--k", 10)
+    assert result.exit_code == 0, result.output
+    assert "10 examples; one is a tuple of float64 (1, 1), float64 (1, 1)" in result.output
+    assert "Checks: 14 passed." in result.output
+    assert "an analysis takes about" in result.output
+
+
+def test_the_doctor_fails_with_what_was_refused(task_file):
+    result = invoke("doctor", f"{task_file}:noisy")
+    assert result.exit_code == 1
+    assert "fail   modes" in result.stdout
+    assert "call model.eval()" in result.stdout
+
+
+@pytest.mark.parametrize("options", [("--k", 99), ("--memory-budget", -1)])
+def test_the_doctor_refuses_its_own_arguments_as_run_does(task_file, options):
+    result = invoke("doctor", f"{task_file}:task", *options)
+    assert result.exit_code == 1
+    assert f"{options[0]} is {options[1]}" in result.output
+
+
 def test_version_and_help():
     assert invoke("--version").output.strip() == f"curvprobe {curvprobe.__version__}"
     text = invoke("--help").output

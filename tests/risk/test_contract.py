@@ -10,6 +10,10 @@ LOSSES = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 F32, F64 = torch.float32, torch.float64
 
 
+def test_weights_in_a_list_are_as_exact_as_the_losses():
+    assert split_loss((LOSSES, [0.1, 2**30 + 1, 1]), 3)[1].tolist() == [0.1, 2**30 + 1, 1]
+
+
 @pytest.mark.parametrize(
     "weight",
     [[1, 2, 3], (1.0, 2.0, 3.0), numpy.array([1, 2, 3]), torch.tensor([1, 2, 3])],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from curvprobe.analysis import stages
 from curvprobe.analysis.concentration import ConcentrationCurve
+from curvprobe.analysis.examination import Examination
 from curvprobe.analysis.law_table import LawTable
 from curvprobe.analysis.result import Analysis, Spectrum
 from curvprobe.analysis.stages import CONTROLLED_DRAWS, Job, Settings
@@ -136,10 +137,11 @@ def analyze(
         basis = stages.basis_key(space)
         sample = result(stages.sample(job, space, basis))
         fresh = result(stages.candidates(job, space, basis))
-        notes += [f"In doubt: {doubt}." for doubt in result(stages.doubts(job)).values()]
+        examination = Examination.from_json(result(stages.examination(job)))
         validity = result(stages.validity(job, space, basis, sample, fresh, grid))
         chosen, source = _choose_sigma(settings.sigma, validity, notes)
         seen = _Seen(
+            examination=examination,
             space=space,
             sample=sample,
             fresh=fresh,
@@ -164,6 +166,7 @@ def analyze(
 class _Seen:
     """What the stages have found."""
 
+    examination: Examination
     space: Eigenspace
     sample: ProjectedSample
     fresh: ProjectedSample
@@ -190,7 +193,6 @@ def _analysis(
 ) -> Analysis:
     """The result, by small linear algebra on what the stages have found."""
     risk, sample, fresh, sigma, k = job.risk, seen.sample, seen.fresh, seen.sigma, len(job.risk)
-    dim = seen.space.dim
     ks = sorted({int(k) for k in torch.logspace(0, math.log10(k), DECAY_POINTS, device="cpu").round()})
     return Analysis(
         k=k,
@@ -210,9 +212,10 @@ def _analysis(
         laws=seen.laws,
         concentration=seen.concentration,
         ranking=rank_candidates(sample, fresh, sigma, gradient_norms=seen.norms),
-        decay=decay_curve(sample, ks, sigma, sorted({1, min(4, dim), dim}), fresh=fresh),
-        shares=decay_curve(sample, [k], grid, [dim], fresh=fresh),
-        notes=(*notes, *_notes(seen.space)),
+        decay=decay_curve(sample, ks, sigma, sorted({1, min(4, seen.space.dim), seen.space.dim}), fresh=fresh),
+        shares=decay_curve(sample, [k], grid, [seen.space.dim], fresh=fresh),
+        examination=seen.examination,
+        notes=(*notes, *_notes(seen)),
         config=_config(job, config),
         versions=_versions(),
         seconds={name: 0.0 if s.found else float(f"{s.seconds:.3g}") for name, s in store.finished.items()},
@@ -308,11 +311,6 @@ def _sample_and_candidates(
             "expected examples that the model was not trained on: leave them out, or, where equal ones are different "
             "examples (natural duplicates), pass allow_overlap=True (--allow-overlap)"
         )
-    if shared:
-        notes.append(
-            f"{len(shared)} of {len(new)} candidates are in the sample too, by their content (the first is candidate "
-            f"{shared[0]}); as allow_overlap says, they were taken for other examples that happen to be equal."
-        )
     return risk, new
 
 
@@ -338,9 +336,10 @@ def _choose_sigma(sigma: float | Literal["auto"], validity: QuadraticValidity, n
     return value, "auto: the smallest error"
 
 
-def _notes(space: Eigenspace) -> list[str]:
-    """What a reader should know of the eigenspace."""
-    notes, dim, last = list[str](), space.dim, float(space.eigenvalues[-1])
+def _notes(seen: _Seen) -> list[str]:
+    """What a reader should know of the checks and of the eigenspace."""
+    space = seen.space
+    notes, dim, last = seen.examination.doubts(), space.dim, float(space.eigenvalues[-1])
     if not bool(space.converged.all()):
         notes.append(
             f"Only {int(space.converged.sum())} of {dim} eigenpairs converged; raise max_matvecs or lower dim."

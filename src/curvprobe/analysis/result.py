@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.analysis.concentration import ConcentrationCurve
+from curvprobe.analysis.examination import Examination
 from curvprobe.analysis.law_table import LawTable
 from curvprobe.analysis.stationarity import Stationarity
 from curvprobe.analysis.table import estimate_row, expected_lines, floor_lines, indented, mean_lines
@@ -43,9 +44,9 @@ _OF_THE_MODEL = {
     "delta2_isotropic_closed_form",
 }
 
-RESULT_VERSION = 2
-"""Of ``result.json``: 1 left out of the validity what rounding is judged by, of expectations the candidates' own
-contributions, and the keys of the stages."""
+RESULT_VERSION = 3
+"""Of ``result.json``: 2 left out what was checked; 1 besides, of the validity what rounding is judged by, of
+expectations the candidates' own contributions, and the keys of the stages."""
 
 
 _OPTIONAL: tuple[tuple[str, str, Any], ...] = (
@@ -54,6 +55,7 @@ _OPTIONAL: tuple[tuple[str, str, Any], ...] = (
     ("required", "required_sample_size", RequiredSampleSize),
     ("laws", "laws", LawTable),
     ("concentration", "concentration", ConcentrationCurve),
+    ("examination", "examination", Examination),
 )
 """Attribute, key in ``result.json`` and kind of what an analysis may lack."""
 
@@ -170,6 +172,8 @@ class Analysis:
         ranking: which candidates would move the landscape most.
         decay: criteria against k, averaged over the candidates.
         shares: criteria against sigma at the full sample, averaged over the candidates.
+        examination: what was checked of the model, its loss and its data, as :func:`curvprobe.examine` does; None in a
+            result of an earlier version.
         notes: what a reader should know before trusting the numbers.
         config, versions: how it was made.
         seconds: of every stage; a stage that was found on disk has 0.
@@ -207,6 +211,7 @@ class Analysis:
     ranking: Ranking
     decay: DecayCurve
     shares: DecayCurve
+    examination: Examination | None
     notes: tuple[str, ...]
     config: dict[str, Any]
     versions: dict[str, str]
@@ -296,6 +301,7 @@ class Analysis:
             "ranking": self.ranking.to_json(),
             "decay": self.decay.to_json(),
             "shares": self.shares.to_json(),
+            "examination": None if self.examination is None else self.examination.to_json(),
             "notes": self.notes,
             "seconds": self.seconds,
         }
@@ -333,6 +339,7 @@ class Analysis:
         lines = [
             f"Sample: {self.k} examples, {self.num_candidates} candidates; {self.num_params} parameters ({self.dtype})",
             f"Solution: loss {self.loss:.5g}, gradient norm {self.gradient_norm:.2e}",
+            *([] if self.examination is None else [f"Checks: {self.examination.summary()}"]),
             str(self.spectrum),
             f"Probe: sigma = {at:.3g} ({self.sigma_source}); the quadratic model is {self.verdict} there, error "
             f"{error:.2g} +- {stderr:.1g} % ({100 * self.surrogate_error:.2g} % for the first candidate in all draws "

@@ -11,11 +11,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from curvprobe.analysis.concentration import ConcentrationCurve, concentration_curve
+from curvprobe.analysis.examination import Examination, examine_candidates, examine_model
 from curvprobe.analysis.law_table import LawTable, compare_laws
 from curvprobe.criteria.estimators import Estimate
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.verdicts import QuadraticValidity
-from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.eigensolver.wanted import Which
 from curvprobe.probing.full_space import full_space_moment, quadratic_model_at
 from curvprobe.probing.joining import Joining
@@ -114,15 +114,14 @@ def candidates(job: Job, space: Eigenspace, basis: str) -> Stage[ProjectedSample
     return Stage("candidates", [*job.keys, basis], ProjectedSample, lambda: project(job.new, space))
 
 
-def doubts(job: Job) -> Stage[dict[str, Any]]:
-    """What the checks of the model could not decide; kept, as a later run that finds all stages checks nothing."""
+def examination(job: Job) -> Stage[dict[str, Any]]:
+    """What was checked; kept, as a later run that finds all stages checks nothing."""
 
     def compute() -> dict[str, Any]:
-        for risk in (job.risk, job.new):
-            check_second_derivatives(risk, "hessian")  # once per model: what the stages before have done already
-        return {**job.new.probed.doubts, **job.risk.probed.doubts}
+        findings = [*examine_model(job.risk), *examine_candidates(job.risk, job.new)]
+        return Examination(tuple(findings)).to_json()
 
-    return Stage("doubts", job.keys, dict, compute)
+    return Stage("examination", job.keys, dict, compute)
 
 
 def validity(

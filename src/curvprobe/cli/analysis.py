@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from curvprobe.analysis.analyze import analyze
+from curvprobe.analysis.doctor import examine
+from curvprobe.analysis.examination import Examination
 from curvprobe.cli.app import app
 from curvprobe.cli.messages import plain_errors, say
 from curvprobe.cli.options import (
@@ -29,7 +31,7 @@ from curvprobe.cli.options import (
     as_bytes,
     number,
 )
-from curvprobe.errors import ArgumentError, MissingExtraError
+from curvprobe.errors import ArgumentError, CurvprobeError, MissingExtraError
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import RESULT, Store, write_atomically
@@ -127,6 +129,38 @@ def run(
         )
 
 
+@app.command()
+def doctor(
+    task: Annotated[str, typer.Argument(help="file.py:function or module:function that returns a curvprobe.Task.")],
+    k: K = None,
+    dim: Dim = 10,
+    memory_budget: Memory = None,
+) -> None:
+    """Check your own trained model, loss and data before an analysis: a line for each check, with what to do.
+
+    **pass**: nothing was found. **doubt**: it could not be decided, or you should know it. **fail**: an analysis would
+    be refused; exit code 1. Second derivatives, noise, dependence on the batch, attention, precision, parameters that
+    are not reached, memory and time: in under a minute, since some examples are looked at, not all.
+
+    Example: curvprobe doctor my_task.py:task --k 500 --dim 10
+    """
+    with plain_errors():
+        loaded = load_task(task)
+        if loaded.description:
+            say(loaded.description)
+        try:
+            risk = _sample(loaded, k, memory_budget)
+        except CurvprobeError as error:
+            if not error.check:  # of the command's own arguments
+                raise
+            found = Examination.refused(error)
+        else:
+            found = examine(risk, loaded.candidates, dim=dim)
+    typer.echo(str(found))
+    if found.verdict == "fail":
+        raise typer.Exit(1)
+
+
 def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
     size: dict[str, Any] = {} if k is None else {"k": k}
     if task is BuiltIn.DIGITS:
@@ -142,12 +176,10 @@ def _analyse(task: Task, k: int | None, sigma: str, out: Path, memory_budget: fl
     """Analyse and say what was found; ``options`` are those of :func:`curvprobe.analyze` by the same names."""
     if task.description:
         say(task.description)
-    risk = task.risk(memory_budget=None if memory_budget is None else as_bytes(memory_budget))
-    if k is not None and not 1 <= k <= len(risk):
-        raise ArgumentError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
+    risk = _sample(task, k, memory_budget)
     chosen: float | Literal["auto"] = "auto" if sigma == "auto" else number(sigma)
     analysis = analyze(
-        risk if k is None else risk[:k],
+        risk,
         None if task.candidates is None else risk.on(task.candidates, task.collate_fn),
         sigma=chosen,
         out=out,
@@ -161,6 +193,14 @@ def _analyse(task: Task, k: int | None, sigma: str, out: Path, memory_budget: fl
         return save_figures(analysis, out)
 
     typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_drawn(figures)])}")
+
+
+def _sample(task: Task, k: int | None, memory_budget: float | None) -> EmpiricalRisk:
+    """The risk on the first k examples of the task."""
+    risk = task.risk(memory_budget=None if memory_budget is None else as_bytes(memory_budget))
+    if k is not None and not 1 <= k <= len(risk):
+        raise ArgumentError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
+    return risk if k is None else risk[:k]
 
 
 def _drawn(figures: Callable[[], list[Path]]) -> list[str]:

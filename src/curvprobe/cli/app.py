@@ -22,6 +22,7 @@ directions.
 - `curvprobe demo` trains a small classifier and analyses it: about half a minute, nothing to download.
 - `curvprobe demo --task text` does the same with a small language model: some minutes.
 - `curvprobe experiment decay` repeats an experiment of the paper; `curvprobe experiment --help` lists them.
+- `curvprobe doctor my_task.py:task` checks your own model, loss and data, and says how long an analysis will take.
 - `curvprobe run my_task.py:task --out runs/mine` analyses your own model: `task` is a function that returns
   `curvprobe.Task(model, loss, data, candidates)`.
 

@@ -78,8 +78,8 @@ class Linearisation:
 
 
 def kind_of(model: ProbedModel, microbatch: Microbatch) -> Hashable:
-    """Type and shapes, by which a model may go another way."""
-    return model.dtype, len(microbatch), microbatch.kind
+    """Type, shapes and place in the sample, by which a model may go another way."""
+    return model.dtype, len(microbatch), microbatch.kind, microbatch.rows.start
 
 
 def linearise(model: ProbedModel, kind: Kind, microbatch: Microbatch) -> Linearisation:

@@ -43,7 +43,8 @@ def split_loss(result: Any, rows: int) -> tuple[Tensor, Tensor]:
 def _weights(given: Any, loss_sum: Tensor) -> Tensor:
     """Weights (n,) in the losses' dtype: a tensor, or numbers in a list or a NumPy array."""
     try:
-        weight = torch.as_tensor(given, device=loss_sum.device)
+        listed = not isinstance(given, Tensor) and not hasattr(given, "dtype")  # such numbers have no precision yet
+        weight = torch.as_tensor(given, dtype=loss_sum.dtype if listed else None, device=loss_sum.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CannotProbeTypeError(
             f"the loss returned its losses and a {type(given).__name__}, which is no weight; {_REMEDY}"

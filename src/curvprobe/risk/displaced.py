@@ -67,7 +67,9 @@ def _together(risk: EmpiricalRisk, block: Tensor) -> Tensor | None:
                 fast = evaluate({name: stacked[-2:] for name, stacked in params.items()}, part)[-1]
                 return fast, summed.detach().double().cpu() / weight.double().cpu()
 
-            if not fast_paths.hold(TOGETHER, (risk.dtype, microbatch.kind), compare, rtol=tolerance, atol=tolerance):
+            rows = (id(risk.sample), microbatch.rows.start, microbatch.rows.stop)
+            kind = (risk.dtype, microbatch.kind, rows)
+            if not fast_paths.hold(TOGETHER, kind, compare, rtol=tolerance, atol=tolerance):
                 return None
             try:
                 losses[:, microbatch.rows] = evaluate(params, microbatch)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -12,16 +14,24 @@ Compared = tuple[Tensor, Tensor]
 """What the fast way gives, and the slow one."""
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """While a fast way is tried: torch warns of what it has no batching rule for, and of its own first forward mode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 @dataclass
 class FastPaths:
-    """Which fast ways hold for a model and its loss; each is compared with the slow one on every kind of example.
+    """Which fast ways hold for a model and its loss; each is compared with the slow one on every part of the data.
 
     Batching rules and compilers may fail on an operation, or be wrong for it without a word. Whatever they raise, the
     slow way works.
 
     Attributes:
         verdicts: by name, whether the fast way is used; False is for good.
-        compared: names and kinds of examples that have been compared.
+        compared: names and parts of the data that have been compared.
     """
 
     verdicts: dict[str, bool] = field(default_factory=dict)
@@ -36,17 +46,21 @@ class FastPaths:
         rtol: float | None = None,
         atol: float | None = None,
     ) -> bool:
-        """Whether the fast way ``name`` is right here; ``compare`` runs both ways, once for a kind of examples.
+        """Whether the fast way ``name`` is right here; ``compare`` runs both ways, once for a part of the data.
 
         Args:
             name: of the fast way.
-            kind: of what it is used on: shapes and type, by which it might go another way.
+            kind: of what it is used on: type, shapes and which examples, by which it might go another way.
             compare: gives both results.
             rtol, atol: as of :func:`difference`.
         """
         if self.verdicts.get(name, True) and (name, kind) not in self.compared:
             self.verdicts[name] = difference(compare, rtol=rtol, atol=atol) is None
             self.compared.add((name, kind))
+        return self.verdicts.get(name, True)
+
+    def open(self, name: str) -> bool:
+        """Whether the fast way ``name`` may be tried: it has not been given up."""
         return self.verdicts.get(name, True)
 
     def give_up(self, name: str) -> None:
@@ -60,7 +74,8 @@ def difference(compare: Callable[[], Compared], *, rtol: float | None = None, at
     None for ``rtol`` is what rounding leaves of derivatives in their type, for ``atol`` the same of the largest number.
     """
     try:
-        fast, slow = compare()
+        with quietly():
+            fast, slow = compare()
     except Exception as error:  # whatever a batching rule or a compiler raises
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     finite = slow.isfinite()

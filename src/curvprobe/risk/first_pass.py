@@ -48,7 +48,7 @@ def explained(sample: Sample) -> Iterator[None]:
     except Exception as error:  # whatever the user's code raises
         first = sample.read(0, 1)
         raise UserCodeError(
-            f"the model or the loss stopped on the first examples ({_described(first.batch)}) with "
+            f"the model or the loss stopped on the first examples ({described(first.batch)}) with "
             f"{type(error).__name__}: {_shortened(error)}; {_remedy(error, first)}"
         ) from error
 
@@ -68,11 +68,12 @@ def _inputs(batch: Batch) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
-def _described(batch: Batch) -> str:
+def described(batch: Batch) -> str:
+    """Kinds and shapes of what a batch holds, in words."""
     if isinstance(batch, Mapping):
-        return ", ".join(f"{key}: {_described(value)}" for key, value in batch.items())
+        return ", ".join(f"{key}: {described(value)}" for key, value in batch.items())
     if isinstance(batch, tuple | list):
-        return f"{type(batch).__name__} of " + ", ".join(_described(part) for part in batch[:4])
+        return f"{type(batch).__name__} of " + ", ".join(described(part) for part in batch[:4])
     if isinstance(batch, Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
     return type(batch).__name__
@@ -158,7 +159,7 @@ def check_entries(model: ProbedModel, sample: Sample) -> None:
     if left:
         named = ", ".join(repr(key) for key in left)
         raise CannotProbeError(
-            f"neither the model nor the loss takes entry {named} of the batch ({_described(batch)}); leave it out, or "
+            f"neither the model nor the loss takes entry {named} of the batch ({described(batch)}); leave it out, or "
             "give the data as a dict whose entries go to the model's forward by name, or say how the model is called "
             "with forward=, a function forward(model, batch)"
         )

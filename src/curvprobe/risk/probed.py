@@ -182,6 +182,14 @@ class ProbedModel:
         pieces = torch.split(vector, [p.numel() for p in probed.values()])
         return {name: piece.view(p.shape) for (name, p), piece in zip(probed.items(), pieces, strict=True)}
 
+    def trained(self, vector: Tensor) -> dict[str, Tensor]:
+        """A flat (N,) vector as tensors of the parameters' shapes, zero in padding rows, which never train."""
+        parts = self.split(vector)
+        for name, rows in self._paddings[0].items():
+            parts[name] = parts[name].clone()
+            parts[name][rows] = 0
+        return parts
+
     def flatten(self, parts: Sequence[Tensor]) -> Tensor:
         """Tensors of the parameters' shapes as one flat (N,) vector."""
         return torch.cat([part.detach().reshape(-1) for part in parts])

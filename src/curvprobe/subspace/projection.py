@@ -13,11 +13,14 @@ from torch import Tensor
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.matrix import hessian
-from curvprobe.curvature.per_example import TOGETHER, project_one, project_together, together_holds
+from curvprobe.curvature.per_example import TOGETHER, confirmed, project_one, project_together
 from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.linalg import inner, quick_inner
 from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.fast_paths import quietly
+from curvprobe.risk.probed import ProbedModel
+from curvprobe.risk.sample import Microbatch
 from curvprobe.runtime import progress
 from curvprobe.runtime.memory import freed_memory_kept
 from curvprobe.subspace.spaces import Eigenspace, Subspace
@@ -29,8 +32,8 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     .. math:: l_i, \quad U^T g_i, \quad U^T H_i U, \qquad i = 1, \dots, n
 
     Costs about D Hessian-vector products over the sample. Small examples are differentiated together (vmap over
-    examples, outside every derivative), after a check against one-by-one double backward; others, and models
-    without batching rules, one by one.
+    examples, outside every derivative), and each such group is held against one product by double backward; others,
+    and models without batching rules, go one by one.
 
     Args:
         risk: the empirical risk; n examples.
@@ -77,20 +80,32 @@ def _projected(risk: EmpiricalRisk, basis: Tensor) -> Iterator[tuple[slice, tupl
     size, start = min(len(risk), risk.budget.examples_together(), risk.microbatch_size), 0
     while start < len(risk):
         examples = risk.sample.read(start, min(start + size, len(risk)))
-        if size > 1 and not together_holds(model, examples, risk.sample.read, basis):
-            size = 1
-            continue
-        if size > 1:
-            try:
-                found = project_together(model, examples, basis)
-            except Exception:  # examples of another kind than those that were compared
-                model.fast_paths.give_up(TOGETHER)
+        if size == 1:
+            found = project_one(model, examples, basis, held)
+        else:
+            together = _together(model, examples, basis)
+            if together is None:
                 size = 1
                 continue
-        else:
-            found = project_one(model, examples, basis, held)
+            found = together
         yield examples.rows, found
         start = examples.rows.stop
+
+
+def _together(model: ProbedModel, examples: Microbatch, basis: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What the fast way finds of these examples, confirmed by the slow one; None where it does not work, for good."""
+    if not model.fast_paths.open(TOGETHER):
+        return None
+    try:
+        with quietly():
+            found = project_together(model, examples, basis)
+        if confirmed(model, examples, basis, found):
+            model.fast_paths.verdicts[TOGETHER] = True
+            return found
+    except Exception:  # whatever a batching rule raises; what is wrong with the examples themselves, the slow way says
+        pass
+    model.fast_paths.give_up(TOGETHER)
+    return None
 
 
 @freed_memory_kept()

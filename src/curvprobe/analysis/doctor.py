@@ -1,0 +1,80 @@
+"""The doctor: a model, its loss and its data examined before an analysis, with the memory and the time it will take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curvprobe.analysis.duration import time_needed
+from curvprobe.analysis.examination import Examination, Finding, examine_candidates, examine_model, finding_of
+from curvprobe.errors import CurvprobeError
+from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime import progress
+from curvprobe.subspace.eigenspace import plan_memory
+
+PATIENCE = 20.0
+"""Seconds that all losses may take; else some are looked at."""
+
+
+def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10) -> Examination:
+    """Check a model, its loss and its data before an analysis: each check passes, fails, or leaves a doubt.
+
+    Takes seconds, for a large model up to about a minute, as only some examples are looked at; what making the risk
+    has checked already is told with the rest. Nothing is refused: what an analysis would refuse is a finding.
+
+    Args:
+        risk: on the sample.
+        candidates: examples that the model was not trained on, in any form that :class:`EmpiricalRisk` takes, or a
+            risk on them; None leaves their checks out.
+        dim: dimension D for which memory and time are estimated.
+
+    Returns:
+        The findings, to be printed.
+
+    Example:
+        >>> import torch, curvprobe as cp
+        >>> x = torch.linspace(-2, 2, 20, dtype=torch.float64)[:, None]
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+        >>> found = cp.examine(cp.EmpiricalRisk(model, cp.losses.mse, (x, x.sin())), dim=2)
+        >>> found.verdict, [finding.check for finding in found.findings][-3:]
+        ('pass', ['precision', 'memory', 'time'])
+    """
+    with progress.bar("examining (checks)", 3) as advance:
+        findings = examine_model(risk, PATIENCE)
+        advance(1)
+        count = 1
+        if candidates is not None:
+            found, count = _of_candidates(risk, candidates)
+            findings += found
+        advance(1)
+        findings.append(finding_of("memory", lambda: _memory(risk, dim)))
+        if not any(finding.verdict == "fail" for finding in findings):
+            findings.append(finding_of("time", lambda: _time(risk, count, dim)))
+        advance(1)
+    return Examination(tuple(findings))
+
+
+def _of_candidates(risk: EmpiricalRisk, candidates: Any) -> tuple[list[Finding], int]:
+    """What is found of the candidates, and how many there are."""
+    try:
+        new = candidates if isinstance(candidates, EmpiricalRisk) else risk.on(candidates)
+    except CurvprobeError as error:
+        return [Finding("candidates", "fail", str(error))], 1
+    return examine_candidates(risk, new), len(new)
+
+
+def _memory(risk: EmpiricalRisk, dim: int) -> Finding:
+    solving, basis, device = plan_memory(risk, dim)
+    vectors = "" if basis is None else f"; {basis} vectors of {_bytes(risk.footprint.vector)} on {device} for D = {dim}"
+    said = f"{_bytes(risk.memory_budget)} to work in, {_bytes(risk.footprint.example)} an example"
+    said += f", {min(len(risk), solving.microbatch_size)} examples at a time{vectors}"
+    return Finding("memory", "pass", said)
+
+
+def _time(risk: EmpiricalRisk, num_candidates: int, dim: int) -> Finding:
+    return Finding("time", "pass", str(time_needed(risk, num_candidates, min(dim, risk.num_params))))
+
+
+def _bytes(count: int) -> str:
+    sizes = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+    size, name = next((size, name) for size, name in sizes if count >= size or size == 1)
+    return f"{count / size:.3g} {name}"
