@@ -1,7 +1,7 @@
 """What every row of docs/models.md is held against: plain double backward, and the remedy that an error names."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,6 +24,16 @@ def refused(remedy: str) -> AbstractContextManager:
     return pytest.raises(cp.CurvprobeError, match=re.escape(remedy))
 
 
+def rows(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """One example at a time, as batches of one."""
+    return list(zip(*(tensor.split(1) for tensor in tensors), strict=True))
+
+
+def entries(batch: dict[str, Tensor]) -> list[tuple[dict[str, Tensor]]]:
+    """The same of a batch by name."""
+    return [(dict(zip(batch, row, strict=True)),) for row in rows(*batch.values())]
+
+
 def first_product(risk: cp.EmpiricalRisk) -> Tensor:
     return cp.hessian(risk) @ torch.ones(risk.num_params, dtype=risk.dtype)
 
@@ -33,7 +43,7 @@ def agrees(
     risk: cp.EmpiricalRisk,
     model: nn.Module,
     term: Callable[..., Term],
-    examples: Iterable[Sequence[Any]],
+    examples: Sequence[Sequence[Any]],
     rtol: float = 1e-8,
 ) -> None:
     """Hold gradient, Hessian products, eigenpairs, projections and displaced losses against plain double backward.
@@ -46,7 +56,6 @@ def agrees(
         rtol: relative to the norm of what is compared.
     """
     params = [p for p in model.parameters() if p.requires_grad]
-    examples = list(examples)
     losses, counts = by_hand(term, examples)
     shares = counts / counts.sum()
     slopes = [flat_gradient(loss, params, create_graph=True) for loss in losses]
@@ -83,7 +92,7 @@ def agrees(
             p.copy_(value)
 
 
-def by_hand(term: Callable[..., Term], examples: Iterable[Sequence[Any]]) -> tuple[list[Tensor], Tensor]:
+def by_hand(term: Callable[..., Term], examples: Sequence[Sequence[Any]]) -> tuple[list[Tensor], Tensor]:
     """Mean loss of each example, and the number of its terms."""
     found = [term(*example) for example in examples]
     pairs = [pair if isinstance(pair, tuple) else (pair, 1) for pair in found]

@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import curvprobe as cp
-from tests.models.hand import agrees, refused
+from tests.models.hand import agrees, refused, rows
 
 CE = cp.losses.cross_entropy
 DOUBLE = torch.float64
@@ -22,8 +22,7 @@ def vectors(count: int = 6) -> tuple[Tensor, Tensor]:
 
 
 def check_works(risk: cp.EmpiricalRisk, model: nn.Module, x: Tensor, y: Tensor) -> None:
-    alone = zip(x.split(1), y.split(1), strict=True)
-    agrees(risk, model, lambda a, b: functional.cross_entropy(model(a), b), alone)
+    agrees(risk, model, lambda a, b: functional.cross_entropy(model(a), b), rows(x, y))
 
 
 def test_data_set():
@@ -88,7 +87,7 @@ def sequences() -> list[tuple[Tensor, int]]:
 def test_lengths_that_differ():
     model, items = Mean().double(), sequences()
     risk = cp.EmpiricalRisk(model, CE, items, collate_fn=padded)
-    alone = ((x[None], torch.ones(1, len(x), dtype=DOUBLE), torch.tensor([label])) for x, label in items)
+    alone = [(x[None], torch.ones(1, len(x), dtype=DOUBLE), torch.tensor([label])) for x, label in items]
     agrees(risk, model, lambda x, counted, label: functional.cross_entropy(model(x, counted), label), alone)
 
 
@@ -118,8 +117,7 @@ def test_weights_of_examples():
     model, (x, y) = classifier(), vectors()
     weight = torch.tensor([1, 3, 2, 1, 5, 1])
     risk = cp.EmpiricalRisk(model, lambda out, batch: (CE(out, batch) * batch[2], batch[2]), (x, y, weight))
-    alone = zip(x.split(1), y.split(1), weight, strict=True)
-    agrees(risk, model, lambda a, b, w: (functional.cross_entropy(model(a), b) * w, w), alone)
+    agrees(risk, model, lambda a, b, w: (functional.cross_entropy(model(a), b) * w, w), rows(x, y, weight))
 
 
 def test_integer_inputs():
@@ -132,7 +130,7 @@ def test_nan_in_an_example():
     x, y = vectors()
     x[3, 1] = torch.nan
     with refused("check its data"):
-        cp.EmpiricalRisk(classifier(), CE, (x, y))
+        cp.EmpiricalRisk(classifier(), CE, (x, y)).gradient()
 
 
 def test_candidates_that_the_sample_holds():

@@ -8,31 +8,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import curvprobe as cp
-from tests.models.hand import ROUNDED, agrees, first_product, refused
+from tests.models.hand import ROUNDED, agrees, entries, first_product, refused, rows
 
 SIZES = {
     "vocab_size": 19,
     "hidden_size": 16,
     "intermediate_size": 24,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "max_position_embeddings": 16,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-LENGTHS = (6, 3, 5, 4)
+LENGTHS = (6, 3, 4)
 
 
 def tokens() -> dict[str, Tensor]:
-    """Texts of four lengths, padded."""
+    """Texts of three lengths, padded."""
     mask = (torch.arange(6) < torch.tensor(LENGTHS)[:, None]).long()
-    return {"input_ids": torch.randint(3, 19, (4, 6)) * mask, "attention_mask": mask}
-
-
-def alone(data: dict[str, Tensor]):
-    """One example at a time, as a batch of one."""
-    return [({name: part[i : i + 1] for name, part in data.items()},) for i in range(len(data["input_ids"]))]
+    return {"input_ids": torch.randint(3, 19, (3, 6)) * mask, "attention_mask": mask}
 
 
 def next_token_loss(model: nn.Module, text: Tensor) -> tuple[Tensor, int]:
@@ -44,7 +39,7 @@ def next_token_loss(model: nn.Module, text: Tensor) -> tuple[Tensor, int]:
 def check_causal(model: nn.Module, rtol: float, dtype: torch.dtype = torch.float64) -> None:
     model, data = model.to(dtype).eval(), tokens()
     risk = cp.EmpiricalRisk(model, cp.losses.causal_lm, data)
-    texts = ((row[:length],) for row, length in zip(data["input_ids"], LENGTHS, strict=True))
+    texts = [(row[:length],) for row, length in zip(data["input_ids"], LENGTHS, strict=True)]
     agrees(risk, model, lambda text: next_token_loss(model, text), texts, rtol)
 
 
@@ -97,28 +92,27 @@ def test_bert():
         logits = model(input_ids=text[None, :n]).logits[0, 1:]
         return functional.cross_entropy(logits, labels[1:n], reduction="sum"), n - 1
 
-    agrees(risk, model, loss, zip(data["input_ids"], data["labels"], LENGTHS, strict=True))
+    agrees(risk, model, loss, list(zip(data["input_ids"], data["labels"], LENGTHS, strict=True)))
 
 
 def test_bert_classifier():
     model = transformers.BertForSequenceClassification(bert_config()).double().eval()
-    data = {**tokens(), "labels": torch.tensor([0, 1, 1, 0])}
+    data = {**tokens(), "labels": torch.tensor([0, 1, 1])}
     risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, data)
 
     def loss(text: Tensor, label: Tensor, n: int) -> Tensor:
         return functional.cross_entropy(model(input_ids=text[None, :n]).logits, label[None])
 
-    agrees(risk, model, loss, zip(data["input_ids"], data["labels"], LENGTHS, strict=True))
+    agrees(risk, model, loss, list(zip(data["input_ids"], data["labels"], LENGTHS, strict=True)))
 
 
 def test_vit():
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=3, **sizes)
     model = transformers.ViTForImageClassification(config).double().eval()
-    data = {"pixel_values": torch.randn(4, 1, 8, 8, dtype=torch.float64), "labels": torch.arange(4) % 3}
+    data = {"pixel_values": torch.randn(3, 1, 8, 8, dtype=torch.float64), "labels": torch.arange(3)}
     risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, data)
-    each = zip(data["pixel_values"], data["labels"], strict=True)
-    agrees(risk, model, lambda x, y: functional.cross_entropy(model(pixel_values=x[None]).logits, y[None]), each)
+    agrees(risk, model, lambda x, y: functional.cross_entropy(model(pixel_values=x).logits, y), rows(*data.values()))
 
 
 # ---- encoder-decoders
@@ -139,8 +133,9 @@ def t5() -> nn.Module:
 
 
 def translations() -> dict[str, Tensor]:
-    counted = torch.arange(5) < torch.tensor([5, 2, 4, 3])[:, None]
-    return {**tokens(), "labels": torch.randint(3, 19, (4, 5)).masked_fill(~counted, -100)}
+    counted = torch.arange(5) < torch.tensor([5, 2])[:, None]
+    labels = torch.randint(3, 19, (2, 5)).masked_fill(~counted, -100)
+    return {**{name: part[:2] for name, part in tokens().items()}, "labels": labels}
 
 
 def own_loss(model: nn.Module, one: dict[str, Tensor]) -> tuple[Tensor, int]:
@@ -155,7 +150,7 @@ BOTH = pytest.mark.parametrize(("make", "rtol"), [(bart, 1e-8), (t5, ROUNDED)], 
 def test_encoder_decoder_by_its_own_loss(make, rtol):
     model, data = make().double().eval(), translations()
     risk = cp.EmpiricalRisk(model, cp.losses.model_loss, data, microbatch_size=1)
-    agrees(risk, model, lambda one: own_loss(model, one), alone(data), rtol)
+    agrees(risk, model, lambda one: own_loss(model, one), entries(data), rtol)
 
 
 def logits_given_labels(model: nn.Module, batch) -> Tensor:
@@ -168,7 +163,7 @@ def test_encoder_decoder_by_forward(make, rtol):
     model, data = make().double().eval(), translations()
     risk = cp.EmpiricalRisk(model, cp.losses.masked_lm, data, forward=logits_given_labels)
     assert risk.microbatch_size > 1
-    agrees(risk, model, lambda one: own_loss(model, one), alone(data), rtol)
+    agrees(risk, model, lambda one: own_loss(model, one), entries(data), rtol)
 
 
 @pytest.mark.xfail(strict=True, reason="entries that are passed on by ** are not seen to be taken")
@@ -185,12 +180,38 @@ def test_own_loss_of_several_examples():
 # ---- adapters, labels, settings
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks by the older name
+OLDER_NAME = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks by it
+LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+
+
+@OLDER_NAME
 def test_lora():
-    options = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    model = peft.get_peft_model(llama(), options)
+    model = peft.get_peft_model(llama(), peft.LoraConfig(**LORA))
     assert {"lora_A", "lora_B"} == {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad}
     check_causal(model, ROUNDED)
+
+
+@OLDER_NAME
+def test_prefix_tuning():
+    options = peft.PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    check_causal(peft.get_peft_model(llama(), options), ROUNDED)
+
+
+@OLDER_NAME
+def test_dora():
+    model = peft.get_peft_model(llama(), peft.LoraConfig(use_dora=True, **LORA)).eval()
+    with refused("replace it"):
+        first_product(cp.EmpiricalRisk(model, cp.losses.causal_lm, tokens()))
+
+
+@pytest.mark.xfail(strict=True, reason="the first token of a text is predicted from a padding position, and counted")
+def test_padding_on_the_left():
+    model, mask = llama().double().eval(), (torch.arange(6) >= 6 - torch.tensor(LENGTHS)[:, None]).long()
+    data = {"input_ids": torch.randint(3, 19, (3, 6)) * mask, "attention_mask": mask}
+    data["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+    texts = [(row[-length:],) for row, length in zip(data["input_ids"], LENGTHS, strict=True)]
+    risk = cp.EmpiricalRisk(model, cp.losses.causal_lm, data)
+    agrees(risk, model, lambda text: next_token_loss(model, text), texts, ROUNDED)
 
 
 def test_labels_of_a_decoder():
@@ -203,7 +224,7 @@ def test_labels_of_a_decoder():
         count = int((one["labels"][:, 1:] != -100).sum())
         return model(**one, use_cache=False).loss * count, count
 
-    agrees(risk, model, loss, alone(data), ROUNDED)
+    agrees(risk, model, loss, entries(data), ROUNDED)
 
 
 def test_gradient_checkpointing_of_a_model():

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import curvprobe as cp
-from tests.models.hand import agrees, first_product, refused
+from tests.models.hand import agrees, first_product, refused, rows
 
 CE = cp.losses.cross_entropy
 DOUBLE = torch.float64
@@ -30,8 +30,7 @@ def risk_of(model: nn.Module, data: tuple[Tensor, Tensor] | None = None) -> cp.E
 
 def check_works(model: nn.Module, data: tuple[Tensor, Tensor] | None = None) -> None:
     x, y = vectors() if data is None else data
-    alone = zip(x.split(1), y.split(1), strict=True)
-    agrees(cp.EmpiricalRisk(model, CE, (x, y)), model, lambda a, b: functional.cross_entropy(model(a), b), alone)
+    agrees(cp.EmpiricalRisk(model, CE, (x, y)), model, lambda a, b: functional.cross_entropy(model(a), b), rows(x, y))
 
 
 # ---- normalisation
@@ -151,10 +150,15 @@ def test_gradients_for_the_optimizer(option):
     model, y = Words(**{option: True}).double(), torch.arange(5) % 3
     plain = Words().double()
     plain.load_state_dict(model.state_dict())
-    alone = zip(WORDS.split(1), y.split(1), strict=True)
     risk = cp.EmpiricalRisk(model, CE, (WORDS, y))
-    agrees(risk, plain, lambda a, b: functional.cross_entropy(plain(a), b), alone)
+    agrees(risk, plain, lambda a, b: functional.cross_entropy(plain(a), b), rows(WORDS, y))
     assert getattr(model.embedding, option)
+
+
+@pytest.mark.xfail(strict=True, reason="stops with torch's own error")
+def test_lazy_layer():
+    with refused("dummy batch"):
+        risk_of(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3)))
 
 
 # ---- noise
@@ -213,6 +217,10 @@ def test_stochastic_depth_in_train_mode(seed):
 # ---- derivatives
 
 
+def test_relu_in_place():
+    check_works(between(nn.ReLU(inplace=True)))
+
+
 def test_kinks_of_relu():
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     for layer in model[::2]:
@@ -225,6 +233,34 @@ def test_kinks_of_relu():
 def test_piecewise_constant_layer():
     with refused("params="):
         first_product(risk_of(between(Lambda(lambda x: x + (x.round() - x).detach()))))
+
+
+def test_detached_backbone():
+    with refused("leave out the parameters behind it with params="):
+        first_product(risk_of(between(Lambda(torch.Tensor.detach))))
+
+
+def test_detached_backbone_that_is_left_out():
+    model, (x, y) = between(Lambda(torch.Tensor.detach)), vectors()
+    model[0].requires_grad_(False)
+    check_works(model, (x, y))
+
+
+class Reversal(torch.autograd.Function):
+    """Hands the gradient on with the other sign."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return -slope
+
+
+def test_gradient_reversal():
+    with refused("params="):
+        first_product(risk_of(between(Lambda(Reversal.apply))))
 
 
 class Cube(torch.autograd.Function):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import curvprobe as cp
-from tests.models.hand import agrees, first_product, refused
+from tests.models.hand import agrees, first_product, refused, rows
 
 CE = cp.losses.cross_entropy
 DOUBLE = torch.float64
@@ -17,10 +17,6 @@ def classifier() -> nn.Sequential:
 
 def vectors(count: int = 6) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 3, dtype=DOUBLE), torch.randint(3, (count,))
-
-
-def each(x: Tensor, y: Tensor):
-    return zip(x.split(1), y.split(1), strict=True)
 
 
 def risk_of(loss, data: tuple[Tensor, ...] | None = None) -> cp.EmpiricalRisk:
@@ -37,7 +33,7 @@ def test_weight_decay():
         return 0.1 * sum(p.square().sum() for p in model.parameters())
 
     risk = cp.EmpiricalRisk(model, lambda out, batch: CE(out, batch) + decay(), (x, y))
-    agrees(risk, model, lambda a, b: functional.cross_entropy(model(a), b) + decay(), each(x, y))
+    agrees(risk, model, lambda a, b: functional.cross_entropy(model(a), b) + decay(), rows(x, y))
 
 
 def test_weight_decay_of_tensors_held_elsewhere():
@@ -66,7 +62,30 @@ class Variational(nn.Module):
 def test_variational_term():
     model, (x, y) = Variational().double(), vectors()
     risk = cp.EmpiricalRisk(model, lambda out, batch: CE(out, batch) + model.divergence() / 6, (x, y))
-    agrees(risk, model, lambda a, b: functional.cross_entropy(model(a), b) + model.divergence() / 6, each(x, y))
+    agrees(risk, model, lambda a, b: functional.cross_entropy(model(a), b) + model.divergence() / 6, rows(x, y))
+
+
+class Prototypes(nn.Module):
+    """A loss with parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(3, 3, dtype=DOUBLE))
+
+    def forward(self, out: Tensor, batch) -> Tensor:
+        return functional.cross_entropy(out @ self.prototypes, batch[1], reduction="none")
+
+
+def test_loss_with_parameters_of_its_own():
+    model, loss, (x, y) = classifier(), Prototypes(), vectors()
+    risk = cp.EmpiricalRisk(model, loss, (x, y))
+    assert risk.num_params == sum(p.numel() for p in model.parameters())
+    agrees(risk, model, lambda a, b: loss(model(a), (a, b)), rows(x, y))
+
+
+def test_noise_in_the_loss():
+    with refused("expected a deterministic model"):
+        risk_of(lambda out, batch: (out - torch.randn_like(out)).square().mean(1))
 
 
 # ---- losses of a whole batch
@@ -75,6 +94,23 @@ def test_variational_term():
 def test_scalar_loss():
     with refused("use reduction='none'"):
         risk_of(lambda out, batch: functional.cross_entropy(out, batch[1]))
+
+
+def segmentation(loss) -> tuple[cp.EmpiricalRisk, nn.Module, tuple[Tensor, Tensor]]:
+    """Of tiny images, pixel by pixel."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 3, 1)).double()
+    data = torch.randn(4, 1, 5, 5, dtype=DOUBLE), torch.randint(3, (4, 5, 5))
+    return cp.EmpiricalRisk(model, loss, data), model, data
+
+
+def test_segmentation_by_a_ready_loss():
+    with refused("average over an example's own terms"):
+        segmentation(CE)
+
+
+def test_segmentation():
+    risk, model, data = segmentation(lambda out, batch: CE(out, batch).mean((1, 2)))
+    agrees(risk, model, lambda a, b: functional.cross_entropy(model(a), b), rows(*data))
 
 
 def test_loss_module_of_torch():
@@ -111,7 +147,7 @@ def test_class_weights():
     exact = functional.cross_entropy(model(x), y, weight=CLASS_WEIGHTS)
     assert abs(risk.value() - exact.item()) < 1e-12
     weight = CLASS_WEIGHTS.long()
-    agrees(risk, model, lambda a, b: (functional.cross_entropy(model(a), b) * weight[b], weight[b]), each(x, y))
+    agrees(risk, model, lambda a, b: (functional.cross_entropy(model(a), b) * weight[b], weight[b]), rows(x, y))
 
 
 def test_contrastive_loss():
@@ -133,8 +169,7 @@ def test_contrastive_loss_with_fixed_negatives():
         return functional.cross_entropy(similarity, torch.zeros(len(out)).long(), reduction="none")
 
     risk = cp.EmpiricalRisk(model, loss, (x, other, others))
-    alone = zip(x.split(1), other.split(1), others.split(1), strict=True)
-    agrees(risk, model, lambda a, b, c: loss(model(a), (a, b, c)), alone)
+    agrees(risk, model, lambda a, b, c: loss(model(a), (a, b, c)), rows(x, other, others))
 
 
 # ---- what is returned
@@ -203,7 +238,7 @@ def check_tagger(dtype: torch.dtype) -> None:
         kept = labels != -100
         return functional.cross_entropy(model(tokens)[kept], labels[kept].long(), reduction="sum"), int(kept.sum())
 
-    agrees(cp.EmpiricalRisk(model, cp.losses.masked_lm, (x, y)), model, loss, each(x, y))
+    agrees(cp.EmpiricalRisk(model, cp.losses.masked_lm, (x, y)), model, loss, rows(x, y))
 
 
 def test_token_losses_with_padding():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import curvprobe as cp
-from tests.models.hand import ROUNDED, agrees, first_product, refused
+from tests.models.hand import ROUNDED, agrees, first_product, refused, rows
 
 CE = cp.losses.cross_entropy
 DOUBLE = torch.float64
@@ -25,8 +25,8 @@ def vectors(dtype: torch.dtype = DOUBLE) -> tuple[Tensor, Tensor]:
 def check_works(model: nn.Module, plain: nn.Module | None = None, rtol: float = 1e-8, dtype=DOUBLE) -> None:
     """Hold a model against one that computes the same on the same weights in the usual way."""
     plain, (x, y) = model if plain is None else plain, vectors(dtype)
-    risk, alone = cp.EmpiricalRisk(model, CE, (x, y)), zip(x.split(1), y.split(1), strict=True)
-    agrees(risk, plain, lambda a, b: functional.cross_entropy(plain(a), b), alone, rtol)
+    risk = cp.EmpiricalRisk(model, CE, (x, y))
+    agrees(risk, plain, lambda a, b: functional.cross_entropy(plain(a), b), rows(x, y), rtol)
 
 
 # ---- precision
@@ -106,6 +106,14 @@ class RoundedParameter(nn.Module):
 @pytest.mark.parametrize("base", [Rounded, RoundedParameter])
 def test_frozen_8_bit_layer(base):
     check_works(nn.Sequential(base(), nn.Tanh(), nn.Linear(4, 3).double()))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz.*")  # torch moves this to another package
+def test_dynamic_quantisation():
+    model = classifier(torch.float32)
+    model[0] = torch.ao.quantization.quantize_dynamic(nn.Sequential(model[0]), {nn.Linear})[0]
+    with refused("do not depend on the rest of the batch"):
+        cp.EmpiricalRisk(model, CE, vectors())
 
 
 class Spectrum(nn.Module):
