@@ -49,6 +49,8 @@ def own_names(tree: ast.Module) -> set[str]:
 
 
 FOREIGN = {
+    "_SpectralNorm",
+    "_forward_pre_hooks",
     "_dispatch",
     "_compiled_call_impl",
     "_orig_mod",

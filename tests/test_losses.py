@@ -178,10 +178,12 @@ def test_causal_lm_predicts_its_own_input():
 def test_causal_lm_leaves_padding_out(dtype):
     logits, ids = draw(3, 5, 5), tokens(3, 5)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
-    sums, counts = naive_tokens(logits, ids.masked_fill(mask == 0, IGNORED), 1)
+    labels = ids.masked_fill(mask == 0, IGNORED)
+    labels[2, 2] = IGNORED  # only padding comes before it
+    sums, counts = naive_tokens(logits, labels, 1)
     loss_sum, weight = causal_lm(logits, {"input_ids": ids, "attention_mask": mask.to(dtype)})
     assert close(loss_sum, sums)
-    assert weight.tolist() == counts == [4, 2, 3]
+    assert weight.tolist() == counts == [4, 2, 2]
 
 
 def test_padding_does_not_reach_the_loss():

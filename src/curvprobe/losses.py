@@ -64,7 +64,10 @@ def _labels(batch: Any) -> Tensor:
     if isinstance(batch, Mapping) and "labels" not in batch and "input_ids" in batch:
         tokens: Tensor = batch["input_ids"]
         mask = batch.get("attention_mask")
-        return tokens if mask is None else tokens.masked_fill(mask == 0, IGNORE_INDEX)
+        if mask is None:
+            return tokens
+        first = functional.pad(mask[:, :-1] == 0, (1, 0))  # nothing comes before it but padding on the left
+        return tokens.masked_fill((mask == 0) | first, IGNORE_INDEX)
     return _target(batch, "labels", "targets")
 
 
@@ -100,6 +103,11 @@ def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> 
     if target.dim() == 1 and target.is_floating_point():
         raise CannotProbeTypeError(
             f"the targets are {target.dtype}; expected class indices of an integer type: targets.long()"
+        )
+    if not target.is_floating_point() and target.dim() != logits.dim() - 1:
+        raise CannotProbeError(
+            f"the logits have shape {tuple(logits.shape)} and the class indices {tuple(target.shape)}; expected one "
+            "index for a row of logits: labels (n,), such as labels[:, 0] of labels (n, 1)"
         )
     if target.is_floating_point():
         return functional.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
@@ -157,7 +165,8 @@ def causal_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
     Args:
         outputs: logits (n, T, vocabulary), or an object with ``.logits``.
         batch: token ids (n, T); or a dict with ``labels`` (n, T; -100 does not count), or with ``input_ids`` and
-            perhaps ``attention_mask``; or ``(inputs, labels)``. Labels are shifted here, as in Hugging Face.
+            perhaps ``attention_mask`` (padding on either side counts nothing, and the first token after it neither); or
+            ``(inputs, labels)``. Labels are shifted here, as in Hugging Face.
 
     Returns:
         ``(loss_sum (n,), weight (n,))``: summed loss in nats, and target tokens.

@@ -132,7 +132,7 @@ def test_rounding_of_products_is_measured_against_float64(hidden, verdict):
     assert finding.verdict == verdict
 
 
-@pytest.mark.parametrize("apart", [0.0, 0.01], ids=["alike", "unlike"])
+@pytest.mark.parametrize("apart", [0.0, 5.0], ids=["alike", "unlike"])
 def test_attention_kernels_are_compared(apart):
     """Where fused kernels are allowed, the model's queries may be others."""
 

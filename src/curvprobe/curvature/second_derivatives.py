@@ -92,9 +92,9 @@ def check_second_derivatives(risk: EmpiricalRisk, kind: Kind) -> None:
         raise CannotProbeError(
             f"a {kind} product is {100 * finding.error:.2g} % off central differences in {_listed(finding.wrong)}, on "
             f"example {row}: an operation of the model or loss has a missing or wrong second derivative. Known ones "
-            "are torch's weight_norm, activation checkpointing, and custom autograd functions whose backward is "
-            "once_differentiable or calls compiled code; replace it, switch it off, or leave out the parameters "
-            "behind it with params="
+            "are torch's weight_norm (fold it by remove_parametrizations), detach() and no_grad() on the way to a "
+            "parameter, and custom autograd functions whose backward is once_differentiable or calls compiled code; "
+            "replace it, or leave out the parameters behind it with params="
         )
     if verdict.undecided:
         _doubt(risk, kind, verdict)

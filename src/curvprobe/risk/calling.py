@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from curvprobe.errors import CannotProbeError, CannotProbeTypeError
 
@@ -98,6 +101,16 @@ def check_mode(model: nn.Module) -> None:
                 f"{label} is a TorchScript module, whose parameters cannot be exchanged; pass the Python module that "
                 "it was made from"
             )
+        if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            raise CannotProbeError(
+                f"{label} is lazy and has not met any data, so its parameters have no shape yet; run the model on a "
+                "dummy batch first"
+            )
+        if module.training and _moves_its_vectors(module):
+            raise CannotProbeError(
+                f"{label} has spectral norm in train mode, whose vectors move in every pass, so that its gradient is "
+                "that of no function; call model.eval()"
+            )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.running_mean is None:
                 raise CannotProbeError(
@@ -123,6 +136,12 @@ def check_gradients(model: nn.Module, probed: Sequence[str]) -> None:
                 f"{name or 'the model'} ({type(module).__name__}) has max_norm={module.max_norm:g}: its forward alters "
                 "its weights, and its gradient does not know; set its .max_norm = None, or leave it out by params="
             )
+
+
+def _moves_its_vectors(module: nn.Module) -> bool:
+    """Whether a module is spectral norm, or is under the older kind."""
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, parametrizations._SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks)
 
 
 def _is_noisy(module: nn.Module) -> bool:

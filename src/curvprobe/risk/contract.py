@@ -138,7 +138,8 @@ def refuse_noise(row: int, first: float, again: float) -> NoReturn:
     """Refuse losses that differ from one evaluation to the next."""
     raise CannotProbeError(
         f"two evaluations of example {row} in the same batch gave the losses {first:.8g} and {again:.8g}; expected a "
-        "deterministic model. Call model.eval(), and take out functional dropout and other noise"
+        "deterministic model. Call model.eval(), and take out functional dropout, other noise, and state that is kept "
+        "from one batch to the next"
     )
 
 

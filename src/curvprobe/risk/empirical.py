@@ -17,7 +17,7 @@ from curvprobe.risk.budget import Budget, Footprint, check_budget
 from curvprobe.risk.calling import Forward
 from curvprobe.risk.contract import check_finite, check_loss, check_same_losses, check_weights
 from curvprobe.risk.examples import Batch, Examples
-from curvprobe.risk.first_pass import check_entries, check_roads, explained
+from curvprobe.risk.first_pass import check_backward, check_entries, check_roads, explained
 from curvprobe.risk.parameters import Selection
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
@@ -108,6 +108,7 @@ class EmpiricalRisk:
             with checking("memory"):
                 budget = Budget.of(memory_budget, measure(probed, sample), probed.device)
             check_behaviour(probed, sample, tried, budget.examples_at_once())
+            check_backward(probed, sample)
         self._assemble(probed, sample, budget, microbatch_size)
 
     @classmethod

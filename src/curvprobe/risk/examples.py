@@ -211,13 +211,10 @@ def _take(data: Any, rows: Sequence[int]) -> Batch:
 
 
 def to_model(batch: Batch, dtype: torch.dtype, device: torch.device) -> Batch:
-    """A copy of the batch on the model's device, its floating-point tensors in the model's dtype.
+    """The batch on the model's device, its floating-point tensors in the model's dtype."""
+    return _map_tensors(batch, lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype))
 
-    Always a copy: a model may change its input in place, and the user's data must not change with it.
-    """
 
-    def moved(tensor: Tensor) -> Tensor:
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=device, dtype=kind, copy=True)
-
-    return _map_tensors(batch, moved)
+def fresh(batch: Batch) -> Batch:
+    """A copy, in containers of its own."""
+    return _map_tensors(batch, lambda t: t.clone())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from curvprobe.errors import CannotProbeError, CurvprobeError, UserCodeError, checking
 from curvprobe.risk.calling import passed_entries
+from curvprobe.risk.contract import split_loss
 from curvprobe.risk.examples import Batch
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
@@ -128,6 +130,20 @@ class _SeenDict(dict[Any, Any]):
         self.taken.keys.add(key)
         return super().pop(key, *default)
 
+    def __iter__(self) -> Iterator[Any]:
+        """As a dict's; that it is there makes ``**batch`` and ``dict(batch)`` ask for every entry by its key."""
+        return super().__iter__()
+
+    def copy(self) -> Any:
+        """As a dict's."""
+        return dict(self)
+
+    def __or__(self, other: Any) -> Any:
+        return dict(self) | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | dict(self)
+
     def items(self) -> Any:
         """As a dict's."""
         self.taken.keys.update(self)
@@ -183,6 +199,34 @@ def check_roads(model: ProbedModel, sample: Sample) -> None:
             f"the loss or the model reaches the parameters {', '.join(found[:5])} by a reference of its own, so that "
             "its derivative would lack that part; reach them through the model (model.layer.weight, model.parameters())"
         )
+
+
+@checking("first pass")
+def check_backward(model: ProbedModel, sample: Sample) -> None:
+    """Refuse a model that runs a part of itself again in its backward pass, as activation checkpointing does.
+
+    The parameters at which it is evaluated have left the module by then, and that part would see the model's own. On
+    one example, beside the solution, its gradient must be the same whether they are still there or not.
+    """
+    generator, batch = torch.Generator().manual_seed(0), sample.read(0, 1).batch
+    leaves = {}
+    for name, p in model.state.probed.items():
+        step = torch.randn(p.shape, generator=generator, dtype=p.dtype, device="cpu").to(p.device)
+        leaves[name] = (p + 0.1 * p.square().mean().sqrt().clamp_min(1e-3) * step).detach().requires_grad_()
+
+    def slopes(module: Any) -> list[Tensor]:
+        loss_sum, _ = split_loss(model.loss(model.call(module, batch), batch), 1)
+        return model.first_order(loss_sum.sum(), leaves)
+
+    within = model.within(leaves, slopes)
+    after = model.first_order(model.batch_losses(leaves, sample.read(0, 1))[0].sum(), leaves)
+    for one, other in zip(within, after, strict=True):
+        size = float(one.norm())
+        if math.isfinite(size) and not float((one - other).norm()) <= 1e-3 * size:
+            raise CannotProbeError(
+                "the model runs a part of itself again in its backward pass, where it meets other parameters than "
+                "those that it is evaluated at; switch activation checkpointing off"
+            )
 
 
 def _graph_leaves(tensor: Tensor) -> Iterator[Tensor]:

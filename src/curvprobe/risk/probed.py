@@ -160,10 +160,9 @@ class ProbedModel:
         result = self.within(params, lambda module: self.loss(self.call(module, batch), batch))
         return split_loss(result, len(microbatch))
 
-    def losses_of_outputs(self, params: Mapping[str, Tensor], outputs: Any, microbatch: Microbatch) -> Tensor:
-        """Summed loss of each example for outputs at hand."""
-        result = self.within(params, lambda _: self.loss(outputs, microbatch.batch))
-        return split_loss(result, len(microbatch))[0]
+    def losses_of_outputs(self, params: Mapping[str, Tensor], outputs: Any, batch: Batch, rows: int) -> Tensor:
+        """Summed loss of each of a batch's examples for outputs at hand."""
+        return split_loss(self.within(params, lambda _: self.loss(outputs, batch)), rows)[0]
 
     def first_order(self, scalar: Tensor, leaves: dict[str, Tensor], *, create_graph: bool = False) -> list[Tensor]:
         """Gradient of a scalar in the probed parameters; zero where it does not depend on one."""

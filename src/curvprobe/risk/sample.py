@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from curvprobe.risk.examples import Batch, Examples, to_model
+from curvprobe.risk.examples import Batch, Examples, fresh, to_model
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,17 @@ class Microbatch:
     """Examples that go through the model together.
 
     Attributes:
-        batch: what the model and the loss are given.
+        data: the batch, which may share memory with the user's data.
         rows: where they stand in their sample.
     """
 
-    batch: Batch
+    data: Batch
     rows: slice
+
+    @property
+    def batch(self) -> Batch:
+        """What the model and the loss are given: a copy each time, since they may change it in place."""
+        return fresh(self.data)
 
     def __len__(self) -> int:
         return int(self.rows.stop - self.rows.start)
@@ -31,12 +36,12 @@ class Microbatch:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of the batch's tensors."""
-        return tuple(tuple(leaf.shape) for leaf in pytree.tree_leaves(self.batch) if isinstance(leaf, Tensor))
+        return tuple(tuple(leaf.shape) for leaf in pytree.tree_leaves(self.data) if isinstance(leaf, Tensor))
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Types and shapes of single examples' tensors, by which a model might go another way."""
-        leaves = pytree.tree_leaves(self.batch)
+        leaves = pytree.tree_leaves(self.data)
         return tuple((leaf.dtype, tuple(leaf.shape[1:])) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
 
 
