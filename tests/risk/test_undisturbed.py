@@ -123,6 +123,59 @@ def test_a_padding_row_is_a_constant():
     assert not bool((cp.hessian(risk) @ step).any())
 
 
+class Encoder(nn.Module):
+    def __init__(self, embed: nn.Embedding) -> None:
+        super().__init__()
+        self.embed = embed
+
+    def forward(self, tokens):
+        return self.embed(tokens).sum(1).tanh()
+
+
+class Known(nn.Module):
+    """A text model whose one embedding has several names, as in encoder-decoders."""
+
+    def __init__(self, others: str) -> None:
+        super().__init__()
+        embed = nn.Embedding(5, 3, padding_idx=0)
+        nn.init.constant_(embed.weight, 0.3)
+        if others == "the same module":
+            self.shared = embed
+        if others == "an embedding of the same weight":
+            self.shared = nn.Embedding(5, 3, padding_idx=0)
+            self.shared.weight = embed.weight
+        self.encoder, self.out = Encoder(embed), nn.Linear(3, 2)
+
+    def forward(self, tokens):
+        return self.out(self.encoder(tokens))
+
+
+@pytest.mark.parametrize("others", ["none", "the same module", "an embedding of the same weight"])
+def test_a_padding_row_is_a_constant_whatever_its_embedding_is_called(others):
+    padded, model = torch.cat([torch.zeros(4, 1, dtype=torch.long), TOKENS], dim=1), Known(others).double()
+    risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, (padded, LABELS))
+    loss = nn.functional.cross_entropy(model(padded), LABELS)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    assert torch.allclose(risk.gradient(), expected, rtol=1e-10, atol=1e-14)
+    step = torch.zeros(risk.num_params, dtype=torch.float64)
+    step[:3] = 1.0
+    assert risk.value(step) == risk.value()
+    assert not bool((cp.hessian(risk) @ step).any())
+
+
+def test_a_padding_row_that_trains_through_a_function_is_refused():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(5, 3, padding_idx=0)
+
+        def forward(self, tokens):
+            return nn.functional.linear(self.embed(tokens).tanh().mean(1), self.embed.weight)
+
+    with pytest.raises(cp.CannotProbeError, match=r"embed\.weight.*padding_idx = None"):
+        cp.EmpiricalRisk(Tied(), cp.losses.cross_entropy, (TOKENS, LABELS))
+
+
 def test_a_probed_embedding_that_renormalises_is_refused_and_one_that_is_not_probed_is_not():
     model = Text(max_norm=0.5)
     with pytest.raises(cp.CannotProbeError, match=r"max_norm=0\.5"):

@@ -192,13 +192,21 @@ def check_roads(model: ProbedModel, sample: Sample) -> None:
     evaluated; a parameter that the loss holds itself stays what it was.
     """
     own = {id(parameter): name for name, parameter in model.module.named_parameters() if name in model.state.probed}
-    loss_sum, _ = model.batch_losses(model.leaves(), sample.read(0, 1))
+    leaves = model.leaves()
+    loss_sum, _ = model.batch_losses(leaves, sample.read(0, 1))
     found = sorted({own[id(leaf)] for leaf in _graph_leaves(loss_sum) if id(leaf) in own})
     if found:
         raise CannotProbeError(
             f"the loss or the model reaches the parameters {', '.join(found[:5])} by a reference of its own, so that "
             "its derivative would lack that part; reach them through the model (model.layer.weight, model.parameters())"
         )
+    slopes = dict(zip(leaves, model.first_order(loss_sum.sum(), leaves), strict=True)) if model.padding_rows else {}
+    for name, rows in model.padding_rows.items():
+        if bool(slopes[name][rows].any()):
+            raise CannotProbeError(
+                f"{name} is the weight of an embedding with padding_idx, whose padding row is taken for a constant, "
+                "and it is used elsewhere too, where that row trains; set the embedding's padding_idx = None"
+            )
 
 
 @checking("first pass")

@@ -105,17 +105,17 @@ class ProbedModel:
         An embedding's padding row gets no gradient, by torch's design: it is a constant. Where the weight is tied the
         row trains through the other layer, and its derivative has both parts.
         """
-        names: dict[int, list[str]] = {}
-        for name, parameter in self.module.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
+        names = {id(parameter): name for name, parameter in self.module.named_parameters() if name in self.state.probed}
         fixed, tied = dict[str, list[int]](), list[nn.Embedding]()
-        for module in self.module.modules():
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                aliases = names.get(id(module.weight), [])
-                if len(aliases) > 1:
-                    tied.append(module)
-                elif aliases and aliases[0] in self.state.probed:
-                    fixed.setdefault(aliases[0], []).append(module.padding_idx)
+        modules = list(self.module.modules())  # each once, whatever it is called
+        for module in modules:
+            if not isinstance(module, nn.Embedding) or module.padding_idx is None:
+                continue
+            users = [user for user in modules if any(p is module.weight for p in user.parameters(recurse=False))]
+            if any(getattr(user, "padding_idx", None) != module.padding_idx for user in users):
+                tied.append(module)
+            elif id(module.weight) in names:
+                fixed.setdefault(names[id(module.weight)], []).append(module.padding_idx)
         return fixed, tied
 
     # ---- evaluation
@@ -133,7 +133,7 @@ class ProbedModel:
             )
         parts = self.split(displacement.to(device=self.device, dtype=self.dtype))
         moved = {name: p + parts[name] for name, p in self.state.probed.items()}
-        for name, rows in self._paddings[0].items():
+        for name, rows in self.padding_rows.items():
             moved[name][rows] = self.state.probed[name][rows]
         return moved
 
@@ -181,10 +181,15 @@ class ProbedModel:
         pieces = torch.split(vector, [p.numel() for p in probed.values()])
         return {name: piece.view(p.shape) for (name, p), piece in zip(probed.items(), pieces, strict=True)}
 
+    @property
+    def padding_rows(self) -> dict[str, list[int]]:
+        """Rows of probed embeddings that never train, by the name of the parameter."""
+        return self._paddings[0]
+
     def trained(self, vector: Tensor) -> dict[str, Tensor]:
         """A flat (N,) vector as tensors of the parameters' shapes, zero in padding rows, which never train."""
         parts = self.split(vector)
-        for name, rows in self._paddings[0].items():
+        for name, rows in self.padding_rows.items():
             parts[name] = parts[name].clone()
             parts[name][rows] = 0
         return parts
