@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -86,7 +87,14 @@ def passed_entries(model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
 
 def accepted_arguments(model: nn.Module) -> frozenset[str] | None:
     """Names that the model's forward accepts; None when it takes any keyword."""
-    parameters = inspect.signature(model.forward).parameters.values()
+    forward = model.forward
+    return _accepted_by(getattr(forward, "__func__", forward), hasattr(forward, "__func__"))
+
+
+@functools.lru_cache(maxsize=256)
+def _accepted_by(function: Callable[..., Any], bound: bool) -> frozenset[str] | None:
+    """The same of a function, whose first argument is the module itself if it is bound to one."""
+    parameters = list(inspect.signature(function).parameters.values())[int(bound) :]
     names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
     return None if takes_any and "use_cache" not in names else names

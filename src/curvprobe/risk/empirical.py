@@ -17,7 +17,7 @@ from curvprobe.risk.budget import Budget, Footprint, check_budget
 from curvprobe.risk.calling import Forward
 from curvprobe.risk.contract import check_finite, check_loss, check_same_losses, check_weights
 from curvprobe.risk.examples import Batch, Examples
-from curvprobe.risk.first_pass import check_backward, check_entries, check_roads, explained
+from curvprobe.risk.first_pass import beside, check_backward, check_entries, check_roads, explained
 from curvprobe.risk.parameters import Selection
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
@@ -104,11 +104,13 @@ class EmpiricalRisk:
         with checking("first pass"), probed.undisturbed(), explained(sample):
             tried = check_sample(probed, sample, microbatch_size)
             check_entries(probed, sample)
-            check_roads(probed, sample)
+            leaves = beside(probed)
+            within = check_roads(probed, sample, leaves)
+            footprint, after = measure(probed, sample, leaves)
             with checking("memory"):
-                budget = Budget.of(memory_budget, measure(probed, sample), probed.device)
+                budget = Budget.of(memory_budget, footprint, probed.device)
             check_behaviour(probed, sample, tried, budget.examples_at_once())
-            check_backward(probed, sample)
+            check_backward(within, after)
         self._assemble(probed, sample, budget, microbatch_size)
 
     @classmethod
@@ -203,7 +205,9 @@ class EmpiricalRisk:
             check_sample(self.probed, sample, self.given_microbatch_size)
             if sample.read(0, 1).shapes == budget.footprint.shapes:
                 return self._with(sample)
-            budget = budget.for_footprint(measure(self.probed, sample))  # longer sequences take more memory
+            budget = budget.for_footprint(
+                measure(self.probed, sample, self.probed.leaves())[0]
+            )  # longer sequences take more memory
         return EmpiricalRisk.of(self.probed, sample, budget, self.given_microbatch_size)
 
     def _with(self, sample: Sample) -> EmpiricalRisk:

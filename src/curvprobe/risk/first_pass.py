@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curvprobe.errors import CannotProbeError, CurvprobeError, UserCodeError, checking
@@ -184,50 +184,54 @@ def check_entries(model: ProbedModel, sample: Sample) -> None:
 # ---- parameters reached by another road
 
 
+def beside(model: ProbedModel) -> dict[str, Tensor]:
+    """Parameters beside the solution, ready to be differentiated: none is where the module itself has it."""
+    return {name: (1.1 * p + 0.01).detach().requires_grad_() for name, p in model.state.probed.items()}
+
+
 @checking("parameters reached")
-def check_roads(model: ProbedModel, sample: Sample) -> None:
+def check_roads(model: ProbedModel, sample: Sample, leaves: dict[str, Tensor]) -> list[Tensor]:
     """Refuse a loss that reaches a parameter by a reference of its own: its derivative would lack that part.
 
     What goes through the module (its layers, ``model.parameters()``) sees the parameters at which the loss is
     evaluated; a parameter that the loss holds itself stays what it was.
+
+    Returns:
+        The gradient of the first example's loss at ``leaves``, taken while these are in the module.
     """
     own = {id(parameter): name for name, parameter in model.module.named_parameters() if name in model.state.probed}
-    leaves = model.leaves()
-    loss_sum, _ = model.batch_losses(leaves, sample.read(0, 1))
+    batch = sample.read(0, 1).batch
+
+    def look(module: nn.Module) -> tuple[Tensor, list[Tensor]]:
+        loss_sum = split_loss(model.loss(model.call(module, batch), batch), 1)[0].sum()
+        return loss_sum, model.first_order(loss_sum, leaves)
+
+    loss_sum, slopes = cast(tuple[Tensor, list[Tensor]], model.within(leaves, look))
     found = sorted({own[id(leaf)] for leaf in _graph_leaves(loss_sum) if id(leaf) in own})
     if found:
         raise CannotProbeError(
             f"the loss or the model reaches the parameters {', '.join(found[:5])} by a reference of its own, so that "
             "its derivative would lack that part; reach them through the model (model.layer.weight, model.parameters())"
         )
-    slopes = dict(zip(leaves, model.first_order(loss_sum.sum(), leaves), strict=True)) if model.padding_rows else {}
-    for name, rows in model.padding_rows.items():
-        if bool(slopes[name][rows].any()):
+    for (name, _), slope in zip(leaves.items(), slopes, strict=True):
+        if bool(slope[model.padding_rows.get(name, [])].any()):
             raise CannotProbeError(
                 f"{name} is the weight of an embedding with padding_idx, whose padding row is taken for a constant, "
                 "and it is used elsewhere too, where that row trains; set the embedding's padding_idx = None"
             )
+    return slopes
 
 
 @checking("first pass")
-def check_backward(model: ProbedModel, sample: Sample) -> None:
+def check_backward(within: list[Tensor], after: list[Tensor]) -> None:
     """Refuse a model that runs a part of itself again in its backward pass, as activation checkpointing does.
 
-    The parameters at which it is evaluated have left the module by then, and that part would see the model's own. On
-    one example, beside the solution, its gradient must be the same whether they are still there or not.
+    The parameters at which it is evaluated have left the module by then, and that part would see the model's own.
+
+    Args:
+        within: gradient by parameter, taken while the parameters were in the module.
+        after: the same once they had left it.
     """
-    generator, batch = torch.Generator().manual_seed(0), sample.read(0, 1).batch
-    leaves = {}
-    for name, p in model.state.probed.items():
-        step = torch.randn(p.shape, generator=generator, dtype=p.dtype, device="cpu").to(p.device)
-        leaves[name] = (p + 0.1 * p.square().mean().sqrt().clamp_min(1e-3) * step).detach().requires_grad_()
-
-    def slopes(module: Any) -> list[Tensor]:
-        loss_sum, _ = split_loss(model.loss(model.call(module, batch), batch), 1)
-        return model.first_order(loss_sum.sum(), leaves)
-
-    within = model.within(leaves, slopes)
-    after = model.first_order(model.batch_losses(leaves, sample.read(0, 1))[0].sum(), leaves)
     for one, other in zip(within, after, strict=True):
         size = float(one.norm())
         if math.isfinite(size) and not float((one - other).norm()) <= 1e-3 * size:

@@ -94,16 +94,16 @@ def check_behaviour(model: ProbedModel, sample: Sample, first: Tried, room: int 
     model.passed["independence"] = f"{examples} have the same loss alone and in {len(batches)} batches of others"
 
 
-def measure(model: ProbedModel, sample: Sample) -> Footprint:
-    """What an example takes."""
-    first, activation = sample.read(0, 1), 0
-    kept = SavedBytes([*model.state.probed.values(), *model.state.kept.values()])
+def measure(model: ProbedModel, sample: Sample, leaves: dict[str, Tensor]) -> tuple[Footprint, list[Tensor]]:
+    """What an example takes, and the gradient of the first one's loss at ``leaves``."""
+    first, activation, slopes = sample.read(0, 1), 0, list[Tensor]()
+    kept = SavedBytes([*leaves.values(), *model.state.kept.values()])
     with kept, contextlib.suppress(RuntimeError):  # an operation without a second derivative is refused later
-        leaves = model.leaves()
         loss_sum, _ = model.batch_losses(leaves, first)
         activation = kept.total
-        model.first_order(loss_sum.sum(), leaves, create_graph=True)
-    return Footprint(activation, kept.total, model.num_params, model.dtype.itemsize, first.shapes)
+        slopes = [part.detach() for part in model.first_order(loss_sum.sum(), leaves, create_graph=True)]
+    slopes = slopes or model.first_order(model.batch_losses(leaves, first)[0].sum(), leaves)
+    return Footprint(activation, kept.total, model.num_params, model.dtype.itemsize, first.shapes), slopes
 
 
 # ---- which examples, and among which others ------------------------------------------------------------------------
