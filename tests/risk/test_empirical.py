@@ -9,7 +9,7 @@ from torch import nn
 
 import curvprobe as cp
 from tests import cases, reference
-from tests.cases import Gate, Ledger, close
+from tests.cases import Gate, Ledger, block_of, close
 
 CE = cp.losses.cross_entropy
 
@@ -192,3 +192,34 @@ def test_memory_does_not_grow_with_the_number_of_examples(operation):
     assert many.total == 8 * few.total
     assert larger.peak > 3 * many.peak
     assert few.now == many.now == larger.now == 0
+
+
+def test_losses_that_were_let_through_are_not_remembered():
+    """A label that does not count, of an example that the first look does not try."""
+    x, y = block_of(200, 3), torch.arange(200) % 3
+    y[5] = -100
+    risk = cp.EmpiricalRisk(nn.Linear(3, 3).double(), cp.losses.cross_entropy, (x, y))
+    assert int(risk.losses(finite=False).isnan().sum()) == 1
+    for again in (risk.value, risk[5].losses):
+        with pytest.raises(ValueError, match="is nan"):
+            again()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_regression_in_large_units_has_the_same_losses_in_every_pass(dtype):
+    """Predictions of 3e5 that fit some examples to a few units: float32 rounds them by 0.03, otherwise alone."""
+    n, draw = 3000, torch.Generator().manual_seed(0)
+    x, noise = torch.randn(n, 20, generator=draw), torch.randn(n, 1, generator=draw)
+    price = 3e5 + 1e5 * (x[:, :1] * x[:, 1:2]).tanh() + 2e4 * noise
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 1))
+    with torch.no_grad():  # the last layer by least squares
+        hidden = torch.cat([model[:2](x), torch.ones(n, 1)], 1).double()
+        weight = torch.linalg.lstsq(hidden, price.double()).solution.float()
+        model[2].weight.copy_(weight[:-1].T), model[2].bias.copy_(weight[-1])
+    risk = cp.EmpiricalRisk(model.to(dtype), cp.losses.mse, (x, price))
+    risk.value()
+    assert float(cp.gradient_norms(risk).max()) > 0
+    for start in range(0, n, 100):
+        risk[start : start + 100].gradient()

@@ -110,27 +110,27 @@ def check_depends(loss_sum: Tensor) -> None:
         )
 
 
-def check_same_losses(first: Tensor, again: Tensor, start: int, dtype: torch.dtype) -> None:
-    """Refuse losses of a later pass that differ from those of the first one by more than rounding.
+def unlike_losses(first: Tensor, again: Tensor, dtype: torch.dtype) -> Tensor:
+    """Positions at which losses of a later pass differ from those of the first one by more than usual rounding.
 
     Compared relative to their size, down to where terms of size 1 are rounded in ``dtype``.
 
     Args:
         first, again: losses of the same examples, float64 (n,); what is not finite is left to other checks.
-        start: position of the first example in its sample.
         dtype: that the losses were computed in.
     """
     relative = 1e-8 if dtype == torch.float64 else 1e-3
     allowed = relative * torch.maximum(first.abs(), again.abs()) + 32 * torch.finfo(dtype).eps
-    unlike = ((again - first).abs() > allowed).nonzero().flatten()
-    if len(unlike):
-        row = int(unlike[0])
-        raise CannotProbeError(
-            f"the loss of example {start + row} was {float(first[row]):.8g} in the first pass and is "
-            f"{float(again[row]):.8g} in a later one; expected losses that are the same in every pass. They depend on "
-            "the rest of their batch or are random: reduce over the example's own terms only, call model.eval(), and "
-            "take out layers that mix examples and noise"
-        )
+    return ((again - first).abs() > allowed).nonzero().flatten()
+
+
+def refuse_change(row: int, first: float, again: float) -> NoReturn:
+    """Refuse losses that are others in a later pass."""
+    raise CannotProbeError(
+        f"the loss of example {row} was {first:.8g} in the first pass and is {again:.8g} in a later one; expected "
+        "losses that are the same in every pass. They depend on the rest of their batch or are random: reduce over the "
+        "example's own terms only, call model.eval(), and take out layers that mix examples and noise"
+    )
 
 
 @checking("determinism")

@@ -15,13 +15,13 @@ from curvprobe.losses import Loss
 from curvprobe.numerics.rows import resolve_rows
 from curvprobe.risk.budget import Budget, Footprint, check_budget
 from curvprobe.risk.calling import Forward
-from curvprobe.risk.contract import check_finite, check_loss, check_same_losses, check_weights
+from curvprobe.risk.contract import check_finite, check_loss, check_weights
 from curvprobe.risk.examples import Batch, Examples
 from curvprobe.risk.first_pass import beside, check_backward, check_entries, check_roads, explained
 from curvprobe.risk.parameters import Selection
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
-from curvprobe.risk.trial import check_behaviour, check_sample, measure
+from curvprobe.risk.trial import check_behaviour, check_same_losses, check_sample, measure
 from curvprobe.runtime.digest import digest
 from curvprobe.version import __version__
 
@@ -257,7 +257,8 @@ class EmpiricalRisk:
                 check_weights(weights[rows], rows.start)
                 if finite:
                     check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
-        self.sample.known.keep(losses=losses.clone() if displacement is None else None, weights=weights)
+        remembered = displacement is None and bool(losses.isfinite().all())  # else it is to be said again
+        self.sample.known.keep(losses=losses.clone() if remembered else None, weights=weights)
         return losses, weights
 
     @property
@@ -324,8 +325,11 @@ class EmpiricalRisk:
 
     def _check_same(self, losses: Tensor) -> None:
         """Refuse losses at the solution that are not those of an earlier pass."""
-        if self.sample.known.losses is not None:
-            check_same_losses(self.sample.known.losses, losses, 0, self.dtype)
+        known = self.sample.known.losses
+        if known is None:
+            return
+        with self.undisturbed():
+            check_same_losses(self.probed, self.sample, known, losses, min(self.microbatch_size, len(self)))
 
     def check_dependence(self) -> None:
         """Refuse a sample on which no loss depends on a probed parameter."""

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from curvprobe.errors import CannotProbeError
 from curvprobe.risk.budget import Footprint, SavedBytes
-from curvprobe.risk.contract import check_depends, check_finite, check_weights, refuse_dependence, refuse_noise
+from curvprobe.risk.contract import (
+    check_depends,
+    check_finite,
+    check_weights,
+    refuse_change,
+    refuse_dependence,
+    refuse_noise,
+    unlike_losses,
+)
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
 
@@ -28,6 +36,9 @@ TOGETHER = 16
 REPEATED = 140
 """Evaluations of one example each of a model that draws random numbers: noise that strikes one evaluation in twenty
 goes unseen once in a thousand times (0.95 ** 140 < 0.001)."""
+
+PASSES_APART = 100
+"""Units of rounding (:func:`unit`) that a loss may differ by between two passes in other batches."""
 
 ASKED_AGAIN = 3
 """Evaluations of a batch whose losses were unlike those of another, to tell noise from dependence."""
@@ -195,23 +206,11 @@ class _Look:
         for row, loss in zip(rows, losses, strict=True):
             before, batch = self.seen.setdefault(row, (loss, rows))
             apart = abs(loss - before) - self.relative * max(abs(loss), abs(before))
-            if apart > 0 and not (self.rounding and apart <= self.rounding * self.unit(row, (batch, rows))):
+            if apart > 0 and not (
+                self.rounding and apart <= self.rounding * unit(self.model, self.sample, row, (batch, rows))
+            ):
                 return _Unlike(row, batch, rows, (before, loss))
         return None
-
-    def unit(self, row: int, batches: Iterable[Sequence[int]]) -> float:
-        """What rounding the parameters changes in a loss; terms of size 1 are taken to be among its own.
-
-        The largest of some batches: a loss that happens to be zero to the last bit in one may have no slope there.
-        """
-        leaves, moved = self.model.leaves(), list[float]()
-        for rows in batches:
-            loss_sum, weight = self.model.batch_losses(leaves, self.sample.select(rows).read(0, len(rows)))
-            place = rows.index(row)
-            slopes = self.model.first_order(loss_sum[place] / weight[place], leaves)
-            parts = zip(slopes, leaves.values(), strict=True)
-            moved.append(sum(float((slope * leaf.detach()).abs().sum()) for slope, leaf in parts))
-        return torch.finfo(self.model.dtype).eps * (1 + max(moved))
 
     def check_noise(self, batches: Sequence[Sequence[int]]) -> None:
         """Refuse a model that gives another loss to an example in one of ``REPEATED`` evaluations."""
@@ -234,12 +233,45 @@ class _Look:
             refuse_noise(row, found, again)
 
 
+def unit(model: ProbedModel, sample: Sample, row: int, batches: Iterable[Sequence[int]]) -> float:
+    """What rounding the parameters changes in a loss; terms of size 1 are taken to be among its own.
+
+    The largest of some batches: a loss that happens to be zero to the last bit in one may have no slope there.
+    """
+    leaves, moved = model.leaves(), list[float]()
+    for rows in batches:
+        loss_sum, weight = model.batch_losses(leaves, sample.select(rows).read(0, len(rows)))
+        place = rows.index(row)
+        slopes = model.first_order(loss_sum[place] / weight[place], leaves)
+        parts = zip(slopes, leaves.values(), strict=True)
+        moved.append(sum(float((slope * leaf.detach()).abs().sum()) for slope, leaf in parts))
+    return torch.finfo(model.dtype).eps * (1 + max(moved))
+
+
+def check_same_losses(model: ProbedModel, sample: Sample, first: Tensor, again: Tensor, size: int) -> None:
+    """Refuse losses of a later pass that are not those of the first one, beyond what rounding the parameters moves.
+
+    Args:
+        model, sample: what both passes were of.
+        first, again: all losses, float64 (n,).
+        size: examples of a microbatch of the later pass.
+    """
+    unlike = unlike_losses(first, again, model.dtype)
+    if len(unlike):
+        row = int(unlike[(again - first)[unlike].abs().argmax()])
+        before, now = float(first[row]), float(again[row])
+        start = row - row % size
+        batches = (range(row, row + 1), range(start, min(start + size, len(sample))))
+        if abs(now - before) > PASSES_APART * unit(model, sample, row, batches):
+            refuse_change(row, before, now)
+
+
 def _in_double(model: ProbedModel, sample: Sample, batches: Sequence[Sequence[int]]) -> _Unlike | None:
     """What is unlike in float64 too; in the model's own dtype, with its rounding, if it cannot be evaluated there."""
     with contextlib.suppress(RuntimeError, TypeError, ValueError):
         relative = 1e-5 if model.dtype == torch.float32 else 1e-8
-        return _Look(model.in_double(), sample.in_double(), relative, rounding=100).through(batches)
-    return _Look(model, sample, 1e-3, rounding=100).through(batches)
+        return _Look(model.in_double(), sample.in_double(), relative, rounding=PASSES_APART).through(batches)
+    return _Look(model, sample, 1e-3, rounding=PASSES_APART).through(batches)
 
 
 def _checked(pair: tuple[Tensor, Tensor], rows: Sequence[int], total: int) -> list[float]:
