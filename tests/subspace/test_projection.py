@@ -221,3 +221,20 @@ def test_the_model_is_left_as_it_was(way):
     risk = taking(way, case.risk())
     cp.project(risk, given(risk))
     assert cases.state_of(case.model) == before
+
+
+@pytest.mark.parametrize("microbatch_size", [1, 3, None])
+def test_losses_that_are_others_than_in_the_first_pass_are_refused(microbatch_size):
+    """They change once the first pass is over, for one example only."""
+    case, late = cases.make("mlp"), []
+    marked = case.data[0][4].clone()
+
+    def loss(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        struck = (batch[0] == marked).all(-1) & bool(late)
+        return case.loss(outputs, batch) * torch.where(struck, 1.01, 1.0)
+
+    risk = cp.EmpiricalRisk(case.model, loss, case.data, microbatch_size=microbatch_size)
+    risk.gradient()
+    late.append(True)
+    with pytest.raises(ValueError, match=r"the loss of example 4 was .* in the first pass and is .* in a later one"):
+        cp.project(risk, given(risk))

@@ -61,7 +61,8 @@ ON_A_KINK = "on a kink (ReLU) this is as it should be; in rounding noise, analys
 
 NOT_CHECKED = (
     "examples other than those named; the losses of all are compared again in the analysis",
-    "noise rarer than one evaluation in 140, and a dependence on the batch below 1e-5 of a loss (1e-8 in float64)",
+    "noise that strikes fewer than one evaluation in twenty",
+    "a dependence on the batch below 1e-5 of a loss, in float64 1e-8",
     "second derivatives of an operation that no tried example uses, and a first derivative that is itself wrong",
     "whether the weights are a minimiser, and whether the quadratic model holds: the analysis measures both",
 )

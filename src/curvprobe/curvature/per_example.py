@@ -23,8 +23,12 @@ ROUNDING = 1000
 """Units of rounding that two ways to a vector of the parameters may be apart."""
 
 
-def project_one(model: ProbedModel, example: Microbatch, basis: Tensor, held: int) -> tuple[Tensor, Tensor]:
-    """(D,) and (D, D) of a single example, by double backward on one first-order graph; ``held`` products at once."""
+Projected = tuple[Tensor, Tensor]
+"""Slopes (n, D) and curvatures (n, D, D) of some examples."""
+
+
+def project_one(model: ProbedModel, example: Microbatch, basis: Tensor, held: int) -> tuple[Projected, Tensor]:
+    """A single example's, by double backward on one first-order graph, and its loss; ``held`` products at once."""
     leaves = model.leaves()
     loss_sum, weight = model.batch_losses(leaves, example)
     gradients = model.first_order((loss_sum / weight).sum(), leaves, create_graph=True)
@@ -38,11 +42,11 @@ def project_one(model: ProbedModel, example: Microbatch, basis: Tensor, held: in
         for row in rows:
             row.copy_(next(products))
         curved.append(quick_inner(rows, basis))
-    return slope.cpu(), torch.cat(curved).cpu()
+    return (slope[None].cpu(), torch.cat(curved)[None].cpu()), (loss_sum / weight).detach().double().cpu()
 
 
-def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, D) and (n, D, D), by vmap over examples of forward-over-reverse products."""
+def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) -> Projected:
+    """Many examples', by vmap over them of forward-over-reverse products."""
     params = {name: p.detach() for name, p in model.leaves().items()}
     count, batch = len(examples), examples.batch
 
@@ -73,8 +77,8 @@ def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) ->
     return slope.cpu(), torch.stack(curved, dim=1).cpu()
 
 
-def confirmed(model: ProbedModel, examples: Microbatch, basis: Tensor, found: tuple[Tensor, Tensor]) -> bool:
-    """Whether one product by double backward agrees with what these examples' projection together has ``found``.
+def confirmed(model: ProbedModel, examples: Microbatch, basis: Tensor, found: Projected) -> Tensor | None:
+    """The examples' losses, if one product by double backward agrees with what their projection together ``found``.
 
     Of the examples' sum with random signs, along a random vector of the subspace: an error in any of them shows, unless
     it is a thousandth (in float64 a hundred-millionth) of them all.
@@ -94,5 +98,5 @@ def confirmed(model: ProbedModel, examples: Microbatch, basis: Tensor, found: tu
         allowed = tolerance * float(each.norm()) + ROUNDING * eps * float(whole.norm())
         off = float((signs @ each - quick_inner(basis.T, whole).cpu()).norm())
         if not (off <= allowed if bool(each.isfinite().all()) else not all_finite(whole)):
-            return False
-    return True
+            return None
+    return (loss_sum / weight).detach().double().cpu()

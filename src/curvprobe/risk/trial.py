@@ -248,20 +248,23 @@ def unit(model: ProbedModel, sample: Sample, row: int, batches: Iterable[Sequenc
     return torch.finfo(model.dtype).eps * (1 + max(moved))
 
 
-def check_same_losses(model: ProbedModel, sample: Sample, first: Tensor, again: Tensor, size: int) -> None:
+def check_same_losses(
+    model: ProbedModel, sample: Sample, first: Tensor, again: Tensor, size: int, start: int = 0
+) -> None:
     """Refuse losses of a later pass that are not those of the first one, beyond what rounding the parameters moves.
 
     Args:
         model, sample: what both passes were of.
-        first, again: all losses, float64 (n,).
+        first, again: losses of all examples, or of those from ``start`` on, float64 (n,).
         size: examples of a microbatch of the later pass.
+        start: position of the first.
     """
     unlike = unlike_losses(first, again, model.dtype)
     if len(unlike):
-        row = int(unlike[(again - first)[unlike].abs().argmax()])
-        before, now = float(first[row]), float(again[row])
-        start = row - row % size
-        batches = (range(row, row + 1), range(start, min(start + size, len(sample))))
+        at = int(unlike[(again - first)[unlike].abs().argmax()])
+        before, now = float(first[at]), float(again[at])
+        row, left = start + at, start + at - at % size
+        batches = (range(row, row + 1), range(left, min(left + size, start + len(first))))
         if abs(now - before) > PASSES_APART * unit(model, sample, row, batches):
             refuse_change(row, before, now)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.matrix import hessian
-from curvprobe.curvature.per_example import TOGETHER, confirmed, project_one, project_together
+from curvprobe.curvature.per_example import TOGETHER, Projected, confirmed, project_one, project_together
 from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.linalg import inner, quick_inner
@@ -21,6 +21,7 @@ from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.risk.fast_paths import quietly
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
+from curvprobe.risk.trial import check_same_losses
 from curvprobe.runtime import progress
 from curvprobe.runtime.memory import freed_memory_kept
 from curvprobe.subspace.spaces import Eigenspace, Subspace
@@ -66,42 +67,40 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     ):
         gradient = torch.empty(n, dim, dtype=torch.float64, device="cpu")
         curved = torch.empty(n, dim, dim, dtype=torch.float64, device="cpu")
-        for rows, found in _projected(risk, basis):
-            gradient[rows], curved[rows] = found
-            advance(rows.stop - rows.start)
+        for rows, (slopes, curvatures), again in _projected(risk, basis):
+            gradient[rows], curved[rows] = slopes, curvatures
+            check_same_losses(risk.probed, risk.sample, loss[rows], again, len(again), rows.start)
+            advance(len(again))
     if not bool(curved.isfinite().all() and gradient.isfinite().all()):
         raise NotFiniteError("a projected derivative is not finite; the loss has no finite second derivative at w*")
     return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
 
 
-def _projected(risk: EmpiricalRisk, basis: Tensor) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
-    """Slopes and curvatures of all examples in order, as many at a time as pays and works."""
+def _projected(risk: EmpiricalRisk, basis: Tensor) -> Iterator[tuple[slice, Projected, Tensor]]:
+    """Slopes and curvatures of all examples in order, as many at a time as pays and works, and their losses."""
     model, held = risk.probed, risk.budget.products_held()
     size, start = min(len(risk), risk.budget.examples_together(), risk.microbatch_size), 0
     while start < len(risk):
         examples = risk.sample.read(start, min(start + size, len(risk)))
-        if size == 1:
-            found = project_one(model, examples, basis, held)
-        else:
-            together = _together(model, examples, basis)
-            if together is None:
-                size = 1
-                continue
-            found = together
-        yield examples.rows, found
+        found = project_one(model, examples, basis, held) if size == 1 else _together(model, examples, basis)
+        if found is None:
+            size = 1
+            continue
+        yield examples.rows, *found
         start = examples.rows.stop
 
 
-def _together(model: ProbedModel, examples: Microbatch, basis: Tensor) -> tuple[Tensor, Tensor] | None:
+def _together(model: ProbedModel, examples: Microbatch, basis: Tensor) -> tuple[Projected, Tensor] | None:
     """What the fast way finds of these examples, confirmed by the slow one; None where it does not work, for good."""
     if not model.fast_paths.open(TOGETHER):
         return None
     try:
         with quietly():
             found = project_together(model, examples, basis)
-        if confirmed(model, examples, basis, found):
+        losses = confirmed(model, examples, basis, found)
+        if losses is not None:
             model.fast_paths.verdicts[TOGETHER] = True
-            return found
+            return found, losses
     except Exception:  # whatever a batching rule raises; what is wrong with the examples themselves, the slow way says
         pass
     model.fast_paths.give_up(TOGETHER)
