@@ -7,6 +7,7 @@ from typing import Any
 import concentration
 import coverage_of_intervals
 import curve
+import front_door
 import gpu
 import limit
 import monte_carlo
@@ -18,7 +19,19 @@ from benchmark import RESULTS, page, read
 
 ROOT = Path(__file__).parent.parent
 
-SCRIPTS = (concentration, coverage_of_intervals, curve, gpu, limit, monte_carlo, paper, peers, scaling, solver)
+SCRIPTS = (
+    concentration,
+    coverage_of_intervals,
+    curve,
+    front_door,
+    gpu,
+    limit,
+    monte_carlo,
+    paper,
+    peers,
+    scaling,
+    solver,
+)
 BENCHMARKS = tuple(script.BENCHMARK for script in SCRIPTS)
 
 

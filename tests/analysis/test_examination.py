@@ -78,6 +78,39 @@ def test_nothing_is_left_changed():
     assert all(p.grad is None for p in model.parameters())
 
 
+class Seeded(torch.utils.data.Dataset):
+    """Augmentation that depends on the position only, by the global generator."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        torch.manual_seed(row)
+        return torch.randn(6, dtype=F64), row % 2
+
+
+def test_reading_a_dataset_leaves_the_generator_where_it_is():
+    risk = cp.EmpiricalRisk(net(), cp.losses.cross_entropy, Seeded())
+    generator = torch.get_rng_state()
+    cp.examine(risk, dim=2)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_a_model_that_differentiates_in_its_inputs_is_examined():
+    class Field(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.potential = net()
+
+        def forward(self, x):
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.potential(x)[:, 0].sum(), x, create_graph=True)[0][:, :2]
+
+    result = examined(Field())
+    assert [check for check, finding in result.items() if finding.verdict != "pass"] == ["parameters reached"]
+    assert "potential.2.bias" in result["parameters reached"].said  # a constant of the potential
+
+
 def test_a_kink_is_a_doubt_with_what_to_make_of_it():
     model, (x, _) = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).double(), data()
     nn.init.zeros_(model[0].bias)

@@ -215,6 +215,20 @@ def wide_task(inputs):
     return cp.Task(torch.nn.Linear(inputs, 3), cp.losses.cross_entropy, data)
 
 
+# ---- the checks
+
+
+def test_the_cost_of_the_checks_in_small(tmp_path, monkeypatch):
+    import front_door
+
+    monkeypatch.setitem(front_door.TASKS, "digits", small_task)
+    result = run(front_door, tmp_path, "--tasks digits --dim 2 --repeats 1")
+    (row,) = result["rows"]
+    assert 0 < row["check"] < row["solve"] + row["check"]
+    assert row["summary"] == "14 passed"
+    assert "| digits | " in front_door.table(result)
+
+
 # ---- laws and intervals
 
 

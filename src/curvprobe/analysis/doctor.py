@@ -46,9 +46,9 @@ def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10) -> Ex
             found, count = _of_candidates(risk, candidates)
             findings += found
         advance(1)
-        findings.append(finding_of("memory", lambda: _memory(risk, dim)))
+        findings.append(finding_of("memory", risk, lambda: _memory(risk, dim)))
         if not any(finding.verdict == "fail" for finding in findings):
-            findings.append(finding_of("time", lambda: _time(risk, count, dim)))
+            findings.append(finding_of("time", risk, lambda: _time(risk, count, dim)))
         advance(1)
     return Examination(tuple(findings))
 

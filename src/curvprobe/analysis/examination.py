@@ -166,13 +166,14 @@ def examine_model(risk: EmpiricalRisk, patience: float = math.inf) -> list[Findi
         ("attention", lambda: _attention(risk)),
         ("precision", lambda: _precision(risk)),
     ]
-    return [finding_of(name, check) for name, check in checks]
+    return [finding_of(name, risk, check) for name, check in checks]
 
 
-def finding_of(name: str, check: Callable[[], Finding]) -> Finding:
+def finding_of(name: str, risk: EmpiricalRisk, check: Callable[[], Finding]) -> Finding:
     """The finding, or what refused; memory that does not suffice leaves the check open."""
     try:
-        return check()
+        with risk.undisturbed():  # reading a dataset may run the user's code
+            return check()
     except CurvprobeError as error:
         if error.check == "second derivatives" != name:  # said already
             return Finding(name, "doubt", "not reached, as it takes second derivatives", "see there")
@@ -266,7 +267,7 @@ def _attention(risk: EmpiricalRisk) -> Finding:
     def losses() -> Tensor:
         return model.batch_losses(model.state.probed, few.sample.read(0, len(few)))[0].double()
 
-    with risk.undisturbed(), torch.no_grad():
+    with risk.undisturbed():
         with sdpa_kernel(KERNELS), _FusedAttention() as fused:  # type: ignore[no-untyped-call]
             usual = losses()
         if not fused.found:
@@ -306,8 +307,8 @@ def _precision(risk: EmpiricalRisk) -> Finding:
 def examine_candidates(risk: EmpiricalRisk, new: EmpiricalRisk) -> list[Finding]:
     """The findings on the candidates."""
     return [
-        finding_of("candidates", lambda: _candidates(risk, new)),
-        finding_of("overlap", lambda: _overlap(risk, new)),
+        finding_of("candidates", new, lambda: _candidates(risk, new)),
+        finding_of("overlap", new, lambda: _overlap(risk, new)),
     ]
 
 
