@@ -300,6 +300,7 @@ REFUSED = {
     "no length": (Endless, TypeError, "without a length"),
     "generator": (lambda: (x for x in X), TypeError, "generator.*map-style dataset"),
     "text": (lambda: "text", TypeError, "str.*expected tensors"),
+    "sparse": (lambda: (X.to_sparse(), Y), TypeError, r"sparse tensor.*to_dense\(\)"),
     "nothing": (lambda: None, TypeError, "NoneType.*expected tensors"),
     "unequal": (lambda: (X, Y[:4]), ValueError, r"lengths \[4, 5\]"),
     "no rows": (lambda: (X[:0], Y[:0]), ValueError, "no examples"),

@@ -64,6 +64,41 @@ def test_entries_that_the_loss_takes_are_welcome():
     assert torch.allclose(by_name.losses(), by_hand, rtol=1e-12)
 
 
+WHOLE = {
+    "**batch": lambda b: dict(**b),
+    "dict(batch)": dict,
+    "{**batch}": lambda b: {**b},
+    "batch.copy()": lambda b: b.copy(),
+    "batch | other": lambda b: b | {},
+    "other | batch": lambda b: {} | b,
+    "setdefault": lambda b: {name: b.setdefault(name) for name in ("x", "t", "labels")},
+    "items": lambda b: dict(b.items()),
+    "comprehension": lambda b: {name: b[name] for name in b},
+}
+"""Ways to take every entry of a batch."""
+
+
+@pytest.mark.parametrize("way", WHOLE.values(), ids=WHOLE)
+def test_entries_may_be_taken_all_at_once(way):
+    def forward(model, batch):
+        entries = way(batch)
+        return model(entries["x"], entries["t"])
+
+    data = {"x": X, "t": T, "labels": Y}
+    made(Timed(), lambda o, b: (o - b["labels"]).square().mean(1), data, forward=forward)
+    made(Timed(), lambda o, b: (o - way(b)["labels"]).square().mean(1), data)
+
+
+def test_naming_entries_does_not_take_them():
+    with pytest.raises(cp.CannotProbeError, match="takes entry 'extra' of the batch"):
+        made(Timed(), lambda o, b: o.mean(1) * len(list(b)), {"x": X, "t": T, "extra": Y})
+
+
+def test_entries_by_attribute_are_explained():
+    with pytest.raises(cp.CannotProbeError, match=r"given as a plain dict: write batch\['name'\]"):
+        made(Timed(), lambda o, b: (o - b.labels).mean(1), {"x": X, "t": T, "labels": Y})
+
+
 def test_a_required_second_input_is_explained():
     for data in ((X, T, Y), [((X[i], T[i]), Y[i]) for i in range(6)]):
         with pytest.raises(

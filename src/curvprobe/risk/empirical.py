@@ -43,7 +43,8 @@ class EmpiricalRisk:
             see :mod:`curvprobe.losses`.
         data: a map-style dataset, a tensor, a tuple of tensors or a dict of tensors, in fixed order. A batch is
             given to the model as ``model(batch)`` (tensor), ``model(batch[0])`` (tuple), or as keyword arguments
-            (mapping: the entries that ``forward`` accepts, never labels, targets or weights).
+            (mapping: the entries that ``forward`` accepts, never labels, targets or weights). A mapping of any kind is
+            given as a plain dict.
         params: None (all with ``requires_grad``), a predicate on the parameter name, or name patterns (``*``).
         microbatch_size: examples in one pass; None takes as many as half of the memory budget allows. Larger is
             faster, and a sample that fits in one microbatch is differentiated only once for all its products.

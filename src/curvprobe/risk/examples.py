@@ -124,6 +124,10 @@ def _recognise(data: Any) -> tuple[Any, int, bool]:
 
 
 def _common_length(tensors: list[Tensor]) -> int:
+    if any(t.layout != torch.strided for t in tensors):
+        raise CannotProbeTypeError(
+            "data holds a sparse tensor; expected dense ones (to_dense()), or a list of its rows"
+        )
     if any(t.dim() == 0 for t in tensors):
         raise CannotProbeError("data holds a tensor without dimensions; expected examples along the first dimension")
     lengths = sorted({len(t) for t in tensors})

@@ -30,6 +30,10 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         r"'list' object|'tuple' object|list indices",
         "give the model tensors: dataset.set_format('torch'), or collate_fn=",
     ),
+    (
+        r"'dict' object has no attribute",
+        "a batch that is a mapping is given as a plain dict: write batch['name'] instead of batch.name",
+    ),
     (r"out of range in self|index out of range", "labels or tokens are outside what the model was made for"),
 )
 """Patterns in the message of the user's own error, and what to do."""
@@ -137,6 +141,11 @@ class _SeenDict(dict[Any, Any]):
     def copy(self) -> Any:
         """As a dict's."""
         return dict(self)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """As a dict's."""
+        self.taken.keys.add(key)
+        return super().setdefault(key, default)
 
     def __or__(self, other: Any) -> Any:
         return dict(self) | other
