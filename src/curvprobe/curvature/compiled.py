@@ -38,7 +38,7 @@ def compile_hessian(model: ProbedModel) -> Compiled:
                 raise RuntimeError("compiled products are taken one by one")
             if not compiled:
                 compiled.append(torch.compile(product))
-            named = dict(zip(params, tangents, strict=True))
+            named = model.trained(dict(zip(params, tangents, strict=True)))
             return list(compiled[0](params, microbatch.batch, len(microbatch), named).values())
 
         return Linearisation(model, "compiled", kind_of(model, microbatch), derivative)

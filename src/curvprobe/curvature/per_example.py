@@ -55,7 +55,7 @@ def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) ->
         loss_sum, weight = model.batch_losses(at, Microbatch(alone, slice(0, 1)))
         return (loss_sum / weight)[0]
 
-    columns = [model.trained(column.contiguous()) for column in basis.T]
+    columns = [model.trained(model.split(column.contiguous())) for column in basis.T]
     bases = {name: torch.stack([column[name].reshape(-1) for column in columns]) for name in model.names}
 
     def contract(parts: dict[str, Tensor]) -> Tensor:

@@ -186,13 +186,13 @@ class ProbedModel:
         """Rows of probed embeddings that never train, by the name of the parameter."""
         return self._paddings[0]
 
-    def trained(self, vector: Tensor) -> dict[str, Tensor]:
-        """A flat (N,) vector as tensors of the parameters' shapes, zero in padding rows, which never train."""
-        parts = self.split(vector)
+    def trained(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A vector given by parameter, zero in padding rows, which never train."""
+        moving = dict(parts)
         for name, rows in self.padding_rows.items():
-            parts[name] = parts[name].clone()
-            parts[name][rows] = 0
-        return parts
+            moving[name] = parts[name].clone()
+            moving[name][rows] = 0
+        return moving
 
     def flatten(self, parts: Sequence[Tensor]) -> Tensor:
         """Tensors of the parameters' shapes as one flat (N,) vector."""
