@@ -12,7 +12,7 @@ from tests.cases import bits, state_of
 from tests.generated.recipes import Recipe
 from tests.generated.tasks import Task, depends
 
-DIM = 3
+DIM = 2
 """Directions that examples are projected on."""
 
 EACH = ("projected loss", "projected gradient", "projected Hessian", "weights", "losses", "gradient norms")

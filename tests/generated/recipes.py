@@ -29,7 +29,7 @@ CONTAINERS = ("tuple", "dict", "tuples", "dicts", "dataset", "named tuples", "ar
 QUIRKS = (
     *("float data", "round", "zeros", "large", "grads", "train", "keywords", "extra", "tied", "forward", "padding row"),
     *("unused", "counting", "listed weights", "round weights", "dead"),
-    *("near fit", "small labels", "inputs in place", "outputs in place", "popping"),
+    *("alias", "near fit", "small labels", "inputs in place", "outputs in place", "popping"),
 )
 NOT_YET = frozenset({"padding row", "listed weights", "inputs in place", "outputs in place", "popping"})
 """Quirks that the package gets wrong or refuses so far. KNOWN_FAULTS in test_properties.py must fail until it does not;
@@ -119,6 +119,8 @@ class Net(nn.Module):
         if "unused" in quirks:
             self.register_parameter("aside", nn.Parameter(torch.randn(2)))
             self.register_parameter("nothing", nn.Parameter(torch.zeros(0, 3)))
+        if "alias" in quirks:
+            self.alias = self.stem
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, extra: Tensor | None = None) -> Any:

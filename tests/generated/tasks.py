@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 import curvprobe as cp
-from tests.generated.layers import Attending, Normed
+from tests.generated.layers import Attending, Cross, Normed
 from tests.generated.recipes import (
     Keywords,
     Loss,
@@ -66,7 +66,7 @@ def build_model(recipe: Recipe) -> nn.Module:
 
 def _train(model: nn.Module) -> None:
     """Train mode for all that is neither random nor mixes examples in it."""
-    random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase, nn.RReLU, Attending, Normed)
+    random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase, nn.RReLU, Attending, Cross, Normed)
     model.train()
     for module in model.modules():
         if isinstance(module, random) or hasattr(module, "parametrizations") or hasattr(module, "weight_u"):
