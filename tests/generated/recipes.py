@@ -31,7 +31,7 @@ QUIRKS = (
     *("unused", "counting", "listed weights", "round weights", "dead"),
     *("alias", "near fit", "small labels", "inputs in place", "outputs in place", "popping"),
 )
-NOT_YET = frozenset({"padding row", "listed weights", "inputs in place", "outputs in place", "popping"})
+NOT_YET = frozenset({"padding row", "listed weights", "inputs in place", "outputs in place", "popping", "near fit"})
 """Quirks that the package gets wrong or refuses so far. KNOWN_FAULTS in test_properties.py must fail until it does not;
 then the quirk leaves this set."""
 

@@ -49,7 +49,7 @@ def build_model(recipe: Recipe) -> nn.Module:
             if "zeros" in recipe.quirks:
                 model.head.weight.zero_()
             if "near fit" in recipe.quirks and recipe.loss == "mse":
-                model.head.bias.add_(1e4)
+                model.head.weight.mul_(1e8)
             if "dead" in recipe.quirks:
                 for p in model.stem.parameters():
                     p.zero_()
@@ -100,12 +100,12 @@ class Task:
         for item in self.items:
             prediction = pick(naive.outputs(item))[0].detach()
             prediction = 0.5 * prediction if "outputs in place" in self.recipe.quirks else prediction
-            item["labels"] = prediction + 1e-3 * item["labels"]
+            item["labels"] = prediction + 1e-2 * item["labels"]
 
     @property
     def unit(self) -> float:
         """Size of the terms that rounding comes from."""
-        return abs(self.recipe.scale) * (1e5 if self.near_fit else 1.0)
+        return abs(self.recipe.scale) * (1e8 if self.near_fit else 1.0)
 
     # ---- as given
 
