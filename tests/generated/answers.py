@@ -98,12 +98,12 @@ def mean(values: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("n,n...->...", weights, values) / weights.sum()
 
 
-def assert_close(found: Answers, expected: Answers, unit: float, tolerance: float = 1e-8) -> None:
-    """Every answer by its own size, down to what rounding leaves of numbers of size ``unit``."""
+def assert_close(found: Answers, expected: Answers, task: Task, tolerance: float = 1e-8) -> None:
+    """Every answer by its own size, down to what rounding leaves of the terms that it is made of."""
     assert found.keys() == expected.keys()
     for name, value in found.items():
         size = float(expected[name].abs().max()) if expected[name].numel() else 0.0
-        allowed = tolerance * size + 1e-12 * (1.0 if name == "weights" else unit)
+        allowed = tolerance * size + 1e-12 * task.unit_of(name)
         assert value.shape == expected[name].shape, name
         apart = float((value - expected[name]).abs().max()) if value.numel() else 0.0
         assert apart <= allowed, f"{name} is {apart:.3g} off, of {size:.3g}"

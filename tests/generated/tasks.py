@@ -104,8 +104,15 @@ class Task:
 
     @property
     def unit(self) -> float:
-        """Size of the terms that rounding comes from."""
-        return abs(self.recipe.scale) * (1e8 if self.near_fit else 1.0)
+        """Size of an ordinary loss and its derivatives."""
+        return abs(self.recipe.scale)
+
+    def unit_of(self, answer: str) -> float:
+        """Size of the terms that an answer is rounded from."""
+        if answer == "weights":
+            return 1.0
+        large = 1e4 if answer in ("losses", "projected loss", "value") else 1e14
+        return self.unit * (large if self.near_fit else 1.0)
 
     # ---- as given
 
