@@ -29,9 +29,11 @@ CONTAINERS = ("tuple", "dict", "tuples", "dicts", "dataset", "named tuples", "ar
 QUIRKS = (
     *("float data", "round", "zeros", "large", "grads", "train", "keywords", "extra", "tied", "forward", "padding row"),
     *("unused", "counting", "listed weights", "round weights", "dead"),
-    *("alias", "near fit", "small labels", "inputs in place", "outputs in place", "popping"),
+    *("alias", "near fit", "small labels", "inputs in place", "outputs in place", "popping", "spread"),
 )
-NOT_YET = frozenset({"padding row", "listed weights", "inputs in place", "outputs in place", "popping", "near fit"})
+NOT_YET = frozenset(
+    {"padding row", "listed weights", "inputs in place", "outputs in place", "popping", "near fit", "spread"}
+)
 """Quirks that the package gets wrong or refuses so far. KNOWN_FAULTS in test_properties.py must fail until it does not;
 then the quirk leaves this set."""
 
@@ -233,6 +235,8 @@ class Loss:
             pick(outputs).mul_(0.5)
         if "popping" in recipe.quirks and isinstance(batch, dict):
             batch = {key: batch.pop(key) for key in ("labels", "weight") if key in batch}
+        if "spread" in recipe.quirks and isinstance(batch, dict):
+            batch = {**batch}
         ready = READY.get(recipe.loss)
         made = (
             smooth(pick(outputs), self.entry(batch, "labels"), recipe.loss) if ready is None else ready(outputs, batch)

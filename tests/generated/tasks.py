@@ -151,6 +151,8 @@ class Task:
             if self.recipe.container == "nested":
                 given = dict(zip([key for key in self.inputs if key != "labels"], batch[0], strict=True))
                 return model(**given, **({"labels": batch[1]} if "labels" in self.inputs else {}))
+            if "spread" in self.recipe.quirks and isinstance(batch, dict):
+                batch = dict(batch)
             return model(**{key: self.loss.entry(batch, key) for key in self.inputs})
 
         return call
