@@ -31,11 +31,6 @@ QUIRKS = (
     *("unused", "counting", "listed weights", "round weights", "dead"),
     *("alias", "near fit", "small labels", "inputs in place", "outputs in place", "popping", "spread"),
 )
-NOT_YET = frozenset(
-    {"padding row", "listed weights", "inputs in place", "outputs in place", "popping", "near fit", "spread"}
-)
-"""Quirks that the package gets wrong or refuses so far. KNOWN_FAULTS in test_properties.py must fail until it does not;
-then the quirk leaves this set."""
 
 PARAMS = (None, "head.*", "blocks.*", "*weight*", "every second")
 
@@ -71,7 +66,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     first = {"vector": {}, "tokens": SEQUENCE, "image": IMAGE, "signal": SIGNAL}[family]
     special = draw(_blocks(list(first), ["plain"], 2)) if first else []
     blocks = tuple(special + draw(_blocks(list(POINTWISE), list(WRAPPERS), 3)))
-    quirks = frozenset(draw(st.lists(st.sampled_from([q for q in QUIRKS if q not in NOT_YET]), max_size=4)))
+    quirks = frozenset(draw(st.lists(st.sampled_from(QUIRKS), max_size=4)))
     if any(layer == "PReLU" for _, layer in blocks):  # at 0 its two derivatives take different sides
         quirks -= {"dead", "round", "round weights"}
     return Recipe(
