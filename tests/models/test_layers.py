@@ -285,6 +285,43 @@ def test_custom_function():
     check_works(between(Lambda(Cube.apply)))
 
 
+def test_fake_quantisation():
+    quantise = Lambda(lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127))
+    with refused("replace it"):
+        first_product(risk_of(between(quantise)))
+
+
+@pytest.mark.parametrize("alter", [lambda g: g.clamp(-1e-3, 1e-3), lambda g: 2 * g], ids=["clipped", "scaled"])
+def test_gradient_hook(alter):
+    def hooked(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x.register_hook(alter)
+        return x
+
+    with refused("leave out the parameters behind it with params="):
+        first_product(risk_of(between(Lambda(hooked))))
+
+
+@pytest.mark.parametrize(
+    "operation", [lambda x: torch.cdist(x[:, None], x[:, None] + 1)[:, 0], None], ids=["cdist", "embedding bag"]
+)
+def test_operation_without_a_second_derivative(operation):
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.head = nn.EmbeddingBag(5, 4), nn.Linear(4, 3)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.head(self.bag(tokens).tanh())
+
+    with refused("replace it by operations that have one"):
+        if operation is None:
+            tokens = torch.randint(5, (4, 3))
+            first_product(cp.EmpiricalRisk(Bags(), cp.losses.cross_entropy, (tokens, torch.arange(4) % 3)))
+        else:
+            first_product(risk_of(between(Lambda(operation), outputs=1)))
+
+
 def test_custom_function_once_differentiable():
     with refused("replace it"):
         first_product(risk_of(between(Lambda(CubeOnce.apply))))
