@@ -22,6 +22,8 @@ from tests.generated.answers import EACH, answers, assert_close, check, directio
 from tests.generated.recipes import Recipe, recipes
 from tests.generated.tasks import Task
 
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # torch's, of a first layer with such
+
 MANY = int(os.environ.get("CURVPROBE_EXAMPLES", "0"))
 """Examples of every property, drawn anew; 0 takes a few, always the same."""
 
