@@ -10,6 +10,7 @@ import curve
 import front_door
 import gpu
 import limit
+import misses
 import monte_carlo
 import paper
 import peers
@@ -26,6 +27,8 @@ SCRIPTS = (
     front_door,
     gpu,
     limit,
+    misses,
+misses,
     monte_carlo,
     paper,
     peers,

@@ -71,7 +71,7 @@ from .curvature.matrix import CurvatureMatrix as CurvatureMatrix
 from .curvature.matrix import ggn as ggn
 from .curvature.matrix import hessian as hessian
 from .eigensolver.checkpoint import Checkpoint as Checkpoint
-from .eigensolver.lanczos import ConvergenceWarning as ConvergenceWarning
+from .eigensolver.doubt import ConvergenceWarning as ConvergenceWarning
 from .eigensolver.lanczos import Eigenpairs as Eigenpairs
 from .eigensolver.lanczos import lanczos as lanczos
 from .errors import (

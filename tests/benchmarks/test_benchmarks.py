@@ -168,6 +168,7 @@ def test_searches_that_end_too_early_miss_copies(monkeypatch):
     from curvprobe.eigensolver import search
 
     monkeypatch.setattr(solver, "SIZE", 1000)
+    monkeypatch.setattr("curvprobe.eigensolver.lanczos.LOOKS", 1)  # a second look finds what the first has missed
     before = vars(search).copy()
     rows = solver.by_search([2, 12], seeds=5)
     assert vars(search) == before
@@ -213,6 +214,27 @@ def wide_task(inputs):
     draws = torch.Generator().manual_seed(0)
     data = torch.randn(6, inputs, generator=draws), torch.randint(3, (6,), generator=draws)
     return cp.Task(torch.nn.Linear(inputs, 3), cp.losses.cross_entropy, data)
+
+
+def test_misses_in_small(tmp_path, monkeypatch):
+    import misses
+
+    monkeypatch.setattr(misses, "SIZE", 700)
+    result = run(misses, tmp_path, "--seeds 1 --gaps 0.03")
+    assert [row["dim"] for row in result["rows"]] == [10, 45, 100]
+    assert all(row["certified_misses"] <= row["misses"] <= row["seeds"] == 1 for row in result["rows"])
+    assert len(rows_of(misses.table(result))) == 3
+
+
+def test_a_spectrum_for_the_search_is_what_it_says():
+    import misses
+
+    values = misses.triple_at_the_cut(0.017).sort(descending=True).values
+    assert len(values) == misses.SIZE
+    assert torch.equal(values[7:10], values[7].expand(3))
+    assert float(values[10] / values[9]) == pytest.approx(1 - 0.017)
+    doubled = misses.power_law(0.7, 20).sort(descending=True).values
+    assert int((doubled[:100].diff() == 0).sum()) > 10
 
 
 # ---- the checks

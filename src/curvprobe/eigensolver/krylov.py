@@ -180,7 +180,13 @@ class KrylovBasis:
 
     def keep(self, values: Tensor, coefficients: Tensor) -> None:
         """Replace the basis by Ritz vectors of these values (l,) and coefficients (count, l)."""
-        count = len(values)
+        self.compress(coefficients, torch.diag(values))
+
+    def compress(self, coefficients: Tensor, projected: Tensor | None = None) -> None:
+        """Replace the basis by orthonormal combinations (count, l) of its rows; ``projected`` where it is known."""
+        count = coefficients.shape[1]
+        if projected is None:
+            projected = coefficients.T @ self.projected[: self.count, : self.count] @ coefficients
         coupling, carried = self.residual_parts(coefficients)
         with self._update():
             rotate(self.rows[: self.count], coefficients.to(self.rows.device))
@@ -188,7 +194,7 @@ class KrylovBasis:
             self.carried[:count], self.carried[count:] = carried, 0.0
             self.coupling[:count], self.coupling[count:] = coupling, 0.0
             self.projected.zero_()
-            self.projected[:count, :count] = torch.diag(values)
+            self.projected[:count, :count] = projected
             self.count = count
 
     def restrict(self, count: int, residuals: Tensor, pending: Tensor | None = None) -> None:

@@ -8,7 +8,6 @@ eigenvalues, which a single-vector method cannot see; and hand over.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor
 
 from curvprobe.eigensolver.checkpoint import Checkpoint, Saver
+from curvprobe.eigensolver.doubt import reason, warn
 from curvprobe.eigensolver.krylov import KrylovBasis, MatMul
-from curvprobe.eigensolver.search import nothing_missed
-from curvprobe.eigensolver.wanted import FLOOR, Wanted, Which
+from curvprobe.eigensolver.search import LOOKS, seems_worse, would_have_shown
+from curvprobe.eigensolver.wanted import Wanted, Which
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.linalg import inner, norm, orthogonalise, rotate
 from curvprobe.runtime import progress
@@ -32,10 +32,6 @@ missed copies has no room."""
 
 CERTIFYING_PRODUCTS = 2
 """Random combinations of the vectors whose products certify the residuals of all."""
-
-
-class ConvergenceWarning(UserWarning):
-    """An eigenvalue computation stopped before every residual was small enough."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +315,7 @@ class _Solver:
         basis, wanted, before = self.basis, self.wanted, self.basis.num_matvecs
         inside = wanted.ritz(basis)[0]
         residuals = basis.carried[: self.dim].clone()
-        news = 2 * wanted.crowded_bound(inside, float(inside[-1]), basis)
+        looks, news = 0, 2 * wanted.crowded_bound(inside, float(inside[-1]), basis)
         while not self.searched and basis.num_matvecs < budget:
             basis.expand()
             advance(1)
@@ -328,14 +324,33 @@ class _Solver:
             if float(gains.abs().max()) > news:
                 self.search_matvecs += basis.num_matvecs - before
                 return True
-            told = nothing_missed(basis, wanted, self._outside(), inside)
-            self.searched = told or basis.full or basis.spans_everything
+            outside = self._outside()
+            self.searched = basis.spans_everything or would_have_shown(basis, wanted, outside, inside)
+            if not self.searched and seems_worse(basis, wanted, outside, inside):
+                looks += 1
+                self.searched = looks == LOOKS
+                if not self.searched:
+                    self.left_out = torch.cat([self.left_out, torch.linalg.eigvalsh(outside)])
+                    basis.restrict(self.dim, residuals)
+                    basis.restrict(self.dim, residuals, basis.beyond(basis.random_vector()))
+            elif basis.full and not self.searched:  # out of room without an answer: on from the best that was seen
+                self._make_room()
         self.search_matvecs += basis.num_matvecs - before
         # Nothing new: forget the search's vectors, or they would mix with wanted ones whose eigenvalue they share.
         if basis.count > self.dim:
             self.left_out = torch.cat([self.left_out, torch.linalg.eigvalsh(self._outside())])
         basis.restrict(self.dim, residuals)
         return False
+
+    def _make_room(self) -> None:
+        """Restart the search within its own vectors: the wanted ones stay what was certified."""
+        basis, found = self.basis, self._outside()
+        coefficients = torch.linalg.eigh(found)[1]
+        order = self.wanted.order(torch.linalg.eigvalsh(found))[: len(found) // 2]
+        whole = torch.zeros(basis.count, self.dim + len(order), dtype=torch.float64, device="cpu")
+        whole[: self.dim, : self.dim] = torch.eye(self.dim, dtype=torch.float64, device="cpu")
+        whole[self.dim :, self.dim :] = coefficients[:, order]
+        basis.compress(whole)
 
     def _outside(self) -> Tensor:
         """The projected matrix of the search's own vectors."""
@@ -355,8 +370,9 @@ class _Solver:
             good &= wanted.good(values, residuals, basis)
         converged = good.to(torch.int8).cumprod(0).bool()
         converged[self.certified :] = False
-        if not self.searched:
-            converged[-1] = False  # a missed copy of an earlier eigenvalue would push the last pair out
+        beyond = wanted.merit(left_out) > wanted.merit(values[-1:]) + residuals[-1] + wanted.rounding(basis)
+        if not self.searched or bool(beyond.any()):
+            converged[-1] = False  # a missed copy of an earlier eigenvalue pushes the last pair out, or could
         rows = basis.rows[: basis.count]
         # A step of Newton and Schulz for the inverse root of Q^T Q takes out what rounding has left of one in another.
         straight = (3 * torch.eye(len(rows), dtype=torch.float64, device="cpu") - inner(rows, rows.T).cpu()) / 2
@@ -371,23 +387,7 @@ class _Solver:
             next_eigenvalue=float(left_out[wanted.order(left_out)[0]]) if len(left_out) else math.nan,
         )
         if not bool(converged.all()):
-            self._warn(pairs, complete=settled and self.searched)
+            complete, pushed_out = settled and self.searched, bool(beyond.any())
+            why = reason(wanted, basis, self.budget, complete=complete, pushed_out=pushed_out)
+            warn(pairs.converged, pairs.residuals, why)
         return pairs
-
-    def _warn(self, pairs: Eigenpairs, *, complete: bool) -> None:
-        kind, floor = str(self.basis.rows.dtype).split(".")[-1], FLOOR * self.basis.epsilon
-        if not complete:
-            reason = f"{pairs.num_matvecs} of max_matvecs = {self.budget} products were used; allow more, or lower dim"
-        elif self.wanted.tol < floor:
-            reason = (
-                f"tol = {self.wanted.tol:g} is below what {kind} can reach, about {floor:.0e}; use float64 or a "
-                "larger tol"
-            )
-        else:
-            reason = f"the products are too noisy for tol = {self.wanted.tol:g}; use float64 or a larger tol"
-        warnings.warn(
-            f"{int(pairs.converged.sum())} of {self.dim} eigenpairs converged, largest residual "
-            f"{float(pairs.residuals.max()):.1e} relative to the first eigenvalue: {reason}",
-            ConvergenceWarning,
-            stacklevel=6,
-        )

@@ -54,13 +54,17 @@ class Wanted:
 
     def bound(self, values: Tensor, basis: KrylovBasis) -> float:
         """Residual norm that the tolerance allows."""
-        return max(self.tol * self.scale(values, basis), FLOOR * basis.epsilon * basis.largest)
+        return max(self.tol * self.scale(values, basis), self.rounding(basis))
 
     def crowded_bound(self, values: Tensor, eigenvalue: float, basis: KrylovBasis) -> float:
         """Residual norm that is small in the spectrum around ``eigenvalue`` too."""
         absolute = self.tol * self.scale(values, basis)
         crowded = min(absolute, CROWDING * max(abs(eigenvalue), absolute))
-        return max(crowded, FLOOR * basis.epsilon * basis.largest)
+        return max(crowded, self.rounding(basis))
+
+    def rounding(self, basis: KrylovBasis) -> float:
+        """Residual norm that rounding alone leaves."""
+        return FLOOR * basis.epsilon * basis.largest
 
     def settled(self, basis: KrylovBasis) -> bool:
         """Whether every wanted pair has converged."""
