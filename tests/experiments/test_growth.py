@@ -11,6 +11,10 @@ from curvprobe.experiments import growth
 from curvprobe.experiments.solutions import stream
 from tests.experiments.tiny import GROWTH, TINY, run, sequences
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*an eigenvalue outside is more wanted:curvprobe.ConvergenceWarning"
+)  # of a bottom subspace at a tolerance of 0.01
+
 
 @pytest.fixture(scope="module")
 def decayed(folder):
