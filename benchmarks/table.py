@@ -28,7 +28,7 @@ SCRIPTS = (
     gpu,
     limit,
     misses,
-misses,
+    misses,
     monte_carlo,
     paper,
     peers,
