@@ -192,6 +192,31 @@ def test_a_penalty_over_the_models_parameters_is_differentiated():
         cp.ggn(risk) @ probe
 
 
+@pytest.mark.parametrize("raises", [True, False], ids=["raises", "is nan"])
+def test_a_model_that_cannot_be_evaluated_far_from_the_solution_is_accepted(raises):
+    """A parameter that is a probability: a tenth more of it is none."""
+
+    class Chance(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.probability = nn.Parameter(torch.tensor([0.95], dtype=torch.float64))
+
+        def forward(self, x):
+            if raises:
+                torch.distributions.Bernoulli(probs=self.probability, validate_args=True)
+            return x[:, :1] * (1 - self.probability).log()
+
+    risk = made(Chance(), cp.losses.mse, (X, Y))
+    assert torch.allclose(cp.hessian(risk) @ torch.ones(1, dtype=torch.float64), reference_curvature())
+
+
+def reference_curvature() -> torch.Tensor:
+    p = torch.tensor(0.95, dtype=torch.float64, requires_grad=True)
+    value = (X[:, :1] * (1 - p).log() - Y).square().mean()
+    (slope,) = torch.autograd.grad(value, p, create_graph=True)
+    return torch.autograd.grad(slope, p)[0][None]
+
+
 def test_a_parameter_that_the_loss_holds_itself_is_refused_by_name():
     case = cases.make("mlp")
     held = case.model[2].weight

@@ -17,7 +17,7 @@ from curvprobe.risk.budget import Budget, Footprint, check_budget
 from curvprobe.risk.calling import Forward
 from curvprobe.risk.contract import check_finite, check_loss, check_weights
 from curvprobe.risk.examples import Batch, Examples
-from curvprobe.risk.first_pass import beside, check_backward, check_entries, check_roads, explained
+from curvprobe.risk.first_pass import check_backward, check_entries, check_roads, explained
 from curvprobe.risk.parameters import Selection
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
@@ -105,8 +105,7 @@ class EmpiricalRisk:
         with checking("first pass"), probed.undisturbed(), explained(sample):
             tried = check_sample(probed, sample, microbatch_size)
             check_entries(probed, sample)
-            leaves = beside(probed)
-            within = check_roads(probed, sample, leaves)
+            leaves, within = check_roads(probed, sample)
             footprint, after = measure(probed, sample, leaves)
             with checking("memory"):
                 budget = Budget.of(memory_budget, footprint, probed.device)

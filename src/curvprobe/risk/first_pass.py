@@ -193,29 +193,46 @@ def check_entries(model: ProbedModel, sample: Sample) -> None:
 # ---- parameters reached by another road
 
 
-def beside(model: ProbedModel) -> dict[str, Tensor]:
-    """Parameters beside the solution, ready to be differentiated: none is where the module itself has it."""
-    return {name: (1.1 * p + 0.01).detach().requires_grad_() for name, p in model.state.probed.items()}
-
-
-@checking("parameters reached")
-def check_roads(model: ProbedModel, sample: Sample, leaves: dict[str, Tensor]) -> list[Tensor]:
-    """Refuse a loss that reaches a parameter by a reference of its own: its derivative would lack that part.
-
-    What goes through the module (its layers, ``model.parameters()``) sees the parameters at which the loss is
-    evaluated; a parameter that the loss holds itself stays what it was.
-
-    Returns:
-        The gradient of the first example's loss at ``leaves``, taken while these are in the module.
-    """
-    own = {id(parameter): name for name, parameter in model.module.named_parameters() if name in model.state.probed}
+def _look(model: ProbedModel, sample: Sample, leaves: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The first example's loss and its gradient at ``leaves``, taken while these are in the module."""
     batch = sample.read(0, 1).batch
 
     def look(module: nn.Module) -> tuple[Tensor, list[Tensor]]:
         loss_sum = split_loss(model.loss(model.call(module, batch), batch), 1)[0].sum()
         return loss_sum, model.first_order(loss_sum, leaves)
 
-    loss_sum, slopes = cast(tuple[Tensor, list[Tensor]], model.within(leaves, look))
+    return cast(tuple[Tensor, list[Tensor]], model.within(leaves, look))
+
+
+def _look_beside(model: ProbedModel, sample: Sample) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
+    """The same beside the solution, where no parameter is as the module itself has it, and these parameters.
+
+    At the solution where the model cannot be evaluated there: a probability may not exceed 1.
+    """
+    leaves = {name: (1.1 * p + 0.01).detach().requires_grad_() for name, p in model.state.probed.items()}
+    try:
+        loss_sum, slopes = _look(model, sample, leaves)
+        if all(bool(slope.isfinite().all()) for slope in slopes):
+            return leaves, loss_sum, slopes
+    except Exception:  # whatever the user's code raises: at the solution it is told
+        pass
+    leaves = model.leaves()
+    return leaves, *_look(model, sample, leaves)
+
+
+@checking("parameters reached")
+def check_roads(model: ProbedModel, sample: Sample) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Refuse a loss that reaches a parameter by a reference of its own: its derivative would lack that part.
+
+    What goes through the module (its layers, ``model.parameters()``) sees the parameters at which the loss is
+    evaluated; a parameter that the loss holds itself stays what it was.
+
+    Returns:
+        Parameters, beside the solution if that can be, and the gradient of the first example's loss at these, taken
+        while they were in the module.
+    """
+    own = {id(parameter): name for name, parameter in model.module.named_parameters() if name in model.state.probed}
+    leaves, loss_sum, slopes = _look_beside(model, sample)
     found = sorted({own[id(leaf)] for leaf in _graph_leaves(loss_sum) if id(leaf) in own})
     if found:
         raise CannotProbeError(
@@ -228,7 +245,7 @@ def check_roads(model: ProbedModel, sample: Sample, leaves: dict[str, Tensor]) -
                 f"{name} is the weight of an embedding with padding_idx, whose padding row is taken for a constant, "
                 "and it is used elsewhere too, where that row trains; set the embedding's padding_idx = None"
             )
-    return slopes
+    return leaves, slopes
 
 
 @checking("first pass")
