@@ -202,6 +202,13 @@ def test_too_little_memory_for_the_basis_fails():
     assert found(cp.examine(narrow, dim=70))["memory"].verdict == "fail"
 
 
+@pytest.mark.parametrize("dim", [0, 75])
+def test_a_dimension_that_an_analysis_would_refuse_fails(dim):
+    risk = cp.EmpiricalRisk(net(), cp.losses.cross_entropy, data())
+    finding = found(cp.examine(risk, dim=dim))["memory"]
+    assert (finding.verdict, "expected 1 to the number of parameters, 74" in finding.said) == ("fail", True)
+
+
 # ---- what is refused before there is a risk ------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from curvprobe.analysis.duration import time_needed
 from curvprobe.analysis.examination import Examination, Finding, examine_candidates, examine_model, finding_of
-from curvprobe.errors import CurvprobeError
+from curvprobe.errors import ArgumentError, CurvprobeError
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime import progress
 from curvprobe.subspace.eigenspace import plan_memory
@@ -63,6 +63,8 @@ def _of_candidates(risk: EmpiricalRisk, candidates: Any) -> tuple[list[Finding],
 
 
 def _memory(risk: EmpiricalRisk, dim: int) -> Finding:
+    if not 1 <= dim <= risk.num_params:
+        raise ArgumentError(f"dim is {dim}; expected 1 to the number of parameters, {risk.num_params}")
     solving, basis, device = plan_memory(risk, dim)
     vectors = "" if basis is None else f"; {basis} vectors of {_bytes(risk.footprint.vector)} on {device} for D = {dim}"
     said = f"{_bytes(risk.memory_budget)} to work in, {_bytes(risk.footprint.example)} an example"
