@@ -209,6 +209,22 @@ def test_a_dimension_that_an_analysis_would_refuse_fails(dim):
     assert (finding.verdict, "expected 1 to the number of parameters, 74" in finding.said) == ("fail", True)
 
 
+def test_an_error_of_the_users_code_on_a_later_example_is_a_finding_and_leaves_all_as_it_was():
+    model, (x, y) = net(), data(400)
+    x[321] = 1e6
+    before, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+
+    def loss(outputs, batch):
+        if bool((batch[0] > 1e5).any()):
+            raise RuntimeError("out of range")
+        return cp.losses.cross_entropy(outputs, batch)
+
+    finding = found(cp.examine(cp.EmpiricalRisk(model, loss, (x, y)), dim=2))["first pass"]
+    assert (finding.verdict, "RuntimeError: out of range" in finding.said) == ("fail", True)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 # ---- what is refused before there is a risk ------------------------------------------------------------------------
 
 

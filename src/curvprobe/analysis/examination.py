@@ -180,6 +180,9 @@ def finding_of(name: str, risk: EmpiricalRisk, check: Callable[[], Finding]) -> 
         return Finding(name, "fail", str(error))
     except (torch.OutOfMemoryError, MemoryError):
         return Finding(name, "doubt", "the memory does not suffice to check it", "check a smaller model of its kind")
+    except Exception as error:  # whatever the user's code raises on examples that were not met before
+        said = f"the model, the loss or the data stopped with {type(error).__name__}: {error}"
+        return Finding(name, "fail", said, "evaluate every example by hand to find the one")
 
 
 # ---- one check each --------------------------------------------------------------------------------------------------
