@@ -11,12 +11,13 @@ from .analysis.law_table import LawTable as LawTable
 from .analysis.law_table import compare_laws as compare_laws
 from .analysis.record import load as load
 from .analysis.result import Analysis as Analysis
-from .analysis.stationarity import Stationarity as Stationarity
 from .analysis.stationarity import stationarity as stationarity
 from .analysis.trajectory import Trajectory as Trajectory
 from .analysis.trajectory import trajectory as trajectory
 from .criteria.decay import DecayCurve as DecayCurve
 from .criteria.decay import decay_curve as decay_curve
+from .criteria.distribution import IncrementDistribution as IncrementDistribution
+from .criteria.distribution import increment_distribution as increment_distribution
 from .criteria.estimators import (
     Estimate as Estimate,
 )
@@ -42,6 +43,7 @@ from .criteria.ranking import rank_candidates as rank_candidates
 from .criteria.sample import ProjectedSample as ProjectedSample
 from .criteria.sample_size import RequiredSampleSize as RequiredSampleSize
 from .criteria.sample_size import required_sample_size as required_sample_size
+from .criteria.stationarity import Stationarity as Stationarity
 from .criteria.theory import (
     Extremality as Extremality,
 )
@@ -67,6 +69,8 @@ from .criteria.theory import (
     theory_checks as theory_checks,
 )
 from .criteria.verdicts import QuadraticValidity as QuadraticValidity
+from .criteria.worst_case import WorstCase as WorstCase
+from .criteria.worst_case import worst_case as worst_case
 from .curvature.matrix import CurvatureMatrix as CurvatureMatrix
 from .curvature.matrix import ggn as ggn
 from .curvature.matrix import hessian as hessian

@@ -23,7 +23,7 @@ def test_numbers_are_those_of_the_functions(case, analysis):
     controlled = cp.controlled_monte_carlo(risk, new, law, seed=1)
     assert analysis.controlled.value == pytest.approx(controlled.value, rel=1e-8)
     assert analysis.isotropic.value == cp.delta2(risk, new, sigma=analysis.sigma, seed=1).value
-    draws = list(cp.IsotropicProbe(analysis.sigma).displacements(risk, 64, 1))[:16]
+    draws = list(cp.IsotropicProbe(analysis.sigma).displacements(risk, 64, 1))[:32]
     factor = float(new.total_weight / (risk.total_weight + new.total_weight))
     H, slope = cp.hessian(new), new.gradient() - risk.gradient()
     excess = []
@@ -32,9 +32,9 @@ def test_numbers_are_those_of_the_functions(case, analysis):
         bend = float(d @ (H @ d - cp.hessian(risk) @ d)) / 2
         model = factor * (new.value() - risk.value() + float(slope @ d) + bend)
         excess.append(true**2 - model**2)
-    expected = analysis.isotropic_closed_form.value + sum(excess) / 16
+    expected = analysis.isotropic_closed_form.value + sum(excess) / 32
     assert analysis.isotropic_controlled.value == pytest.approx(expected, rel=1e-6)
-    assert analysis.isotropic_controlled.num_probes == 16
+    assert analysis.isotropic_controlled.num_probes == 32
 
 
 def test_validity_is_judged_at_the_draws_of_monte_carlo(case, analysis):
@@ -195,7 +195,8 @@ def test_what_is_expected_of_the_next_example(case, analysis):
 
 def test_a_tolerance_gives_a_sample_size(case, tmp_path):
     analysis = cp.analyze(case.risk(), case.candidates, dim=2, tolerance=1e-2, out=tmp_path)
-    size = cp.required_sample_size(analysis.sample, analysis.fresh, analysis.sigma, 1e-2, validity=analysis.validity)
+    judged = {"validity": analysis.validity, "stationarity": analysis.stationarity}
+    size = cp.required_sample_size(analysis.sample, analysis.fresh, analysis.sigma, 1e-2, **judged)
     assert analysis.required == size
     assert "Sample size for an rms of 0.01" in str(analysis)
     written = json.loads((tmp_path / "result.json").read_text())

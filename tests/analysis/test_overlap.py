@@ -67,7 +67,8 @@ def test_natural_duplicates_can_be_analysed_and_are_counted(rows, risk, candidat
     assert analysis.doubling.value == pytest.approx(
         cp.expected_criterion(sample, fresh, SIGMA, "double", allow_overlap=True).value, rel=1e-6
     )
-    size = cp.required_sample_size(sample, fresh, SIGMA, 1e-2, validity=analysis.validity, allow_overlap=True)
+    judged = {"validity": analysis.validity, "stationarity": analysis.stationarity}
+    size = cp.required_sample_size(sample, fresh, SIGMA, 1e-2, **judged, allow_overlap=True)
     assert (analysis.required.value, analysis.required.verdict) == (size.value, size.verdict)
     assert json.loads((tmp_path / "result.json").read_text())["config"]["allow_overlap"] is True
 

@@ -171,7 +171,7 @@ def test_a_trajectory_comes_back_and_so_does_one_of_the_first_version(tmp_path):
     assert same(again, path)
     assert str(again) == str(path)
     record = json.loads((tmp_path / "result.json").read_text())
-    assert record["config"] == {"ks": [50, 70, 100], "dim": 2, "sigma": 0.01, "tol": 1e-3, "seed": 0}
+    assert record["config"] == {"ks": [50, 70, 100], "dim": 2, "sigma": 0.01, "tol": 1e-3, "seed": 0, "p": 2.0}
     record["schema_version"] = 1
     kept = ("value", "stderr", "rms", "rms_interval", "shape")
     record["trajectory"]["expected"] = [{name: e[name] for name in kept} for e in record["trajectory"]["expected"]]
@@ -188,7 +188,7 @@ def test_a_trajectory_comes_back_and_so_does_one_of_the_first_version(tmp_path):
         ("{", "no result could be read"),
         ("[]", "something else than an analysis"),
         ('{"experiment": "decay", "schema_version": 1}', "something else than an analysis"),
-        ('{"first_candidate": {}, "schema_version": 99}', "schema version 99; this version of curvprobe reads 1 to 3"),
+        ('{"first_candidate": {}, "schema_version": 99}', "schema version 99; this version of curvprobe reads 1 to 4"),
         ('{"first_candidate": {}}', "schema version None"),
         ('{"first_candidate": {}, "schema_version": 2}', "not a whole result"),
         ('{"trajectory": {}, "schema_version": 2}', "not a whole result"),

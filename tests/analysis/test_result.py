@@ -27,7 +27,7 @@ def test_result_file_holds_every_number_with_its_error(case, tmp_path):
 def test_table_and_dataframe(analysis):
     text = str(analysis)
     assert f"{analysis.controlled.value:.5e}" in text
-    assert f"{analysis.direct.stderr:.1e}" in text
+    assert f"{analysis.direct.reach:.1e}" in text
     frame = analysis.to_dataframe()
     assert list(frame["value"]) == [estimate.value for estimate in analysis.estimates().values()]
 

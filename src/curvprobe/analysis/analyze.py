@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import operator
-import platform
-import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
-from torch import Tensor
-
 from curvprobe.analysis import stages
-from curvprobe.analysis.concentration import ConcentrationCurve
+from curvprobe.analysis.assembly import Seen, assemble
 from curvprobe.analysis.examination import Examination
-from curvprobe.analysis.law_table import LawTable
-from curvprobe.analysis.result import Analysis, Spectrum
-from curvprobe.analysis.stages import CONTROLLED_DRAWS, Job, Settings
-from curvprobe.analysis.stationarity import stationarity
-from curvprobe.criteria.decay import decay_curve
+from curvprobe.analysis.result import Analysis
+from curvprobe.analysis.stages import Job, Settings
 from curvprobe.criteria.draws import check_sigma
-from curvprobe.criteria.estimators import (
-    Estimate,
-    control,
-    corrected,
-    gaussian_moment,
-    model_error,
-    quadratic_monte_carlo,
-    summarise,
-)
-from curvprobe.criteria.expectation import expected_criterion
-from curvprobe.criteria.increment import increment
-from curvprobe.criteria.ranking import rank_candidates
-from curvprobe.criteria.sample import ProjectedSample
-from curvprobe.criteria.sample_size import check_request, required_sample_size
-from curvprobe.criteria.theory import theory_checks
+from curvprobe.criteria.estimators import check_power
+from curvprobe.criteria.sample_size import check_request
 from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.eigensolver.wanted import Which
 from curvprobe.errors import ArgumentError, ArgumentTypeError
-from curvprobe.probing.deltas import delta1
-from curvprobe.probing.laws import SubspaceProbe
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime import progress
 from curvprobe.runtime.digest import overlap
 from curvprobe.runtime.store import Stage, Store
 from curvprobe.subspace.eigenspace import plan_memory
-from curvprobe.subspace.spaces import Eigenspace
-from curvprobe.version import __version__
 
 SIGMA_GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 2))
 """Standard deviations at which the quadratic model is judged: half decades from 1e-5 to 3.2."""
-
-DECAY_POINTS = 60
-"""Sample sizes of the decay curve when there are more."""
 
 T = TypeVar("T")
 
@@ -71,6 +41,7 @@ def analyze(
     max_matvecs: int | None = None,
     num_probes: int = 64,
     tolerance: float | None = None,
+    p: float = 2.0,
     laws: bool = False,
     concentration: bool = False,
     seed: int = 0,
@@ -93,6 +64,9 @@ def analyze(
         which, tol, max_matvecs: of the eigenspace, see :func:`top_eigenspace`.
         num_probes: Monte-Carlo draws.
         tolerance: RMS increment, in loss units, for which to tell the required sample size; None leaves it out.
+        p: order of the criterion ``E |L_{k+1} - L_k|^p``, at least 1, for the first candidate and for what is expected
+            of the next one. The split into parts, the full space's closed form, the ranking, the curves, the laws and
+            the required size are of the second order.
         laws: also find the first candidate's criterion under other probing laws: two more eigenspaces.
         concentration: also find how much of the full-space signal the top-D directions and others capture: four more
             eigenspaces, on up to 100 candidates.
@@ -118,7 +92,7 @@ def analyze(
         >>> analysis.verdict, analysis.controlled.stderr < analysis.direct.stderr
         ('valid', True)
     """
-    settings = _checked(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap)
+    settings = _checked(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap, p)
     notes = [f"Parameters in {', '.join(risk.upcast_from)} were raised to float32."] if risk.upcast_from else []
     risk, new = _sample_and_candidates(risk, candidates, settings, notes)
     if tolerance is not None:
@@ -126,7 +100,17 @@ def analyze(
     store, job = Store.at(out), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sorted({*SIGMA_GRID, *([] if settings.sigma == "auto" else [settings.sigma])})
-    with progress.bar("analysis (stages)", 10 + laws + concentration) as advance:
+    seen = _seen(job, store, grid, notes, laws=laws, concentration=concentration)
+    config = {"tolerance": tolerance, "laws": laws, "concentration": concentration, "engine": engine}
+    found = assemble(job, seen, grid, tolerance, notes, config, store)
+    store.write_result(found.to_json())
+    return found
+
+
+def _seen(job: Job, store: Store, grid: list[float], notes: list[str], *, laws: bool, concentration: bool) -> Seen:
+    """What the stages find, one after the other."""
+    settings, second = job.settings, job.settings.p == 2
+    with progress.bar("analysis (stages)", 9 + 2 * second + laws + concentration) as advance:
 
         def result(stage: Stage[T]) -> T:
             found = store.result(stage)
@@ -140,7 +124,8 @@ def analyze(
         examination = Examination.from_json(result(stages.examination(job)))
         validity = result(stages.validity(job, space, basis, sample, fresh, grid))
         chosen, source = _choose_sigma(settings.sigma, validity, notes)
-        seen = _Seen(
+        judged = stages.judged_candidates(sample, fresh, chosen)
+        return Seen(
             examination=examination,
             space=space,
             sample=sample,
@@ -148,114 +133,16 @@ def analyze(
             validity=validity,
             sigma=chosen,
             sigma_source=source,
-            draws=result(stages.monte_carlo(job, space, basis, chosen)),
+            judged=judged,
+            draws=result(stages.monte_carlo(job, space, basis, chosen, judged)),
             isotropic=result(stages.isotropic(job, chosen)),
-            isotropic_model=result(stages.isotropic_model(job, chosen)),
-            full_space=result(stages.full_space(job, chosen)),
+            isotropic_model=result(stages.isotropic_model(job, chosen)) if second else None,
+            full_space=result(stages.full_space(job, chosen)) if second else None,
             norms=result(stages.norms(job)),
+            stationarity=result(stages.stationary(job, space, basis, sample, fresh)),
             laws=result(stages.laws(job, space, basis, chosen)) if laws else None,
             concentration=result(stages.concentration(job, space, basis, chosen)) if concentration else None,
         )
-    config = {"tolerance": tolerance, "laws": laws, "concentration": concentration, "engine": engine}
-    found = _analysis(job, seen, grid, tolerance, notes, config, store)
-    store.write_result(found.to_json())
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What the stages have found."""
-
-    examination: Examination
-    space: Eigenspace
-    sample: ProjectedSample
-    fresh: ProjectedSample
-    validity: QuadraticValidity
-    sigma: float
-    sigma_source: str
-    draws: Tensor
-    isotropic: Tensor
-    isotropic_model: Tensor
-    full_space: Estimate
-    norms: Tensor
-    laws: LawTable | None
-    concentration: ConcentrationCurve | None
-
-
-def _analysis(
-    job: Job,
-    seen: _Seen,
-    grid: list[float],
-    tolerance: float | None,
-    notes: list[str],
-    config: dict[str, Any],
-    store: Store,
-) -> Analysis:
-    """The result, by small linear algebra on what the stages have found."""
-    risk, sample, fresh, sigma, k = job.risk, seen.sample, seen.fresh, seen.sigma, len(job.risk)
-    ks = sorted({int(k) for k in torch.logspace(0, math.log10(k), DECAY_POINTS, device="cpu").round()})
-    return Analysis(
-        k=k,
-        num_candidates=len(job.new),
-        num_params=risk.num_params,
-        dtype=str(risk.dtype).split(".")[-1],
-        loss=risk.value(),
-        gradient_norm=float(risk.gradient().double().norm()),
-        spectrum=Spectrum.of(seen.space),
-        validity=seen.validity,
-        sigma=sigma,
-        sigma_source=seen.sigma_source,
-        **_first_candidate(job, seen),
-        **_over_candidates(job, seen, tolerance),
-        stationarity=stationarity(risk, seen.space, sample, fresh),
-        theory=theory_checks(sample, fresh[0], sigma),
-        laws=seen.laws,
-        concentration=seen.concentration,
-        ranking=rank_candidates(sample, fresh, sigma, gradient_norms=seen.norms),
-        decay=decay_curve(sample, ks, sigma, sorted({1, min(4, seen.space.dim), seen.space.dim}), fresh=fresh),
-        shares=decay_curve(sample, [k], grid, [seen.space.dim], fresh=fresh),
-        examination=seen.examination,
-        notes=(*notes, *_notes(seen)),
-        config=_config(job, config),
-        versions=_versions(),
-        seconds={name: 0.0 if s.found else float(f"{s.seconds:.3g}") for name, s in store.finished.items()},
-        subspace=seen.space,
-        sample=sample,
-        fresh=fresh,
-    )
-
-
-def _first_candidate(job: Job, seen: _Seen) -> dict[str, Any]:
-    """Every estimate for the first candidate as the next example."""
-    s, model = job.settings, increment(seen.sample, seen.fresh[0])
-    closed = gaussian_moment(model, sigma=seen.sigma)
-    coordinates = SubspaceProbe(seen.space, seen.sigma).coordinates(s.num_probes, s.seed)
-    controlled = seen.isotropic[: min(s.num_probes, CONTROLLED_DRAWS)]
-    return {
-        "delta1": delta1(job.first.risk, job.first.new),
-        "closed_form": closed,
-        "quadratic": quadratic_monte_carlo(model, sigma=seen.sigma, num_probes=s.num_probes, seed=s.seed),
-        "direct": summarise(seen.draws, antithetic=True),
-        "controlled": control(closed, model, seen.draws, coordinates),
-        "isotropic": summarise(seen.isotropic, antithetic=True),
-        "isotropic_controlled": corrected(seen.full_space, controlled, seen.isotropic_model),
-        "isotropic_closed_form": seen.full_space,
-        "surrogate_error": model_error(seen.draws, model, coordinates),
-    }
-
-
-def _over_candidates(job: Job, seen: _Seen, tolerance: float | None) -> dict[str, Any]:
-    """What is expected of the next example, and the sample size that a tolerance takes."""
-    # One candidate says nothing of the others: the sample stands for them.
-    sample, pool, sigma = seen.sample, seen.fresh if len(seen.fresh) > 1 else None, seen.sigma
-    alone, overlapping = pool is None and len(sample) < 2, job.settings.allow_overlap
-    return {
-        "expected": None if alone else expected_criterion(sample, pool, sigma, allow_overlap=overlapping),
-        "doubling": None if alone else expected_criterion(sample, pool, sigma, "double", allow_overlap=overlapping),
-        "required": None
-        if tolerance is None
-        else required_sample_size(sample, pool, sigma, tolerance, validity=seen.validity, allow_overlap=overlapping),
-    }
 
 
 def _checked(
@@ -268,6 +155,7 @@ def _checked(
     seed: int,
     compiled: bool,
     allow_overlap: bool,
+    p: float,
 ) -> Settings:
     """The settings, if they make sense."""
     dim, num_probes, seed = _whole("dim", dim), _whole("num_probes", num_probes), _whole("seed", seed)
@@ -275,7 +163,8 @@ def _checked(
         sigma = float(check_sigma(sigma))
     if num_probes < 2:
         raise ArgumentError(f"num_probes is {num_probes}; expected at least 2 draws")
-    return Settings(dim, sigma, which, tol, max_matvecs, num_probes, seed, compiled, bool(allow_overlap))
+    check_power(p)
+    return Settings(dim, sigma, which, tol, max_matvecs, num_probes, seed, compiled, bool(allow_overlap), float(p))
 
 
 def _whole(name: str, number: Any) -> int:
@@ -336,37 +225,6 @@ def _choose_sigma(sigma: float | Literal["auto"], validity: QuadraticValidity, n
     return value, "auto: the smallest error"
 
 
-def _notes(seen: _Seen) -> list[str]:
-    """What a reader should know of the checks and of the eigenspace."""
-    space = seen.space
-    notes, dim, last = seen.examination.doubts(), space.dim, float(space.eigenvalues[-1])
-    if not bool(space.converged.all()):
-        notes.append(
-            f"Only {int(space.converged.sum())} of {dim} eigenpairs converged; raise max_matvecs or lower dim."
-        )
-    if space.next_eigenvalue > 0.9 * last > 0:
-        notes.append(
-            f"The cut after D = {dim} falls in a cluster: eigenvalue {dim} is {last:.4g} and the "
-            f"next about {space.next_eigenvalue:.4g}. Another D would be a more stable subspace."
-        )
-    return notes
-
-
-def _config(job: Job, more: dict[str, Any]) -> dict[str, Any]:
-    """How the result was made."""
-    s = job.settings
-    named = dict(zip(("risk_key", "candidates_key"), job.keys, strict=True))
-    return {
-        **s.solver,
-        "sigma": s.sigma,
-        "num_probes": s.num_probes,
-        "allow_overlap": s.allow_overlap,
-        **more,
-        "param_names": job.risk.param_names,
-        **named,
-    }
-
-
 def _engine(risk: EmpiricalRisk, settings: Settings) -> dict[str, Any]:
     """What was chosen for the work from the memory budget."""
     solving, basis_size, basis_device = plan_memory(risk, settings.dim)
@@ -379,13 +237,4 @@ def _engine(risk: EmpiricalRisk, settings: Settings) -> dict[str, Any]:
         "tangents_at_once": risk.budget.tangents_at_once(min(len(risk), risk.microbatch_size)),
         "basis_size": basis_size,
         "basis_device": str(basis_device),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "curvprobe": __version__,
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "machine": platform.machine(),
     }

@@ -6,24 +6,30 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from curvprobe.analysis.concentration import ConcentrationCurve
 from curvprobe.analysis.examination import Examination
 from curvprobe.analysis.law_table import LawTable
-from curvprobe.analysis.stationarity import Stationarity
-from curvprobe.analysis.table import estimate_row, expected_lines, floor_lines, indented, mean_lines
+from curvprobe.analysis.spectrum import Spectrum
+from curvprobe.analysis.table import (
+    estimate_row,
+    expected_lines,
+    floor_lines,
+    indented,
+    mean_lines,
+    ranking_lines,
+)
 from curvprobe.criteria.decay import DecayCurve
 from curvprobe.criteria.estimators import Estimate
 from curvprobe.criteria.expectation import ExpectedCriterion
 from curvprobe.criteria.ranking import Ranking
+from curvprobe.criteria.row_errors import RowErrors
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.sample_size import RequiredSampleSize
+from curvprobe.criteria.stationarity import Stationarity
 from curvprobe.criteria.theory import TheoryChecks
 from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.errors import ArgumentError
-from curvprobe.runtime.plain import number, numbers
+from curvprobe.runtime.plain import number
 from curvprobe.subspace.spaces import Eigenspace
 
 ESTIMATES = {
@@ -44,9 +50,10 @@ _OF_THE_MODEL = {
     "delta2_isotropic_closed_form",
 }
 
-RESULT_VERSION = 3
-"""Of ``result.json``: 2 left out what was checked; 1 besides, of the validity what rounding is judged by, of
-expectations the candidates' own contributions, and the keys of the stages."""
+RESULT_VERSION = 4
+"""Of ``result.json``: 3 left out the errors of single rows and other orders than the second; 2 what was checked; 1
+besides, of the validity what rounding is judged by, of expectations the candidates' own contributions, and the keys of
+the stages."""
 
 
 _OPTIONAL: tuple[tuple[str, str, Any], ...] = (
@@ -56,62 +63,9 @@ _OPTIONAL: tuple[tuple[str, str, Any], ...] = (
     ("laws", "laws", LawTable),
     ("concentration", "concentration", ConcentrationCurve),
     ("examination", "examination", Examination),
+    ("errors", "errors_of_rows", RowErrors),
 )
 """Attribute, key in ``result.json`` and kind of what an analysis may lack."""
-
-SHOWN = 6
-"""Eigenvalues in the text."""
-
-
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """The eigenvalues of an eigenspace with their certificates, without its basis; see :class:`Eigenspace`.
-
-    Attributes:
-        eigenvalues, residuals, converged: (D,).
-        next_eigenvalue: estimate of the first one left out.
-        num_matvecs: products used.
-    """
-
-    eigenvalues: Tensor
-    residuals: Tensor
-    converged: Tensor
-    next_eigenvalue: float
-    num_matvecs: int
-
-    @classmethod
-    def of(cls, space: Eigenspace) -> Spectrum:
-        """That of an eigenspace."""
-        return cls(space.eigenvalues, space.residuals, space.converged, space.next_eigenvalue, space.num_matvecs)
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return len(self.eigenvalues)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        names = ("eigenvalues", "residuals", "converged", "next_eigenvalue", "num_matvecs")
-        return {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Spectrum:
-        """What :meth:`to_json` has written."""
-        return cls(
-            numbers(record["eigenvalues"]),
-            numbers(record["residuals"], math.inf),
-            torch.tensor(record["converged"], device="cpu"),
-            number(record["next_eigenvalue"]),
-            record["num_matvecs"],
-        )
-
-    def __str__(self) -> str:
-        values = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:SHOWN].tolist())
-        return (
-            f"Top-{self.dim} eigenvalues: {values}{', ...' if self.dim > SHOWN else ''}; next about "
-            f"{self.next_eigenvalue:.4g}\n  {int(self.converged.sum())} of {self.dim} certified, largest residual "
-            f"{float(self.residuals.max()):.1e} of the first eigenvalue, {self.num_matvecs} Hessian products"
-        )
 
 
 @dataclass(frozen=True)
@@ -143,6 +97,7 @@ class Analysis:
     """What :func:`curvprobe.analyze` found; print it for a table.
 
     Attributes:
+        p: order of the criterion, where nothing else is said.
         k: examples in the sample.
         num_candidates: examples outside it that were tried as the next one.
         num_params, dtype: of the probed parameters.
@@ -157,10 +112,12 @@ class Analysis:
         controlled: the same draws with the quadratic model as control variate: the best estimate of the truth where the
             model is valid; elsewhere take whichever of the two has the smaller standard error.
         isotropic: Delta_2 for the first candidate, by Monte Carlo on the true loss.
-        isotropic_controlled: some of these draws with the quadratic model as control variate.
-        isotropic_closed_form: the same on the quadratic model, by stochastic traces.
+        isotropic_controlled: some of these draws with the quadratic model as control variate; None unless p = 2.
+        isotropic_closed_form: the same on the quadratic model, by stochastic traces; None unless p = 2.
         surrogate_error: relative error of the quadratic model of the first candidate's increment, in the draws of
             ``direct``: root mean square over that of the increment's change.
+        errors: how far the closed forms of the first candidates, of those that the ranking shows, and their mean are
+            from the true loss, each by draws of its own; None in a result of an earlier version.
         expected: Delta_2^(D) averaged over the candidates as the next example, with its interval and table; for a
             single candidate over the sample's own examples, in all orders; None where there is but one of each.
         doubling: the same when as many join as there are.
@@ -182,6 +139,7 @@ class Analysis:
             on, a use of these three raises :class:`curvprobe.ArgumentError`.
     """
 
+    p: float
     k: int
     num_candidates: int
     num_params: int
@@ -198,9 +156,10 @@ class Analysis:
     direct: Estimate
     controlled: Estimate
     isotropic: Estimate
-    isotropic_controlled: Estimate
-    isotropic_closed_form: Estimate
+    isotropic_controlled: Estimate | None
+    isotropic_closed_form: Estimate | None
     surrogate_error: float
+    errors: RowErrors | None
     expected: ExpectedCriterion | None
     doubling: ExpectedCriterion | None
     required: RequiredSampleSize | None
@@ -228,12 +187,15 @@ class Analysis:
     @property
     def isotropic_distance(self) -> float:
         """Isotropic closed form less Monte Carlo on the true loss, in standard errors: how that model is judged."""
+        if self.isotropic_closed_form is None:
+            return math.nan
         stderr = math.hypot(self.isotropic.stderr, self.isotropic_closed_form.stderr)
         return (self.isotropic_closed_form.value - self.isotropic.value) / stderr if stderr > 0 else 0.0
 
     def estimates(self) -> dict[str, Estimate]:
         """Every estimate for the first candidate, by name."""
-        return {name: getattr(self, attribute) for name, attribute in ESTIMATES.items()}
+        found = {name: getattr(self, attribute) for name, attribute in ESTIMATES.items()}
+        return {name: estimate for name, estimate in found.items() if estimate is not None}
 
     def metrics(self) -> dict[str, float]:
         """Flat numbers for an experiment logger, keyed ``curvprobe/...``."""
@@ -278,6 +240,7 @@ class Analysis:
             "schema_version": RESULT_VERSION,
             "versions": self.versions,
             "config": self.config,
+            "p": self.p,
             "sample": {
                 "k": self.k,
                 "num_candidates": self.num_candidates,
@@ -291,6 +254,7 @@ class Analysis:
             "isotropic_closed_form_in_standard_errors": self.isotropic_distance,
             "sigma": {"value": self.sigma, "source": self.sigma_source, "verdict": self.verdict},
             "first_candidate": self.rows(),
+            "errors_of_rows": None if self.errors is None else self.errors.to_json(),
             "expected": None if self.expected is None else self.expected.to_json(),
             "doubling": None if self.doubling is None else self.doubling.to_json(),
             "required_sample_size": None if self.required is None else self.required.to_json(),
@@ -310,10 +274,13 @@ class Analysis:
     def from_json(cls, record: dict[str, Any], **bulk: Any) -> Analysis:
         """What :meth:`to_json` has written, with ``subspace``, ``sample`` and ``fresh``; see :class:`Absent`."""
         rows = record["first_candidate"]
-        parts: dict[str, Any] = {attribute: Estimate.from_json(rows[name]) for name, attribute in ESTIMATES.items()}
+        parts: dict[str, Any] = {
+            attribute: Estimate.from_json(rows[name]) if name in rows else None for name, attribute in ESTIMATES.items()
+        }
         for attribute, key, kind in _OPTIONAL:
-            parts[attribute] = None if record[key] is None else kind.from_json(record[key])
+            parts[attribute] = None if record.get(key) is None else kind.from_json(record[key])
         return cls(
+            p=record.get("p", 2.0),
             **record["sample"],
             spectrum=Spectrum.from_json(record["eigenspace"]),
             validity=QuadraticValidity.from_json(record["validity"]),
@@ -341,20 +308,19 @@ class Analysis:
             f"Solution: loss {self.loss:.5g}, gradient norm {self.gradient_norm:.2e}",
             *([] if self.examination is None else [f"Checks: {self.examination.summary()}"]),
             str(self.spectrum),
-            f"Probe: sigma = {at:.3g} ({self.sigma_source}); the quadratic model is {self.verdict} there, error "
-            f"{error:.2g} +- {stderr:.1g} % ({100 * self.surrogate_error:.2g} % for the first candidate in all draws "
-            "of Monte Carlo)",
+            f"Probe: sigma = {at:.3g} ({self.sigma_source}); for the candidates together the quadratic model is "
+            f"{self.verdict} there, error {error:.2g} +- {stderr:.1g} %; each row below says how far its own is off",
             *floor_lines(self.validity, self.dtype),
             "",
             *self._first_candidate_lines(),
             "",
-            *mean_lines(self.decay, self.num_candidates),
+            *mean_lines(self.decay, self.num_candidates, self.errors),
             *expected_lines(self.expected, self.doubling),
             *([] if self.required is None else [str(self.required)]),
             "",
             str(self.stationarity),
             str(self.theory),
-            str(self.ranking),
+            *ranking_lines(self.ranking, self.errors),
         ]
         if self.laws is not None:
             lines += ["", "If the first candidate is added, under other laws:", *indented(str(self.laws))]
@@ -367,19 +333,24 @@ class Analysis:
     def _first_candidate_lines(self) -> list[str]:
         subspace = f"Delta_2^({self.spectrum.dim})"
         distance = f"{abs(self.isotropic_distance):.1f} standard errors from the true loss"
+        isotropic = "Delta_2 isotropic" if self.p == 2 else f"Order {self.p:g}, isotropic"
+        first = "" if self.errors is None else f": {self.errors.rows[0]}"
+        unit = "squared loss units; rms in loss units"
+        if self.p != 2:
+            subspace, unit = f"Order {self.p:g}, D = {self.spectrum.dim}", f"loss units to the power {self.p:g}; rooted"
         rows = [
             ("Delta_1 at the solution", self.delta1, "true loss, loss units"),
-            (f"{subspace} closed form", self.closed_form, "quadratic model"),
+            (f"{subspace} closed form", self.closed_form, f"quadratic model{first}"),
             (f"{subspace} quadratic Monte Carlo", self.quadratic, "quadratic model"),
             (f"{subspace} direct Monte Carlo", self.direct, "true loss"),
             (f"{subspace} controlled Monte Carlo", self.controlled, "true loss"),
-            ("Delta_2 isotropic Monte Carlo", self.isotropic, "true loss"),
+            (f"{isotropic} Monte Carlo", self.isotropic, "true loss"),
             ("Delta_2 isotropic controlled", self.isotropic_controlled, "true loss"),
             ("Delta_2 isotropic closed form", self.isotropic_closed_form, f"quadratic model, {distance}"),
         ]
         return [
-            "If the first candidate is added (squared loss units; rms in loss units):",
-            *(estimate_row(*row) for row in rows),
+            f"If the first candidate is added ({unit}; 95 % intervals):",
+            *(estimate_row(name, found, comment) for name, found, comment in rows if found is not None),
             f"  (A probe is {self.sigma * self.spectrum.dim**0.5:.2g} from the solution in the subspace, and "
             f"{self.sigma * self.num_params**0.5:.2g} when isotropic.)",
         ]

@@ -13,14 +13,17 @@ from torch import Tensor
 from curvprobe.analysis.concentration import ConcentrationCurve, concentration_curve
 from curvprobe.analysis.examination import Examination, examine_candidates, examine_model
 from curvprobe.analysis.law_table import LawTable, compare_laws
+from curvprobe.analysis.stationarity import stationarity
 from curvprobe.criteria.estimators import Estimate
+from curvprobe.criteria.ranking import SHOWN, rank_candidates
 from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.criteria.stationarity import Stationarity
 from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.eigensolver.wanted import Which
 from curvprobe.probing.full_space import full_space_moment, quadratic_model_at
 from curvprobe.probing.joining import Joining
 from curvprobe.probing.laws import IsotropicProbe, SubspaceProbe
-from curvprobe.probing.monte_carlo import probe_increments
+from curvprobe.probing.monte_carlo import candidate_increments, probe_increments
 from curvprobe.probing.named_laws import law_makers
 from curvprobe.probing.validity import subspace_validity
 from curvprobe.risk.empirical import EmpiricalRisk
@@ -35,7 +38,7 @@ from curvprobe.subspace.spaces import Eigenspace
 FULL_SPACE_PRODUCTS = 24
 """Hessian products for the traces of the isotropic closed form."""
 
-CONTROLLED_DRAWS = 16
+CONTROLLED_DRAWS = 32
 """Isotropic draws at which the quadratic model is the control: a Hessian product on the sample for each pair."""
 
 VALIDITY_CANDIDATES, VALIDITY_DRAWS = 32, 16
@@ -58,6 +61,7 @@ class Settings:
     seed: int
     compile: bool
     allow_overlap: bool = False
+    p: float = 2.0
 
     @property
     def solver(self) -> dict[str, Any]:
@@ -139,15 +143,21 @@ def validity(
     return Stage("validity", [*job.keys, basis, grid, s.num_probes, s.seed], QuadraticValidity, compute)
 
 
-def monte_carlo(job: Job, space: Eigenspace, basis: str, sigma: float) -> Stage[Tensor]:
-    """True increments of the first candidate at draws in the subspace."""
+def monte_carlo(job: Job, space: Eigenspace, basis: str, sigma: float, judged: list[int]) -> Stage[Tensor]:
+    """True increments (S, J) of the candidates at these positions, each alone, at draws in the subspace."""
     s = job.settings
-    return Stage(
-        "monte_carlo",
-        [*job.keys, basis, sigma, s.num_probes, s.seed],
-        Tensor,
-        lambda: probe_increments(job.first, SubspaceProbe(space, sigma), s.num_probes, s.seed),
-    )
+
+    def compute() -> Tensor:
+        joining = Joining(job.risk, job.new[judged])
+        return candidate_increments(joining, SubspaceProbe(space, sigma), s.num_probes, s.seed)
+
+    return Stage("monte_carlo", [*job.keys, basis, sigma, judged, s.num_probes, s.seed], Tensor, compute)
+
+
+def judged_candidates(sample: ProjectedSample, fresh: ProjectedSample, sigma: float) -> list[int]:
+    """Positions of the candidates whose rows are judged by draws of their own: the first ones, and those shown."""
+    shown = rank_candidates(sample, fresh, sigma).order[:SHOWN].tolist()
+    return list(dict.fromkeys([*range(min(len(fresh), VALIDITY_CANDIDATES)), *shown]))
 
 
 def isotropic(job: Job, sigma: float) -> Stage[Tensor]:
@@ -169,7 +179,7 @@ def isotropic_model(job: Job, sigma: float) -> Stage[Tensor]:
         draws = IsotropicProbe(sigma).displacements(job.risk, s.num_probes, s.seed)
         return quadratic_model_at(job.first, itertools.islice(draws, count), count)
 
-    return Stage("isotropic_model", [*job.keys, sigma, s.num_probes, s.seed], Tensor, compute)
+    return Stage("isotropic_model", [*job.keys, sigma, s.num_probes, count, s.seed], Tensor, compute)
 
 
 def full_space(job: Job, sigma: float) -> Stage[Estimate]:
@@ -181,6 +191,13 @@ def full_space(job: Job, sigma: float) -> Stage[Estimate]:
         Estimate,
         lambda: full_space_moment(risk, new, sigma=sigma, num_probes=FULL_SPACE_PRODUCTS, seed=seed),
     )
+
+
+def stationary(
+    job: Job, space: Eigenspace, basis: str, sample: ProjectedSample, fresh: ProjectedSample
+) -> Stage[Stationarity]:
+    """How far the solution is from a minimiser."""
+    return Stage("stationarity", [*job.keys, basis], Stationarity, lambda: stationarity(job.risk, space, sample, fresh))
 
 
 def norms(job: Job) -> Stage[Tensor]:

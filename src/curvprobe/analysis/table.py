@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from curvprobe.criteria.decay import DecayCurve
 from curvprobe.criteria.estimators import Estimate
 from curvprobe.criteria.expectation import ExpectedCriterion
+from curvprobe.criteria.ranking import Ranking
+from curvprobe.criteria.row_errors import RowErrors
 from curvprobe.criteria.verdicts import QuadraticValidity
+from curvprobe.numerics.intervals import FEWEST_FOR_UPPER
 
 
 def estimate_row(name: str, e: Estimate, comment: str) -> str:
     """One estimate with its error, and what it is an estimate of."""
-    error = "exact" if e.stderr == 0 and not e.num_probes else f"+- {e.stderr:.1e}"
+    error = "exact" if e.stderr == 0 and not e.num_probes else f"+- {e.reach:.1e}"
     if comment.startswith("quadratic model") and not e.num_probes:
         error = "exact for the model"
-    return f"  {name:<38} {e.value:>12.5e}  {error:<20} rms {e.rms:.3e}  {comment}"
+    root = "rms" if e.p == 2 else "root"
+    return f"  {name:<38} {e.value:>12.5e}  {error:<20} {root} {e.rms:.3e}  {comment}"
 
 
-def mean_lines(curve: DecayCurve, num_candidates: int) -> list[str]:
+def mean_lines(curve: DecayCurve, num_candidates: int, errors: RowErrors | None) -> list[str]:
     """The criterion averaged over the candidates, and its parts, at the largest sample and dimension of the curve."""
     dim = int(curve.dims[-1])
     value, stderr = float(curve.value[-1, -1, 0]), float(curve.stderr[-1, -1, 0])
@@ -31,22 +37,39 @@ def mean_lines(curve: DecayCurve, num_candidates: int) -> list[str]:
         f"  of it level {100 * level / total:.2f} %, slope {100 * slope / total:.2g} %, curvature "
         f"{100 * curvature / total:.2g} %; shape (all but the level) {slope + curvature:.3e}"
         + (f" +- {float(curve.shape_stderr[-1, -1, 0]):.1e}" if several else ""),
+        *([] if errors is None else [f"  closed form of {errors.num_candidates} of them: {errors.expected}"]),
     ]
 
 
 def expected_lines(expected: ExpectedCriterion | None, doubling: ExpectedCriterion | None) -> list[str]:
     """What is expected of the next example, and of as many again."""
-    if expected is None or doubling is None:
+    if expected is None:
         return []
+    if doubling is None:
+        return [str(expected)]
     low, high = expected.rms_interval
     lines, of = list[str](), "the rms"
     if expected.pool:
         lines, of = [f"Averaged over all orders of the sample itself: rms {expected.rms:.3e} loss units"], "it"
     return [
         *lines,
-        f"  95 % interval of {of}: [{low:.3e}, {high:.3e}]; {doubling.rms:.3e} when as many join as there are",
+        f"  95 % interval of {of}: [{low:.3e}, {high:.3e}]{_no_upper(high)}; {doubling.rms:.3e} when as many join as "
+        "there are",
         *indented("\n".join(str(expected).split("\n")[1:])),
     ]
+
+
+def _no_upper(high: float) -> str:
+    return (
+        "" if math.isfinite(high) else f" (no upper end: it takes {FEWEST_FOR_UPPER} examples, none of which prevails)"
+    )
+
+
+def ranking_lines(ranking: Ranking, errors: RowErrors | None) -> list[str]:
+    """The ranking, with what is known of each row's closed form."""
+    if errors is None:
+        return [str(ranking)]
+    return [ranking.text({position: str(row) for position, row in errors.rows.items()})]
 
 
 def floor_lines(validity: QuadraticValidity, dtype: str) -> list[str]:

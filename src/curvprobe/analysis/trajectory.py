@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvprobe.criteria.estimators import check_power
 from curvprobe.criteria.expectation import ExpectedCriterion, expected_criterion, pool_dispersion
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError
@@ -60,7 +61,7 @@ class Trajectory:
 
     def __str__(self) -> str:
         lines = [
-            f"{'k':>7} {'loss':>11} {'|gradient|':>12} {'dispersion V':>14}   RMS increment [95 %]  overlap  products"
+            f"{'k':>7} {'loss':>11} {'|gradient|':>12} {'dispersion V':>14}   increment [95 %]      overlap  products"
         ]
         for i, k in enumerate(self.ks.tolist()):
             low, high = self.expected[i].rms_interval
@@ -111,6 +112,7 @@ def trajectory(
     seed: int = 0,
     out: str | Path | None = None,
     allow_overlap: bool = False,
+    p: float = 2.0,
 ) -> Trajectory:
     """Dispersion and criteria along sample sizes, at the weights that were trained on each.
 
@@ -132,6 +134,7 @@ def trajectory(
         out: folder for ``result.json`` and the finished eigenspaces and projections, which are found again when it is
             repeated.
         allow_overlap: take candidates that a sample holds too, by their content.
+        p: order of the expected criterion, at least 1; the dispersion is of the second.
 
     Raises:
         ValueError: for fewer than 2 sizes, sizes beside risks, or candidates that a sample holds.
@@ -147,6 +150,7 @@ def trajectory(
         >>> path.overlap.tolist(), path.fit.interval[0] < path.fit.exponent < path.fit.interval[1]
         ([1.0, 1.0, 1.0], True)
     """
+    check_power(p)
     sizes = _sizes(solutions, ks)
     store, looks = Store.at(out), list[_Look]()
     with progress.bar("trajectory (sample sizes)", len(sizes)) as advance:
@@ -158,19 +162,12 @@ def trajectory(
             before = looks[-1].space if looks else None
             space, sample, fresh = _project(risk, new, before, store, dim=dim, tol=tol, seed=seed)
             shared = math.nan if before is None else float(inner(before.basis.T, space.basis).square().sum()) / dim
-            looks.append(
-                _Look(
-                    risk.value(),
-                    norm(risk.gradient()),
-                    pool_dispersion(sample, sigma),
-                    expected_criterion(sample, fresh, sigma, allow_overlap=allow_overlap),
-                    space,
-                    shared,
-                )
-            )
+            terms = pool_dispersion(sample, sigma)
+            expected = expected_criterion(sample, fresh, sigma, allow_overlap=allow_overlap, p=p)
+            looks.append(_Look(risk.value(), norm(risk.gradient()), terms, expected, space, shared))
             advance(1)
     found = _trajectory(sizes, looks)
-    config = {"ks": sizes, "dim": dim, "sigma": sigma, "tol": tol, "seed": seed}
+    config = {"ks": sizes, "dim": dim, "sigma": sigma, "tol": tol, "seed": seed, "p": p}
     store.write_result(
         {"schema_version": TRAJECTORY_VERSION, "version": __version__, "config": config, "trajectory": found.to_json()}
     )

@@ -24,6 +24,7 @@ from curvprobe.cli.options import (
     Laws,
     Memory,
     NumProbes,
+    P,
     Seed,
     Sigma,
     Tol,
@@ -55,6 +56,7 @@ def demo(
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
     tolerance: Tolerance = None,
+    p: P = 2.0,
     laws: Laws = False,
     concentration: Concentration = False,
     seed: Seed = 0,
@@ -81,6 +83,7 @@ def demo(
             num_probes=num_probes,
             tol=tol,
             tolerance=tolerance,
+            p=p,
             laws=laws,
             concentration=concentration,
             seed=seed,
@@ -99,6 +102,7 @@ def run(
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
     tolerance: Tolerance = None,
+    p: P = 2.0,
     laws: Laws = False,
     concentration: Concentration = False,
     seed: Seed = 0,
@@ -121,6 +125,7 @@ def run(
             num_probes=num_probes,
             tol=tol,
             tolerance=tolerance,
+            p=p,
             laws=laws,
             concentration=concentration,
             seed=seed,
@@ -226,6 +231,7 @@ def trajectory(
     sigma: Annotated[float, typer.Option(help="Standard deviation of the probe in parameter units.")],
     dim: Dim = 10,
     tol: Tol = 1e-3,
+    p: P = 2.0,
     seed: Seed = 0,
     memory_budget: Memory = None,
     allow_overlap: AllowOverlap = False,
@@ -246,17 +252,18 @@ def trajectory(
         def trained(k: int) -> EmpiricalRisk:
             return (largest if k == sizes[-1] else load_task(train, k)).risk(memory_budget=budget)
 
-        options: dict[str, Any] = {"dim": dim, "sigma": sigma, "tol": tol, "seed": seed}
+        options: dict[str, Any] = {"dim": dim, "sigma": sigma, "tol": tol, "seed": seed, "p": p}
         path = follow(trained, sizes, candidates=largest.candidates, **options, out=out, allow_overlap=allow_overlap)
         _say_what_trained(out / RESULT, train)
         typer.echo(str(path))
+        drawn = _drawn(lambda: _trajectory_figures(path, out))
+        typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *drawn])}")
 
-        def figures() -> list[Path]:
-            from curvprobe.plots import plot_trajectory, save
 
-            return save({"trajectory": plot_trajectory(path)}, out)
+def _trajectory_figures(path: Any, out: Path) -> list[Path]:
+    from curvprobe.plots import plot_trajectory, save
 
-        typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_drawn(figures)])}")
+    return save({"trajectory": plot_trajectory(path)}, out)
 
 
 def _say_what_trained(result: Path, train: str) -> None:

@@ -31,6 +31,14 @@ Tolerance = Annotated[
     float | None,
     typer.Option(help="RMS increment in loss units for which to tell the required sample size. Default: not told."),
 ]
+P = Annotated[
+    float,
+    typer.Option(
+        "--p",
+        help="Order p of the criterion E|L_{k+1} - L_k|^p, at least 1: 2 is the mean square, 1 the mean magnitude; "
+        "larger ones weigh the tail. For the first candidate and the expectation; all else is of order 2.",
+    ),
+]
 Laws = Annotated[
     bool,
     typer.Option("--laws", help="Also tell the criterion under other probing laws: two more eigenspaces."),

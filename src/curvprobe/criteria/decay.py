@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvprobe.criteria.distribution import absolute_moments
 from curvprobe.criteria.draws import check_sigma
-from curvprobe.criteria.estimators import moment_parts
+from curvprobe.criteria.estimators import check_power, moment_parts
 from curvprobe.criteria.increment import QuadraticIncrement, fresh_increments, prefix_increments
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError
@@ -27,41 +28,40 @@ class DecayCurve:
         sigmas: (S,).
         dims: int (M,).
         delta1: (K,), pointwise criterion, loss units.
+        value: (K, M, S), Delta_2^(D), or the criterion of order p; loss units to the power p.
         level, slope, curvature: (K, M, S), parts of Delta_2^(D), squared loss units.
         stderr, shape_stderr: (K, M, S), standard errors of ``value`` and ``shape`` over the fresh examples; zero for a
             single next example, where the closed form is exact.
+        p: order of ``value``; the parts and the shape are those of the second.
     """
 
     ks: Tensor
     sigmas: Tensor
     dims: Tensor
     delta1: Tensor
+    value: Tensor
     level: Tensor
     slope: Tensor
     curvature: Tensor
     stderr: Tensor
     shape_stderr: Tensor
-
-    @property
-    def value(self) -> Tensor:
-        """Delta_2^(D), (K, M, S)."""
-        return self.level + self.slope + self.curvature
+    p: float = 2.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         names = ("ks", "sigmas", "dims", "delta1", "value", "stderr", "level", "slope", "curvature", "shape")
-        return {name: getattr(self, name) for name in (*names, "shape_stderr")}
+        return {name: getattr(self, name) for name in (*names, "shape_stderr", "p")}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> DecayCurve:
         """What :meth:`to_json` has written."""
         whole = {name: torch.tensor(record[name], device="cpu") for name in ("ks", "dims")}
-        names = ("sigmas", "delta1", "level", "slope", "curvature", "stderr", "shape_stderr")
-        return cls(**whole, **{name: numbers(record[name]) for name in names})
+        names = ("sigmas", "delta1", "value", "level", "slope", "curvature", "stderr", "shape_stderr")
+        return cls(**whole, **{name: numbers(record[name]) for name in names}, p=record.get("p", 2.0))
 
     @property
     def shape(self) -> Tensor:
-        """Shape criterion, (K, M, S): the value without its level part."""
+        """Shape criterion, (K, M, S): the second moment without its level part."""
         return self.slope + self.curvature
 
 
@@ -72,6 +72,7 @@ def decay_curve(
     dims: Sequence[int] | None = None,
     *,
     fresh: ProjectedSample | None = None,
+    p: float = 2.0,
 ) -> DecayCurve:
     r"""Delta_1 and Delta_2^(D) at every k, every D' <= D and any sigma, from one projection.
 
@@ -87,6 +88,8 @@ def decay_curve(
         dims: dimensions D'; None is the sample's own D.
         fresh: examples outside the sample; each is tried as the next one and the criteria are averaged. None takes
             the sample's own example k + 1.
+        p: order of the criterion, at least 1. Another than 2 takes an eigendecomposition for every k, dimension, sigma
+            and candidate, and an integral where it is not even.
 
     Raises:
         ValueError: for a k, sigma or dimension out of range.
@@ -100,11 +103,8 @@ def decay_curve(
         >>> decay_curve(sample, ks=[1, 3], sigma=0.1).delta1
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
-    sigmas = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").reshape(-1)
-    if len(sigmas) == 0:
-        raise ArgumentError("sigma is empty; expected at least one standard deviation")
-    for value in sigmas:
-        check_sigma(value)
+    check_power(p)
+    sigmas = _checked_sigmas(sigma)
     chosen_dims = [sample.dim] if dims is None else [int(d) for d in dims]
     if not chosen_dims or not all(1 <= d <= sample.dim for d in chosen_dims):
         raise ArgumentError(f"dims is {chosen_dims}; expected dimensions from 1 to {sample.dim}")
@@ -113,18 +113,46 @@ def decay_curve(
     if fresh is None:
         increments = prefix_increments(sample, chosen_ks)
         parts, first = parts_by_dim_and_sigma(increments, chosen_dims, sigmas), increments.level.abs()
-        stderr = torch.zeros_like(parts[:2])
+        value, stderr = _values(increments, parts, chosen_dims, sigmas, p), torch.zeros_like(parts[:2])
     else:
         rows = []
         for increments in fresh_increments(sample, fresh, chosen_ks):  # one k at a time bounds memory
             by_candidate = parts_by_dim_and_sigma(increments, chosen_dims, sigmas)
-            both = torch.stack([by_candidate.sum(0), by_candidate[1:].sum(0)])  # value and shape
+            values = _values(increments, by_candidate, chosen_dims, sigmas, p)
+            both = torch.stack([values, by_candidate[1:].sum(0)])  # value and shape
             spread = both.std(1) if len(fresh) > 1 else torch.full_like(both[:, 0], math.nan)
-            rows.append((by_candidate.mean(1), increments.level.abs().mean(), spread / math.sqrt(len(fresh))))
-        means, firsts, errors = zip(*rows, strict=True)
-        parts, first, stderr = torch.stack(means, dim=1), torch.stack(firsts), torch.stack(errors, dim=1)
+            rows.append(
+                (values.mean(0), by_candidate.mean(1), increments.level.abs().mean(), spread / math.sqrt(len(fresh)))
+            )
+        found, means, firsts, errors = zip(*rows, strict=True)
+        value, parts, first, stderr = (
+            torch.stack(found),
+            torch.stack(means, dim=1),
+            torch.stack(firsts),
+            torch.stack(errors, dim=1),
+        )
     at = (torch.as_tensor(chosen_ks, device="cpu"), sigmas, torch.as_tensor(chosen_dims, device="cpu"))
-    return DecayCurve(*at, first, *parts, *stderr)
+    level, slope, curvature = parts
+    return DecayCurve(*at, first, value, level, slope, curvature, stderr[0], stderr[1], p)
+
+
+def _checked_sigmas(sigma: float | Sequence[float]) -> Tensor:
+    sigmas = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").reshape(-1)
+    if len(sigmas) == 0:
+        raise ArgumentError("sigma is empty; expected at least one standard deviation")
+    for value in sigmas:
+        check_sigma(value)
+    return sigmas
+
+
+def _values(increments: QuadraticIncrement, parts: Tensor, dims: Sequence[int], sigmas: Tensor, p: float) -> Tensor:
+    """The criterion of order p at every dimension and sigma, (..., M, S)."""
+    if p == 2:
+        return parts.sum(0)
+    cells = [
+        torch.stack([absolute_moments(increments.truncate(dim), sigma, p) for sigma in sigmas], dim=-1) for dim in dims
+    ]
+    return torch.stack(cells, dim=-2)
 
 
 def parts_by_dim_and_sigma(increments: QuadraticIncrement, dims: Sequence[int], sigmas: Tensor) -> Tensor:

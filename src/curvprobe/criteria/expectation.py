@@ -11,7 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from curvprobe.criteria.distribution import absolute_moments
 from curvprobe.criteria.draws import check_sigma
+from curvprobe.criteria.estimators import check_power
+from curvprobe.criteria.increment import fresh_increments, last_increments
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.intervals import ShiftAndSpread, log_interval, mean_interval, pseudo_values, standard_error
@@ -27,7 +30,7 @@ SOURCES = ("mean shift", "spread")
 
 @dataclass(frozen=True, eq=False)
 class ExpectedCriterion:
-    """Expectation of Delta_2^(D) over the next examples, in squared loss units.
+    """Expectation of Delta_2^(D), or of another order p, over the next examples; loss units to the power p.
 
     Attributes:
         value: the expectation; the sum of the table's cells.
@@ -39,6 +42,7 @@ class ExpectedCriterion:
         contributions: (n,), what each candidate adds to the mean that ``value`` is; its own criterion when one joins.
         grow_by: examples that join at once.
         pool: whether the sample itself stood for the population, without candidates outside it.
+        p: order of the criterion; the table is that of the second, and NaN for others.
     """
 
     value: float
@@ -49,6 +53,7 @@ class ExpectedCriterion:
     contributions: Tensor
     grow_by: int
     pool: bool
+    p: float = 2.0
 
     @property
     def num_candidates(self) -> int:
@@ -57,13 +62,14 @@ class ExpectedCriterion:
 
     @property
     def rms(self) -> float:
-        """Root of ``value``, in loss units."""
-        return math.sqrt(max(0.0, self.value))
+        """``value ** (1/p)``, in loss units."""
+        return float(max(0.0, self.value) ** (1 / self.p))
 
     @property
     def rms_interval(self) -> tuple[float, float]:
-        """Root of ``interval``, in loss units."""
-        return (math.sqrt(self.interval[0]), math.sqrt(self.interval[1]))
+        """That of ``interval``, in loss units."""
+        low, high = self.interval
+        return (float(low ** (1 / self.p)), float(high ** (1 / self.p)))
 
     @property
     def shape(self) -> float:
@@ -81,6 +87,7 @@ class ExpectedCriterion:
             },
             "contributions": self.contributions,
             "pool": self.pool,
+            "p": self.p,
         }
 
     @classmethod
@@ -100,11 +107,15 @@ class ExpectedCriterion:
             numbers(record["contributions"]),
             record["grow_by"],
             record["pool"],
+            record.get("p", 2.0),
         )
 
     def __str__(self) -> str:
         low, high = self.rms_interval
-        rows = [f"RMS increment {self.rms:.4g} [{low:.4g}, {high:.4g}] when {self.grow_by} more join"]
+        name = "RMS increment" if self.p == 2 else f"Mean increment of order {self.p:g}"
+        rows = [f"{name} {self.rms:.4g} [{low:.4g}, {high:.4g}] when {self.grow_by} more join"]
+        if self.p != 2:
+            return rows[0]
         rows.append(f"{'':12}" + "".join(f"{name:>12}" for name in PARTS))
         rows += [
             f"{source:12}" + "".join(f"{cell:12.3g}" for cell in row)
@@ -132,6 +143,7 @@ def expected_criterion(
     *,
     k: int | None = None,
     allow_overlap: bool = False,
+    p: float = 2.0,
 ) -> ExpectedCriterion:
     r"""Expectation of the closed-form criterion over which examples come next, at fixed solution and subspace.
 
@@ -150,6 +162,8 @@ def expected_criterion(
         grow_by: number b of examples that join at once, or "double" for b = k.
         k: without candidates, the sample size at which the expectation is taken; None is the sample's own.
         allow_overlap: take candidates that the sample holds too; they are found by their content.
+        p: order, at least 1. Another than 2 is averaged over single candidates, each in closed form; without candidates
+            over each example of the sample as the next of all others.
 
     Returns:
         The value with a standard error, a 95 % interval and its table. Over candidates the interval comes from a
@@ -172,7 +186,7 @@ def expected_criterion(
         (0.3125, [0.1875, 0.125])
     """
     if not isinstance(sample, ProjectedSample):
-        return _over_seeds(list(sample), fresh, sigma, grow_by, k=k, allow_overlap=allow_overlap)
+        return _over_seeds(list(sample), fresh, sigma, grow_by, k=k, allow_overlap=allow_overlap, p=p)
     if fresh is not None and not isinstance(fresh, ProjectedSample):
         raise ArgumentTypeError("several samples of candidates came for one sample; expected one, or as many samples")
     if k is not None and (fresh is not None or not isinstance(k, Integral) or k < 1):
@@ -181,10 +195,29 @@ def expected_criterion(
     count = size if grow_by == "double" else grow_by
     if not isinstance(count, Integral) or count < 1:
         raise ArgumentError(f"grow_by is {grow_by!r}; expected a positive number of examples or 'double'")
+    check_power(p)
+    if fresh is not None:
+        check_fresh(sample, fresh, allow_overlap=allow_overlap)
+    if p != 2:
+        if count != 1 or k is not None:
+            raise ArgumentError(
+                f"p is {p:g}; the expectation of another order than 2 is known for one that joins, at k"
+            )
+        return _of_order(sample, fresh, check_sigma(sigma, sample.dim), p)
     if fresh is None:
         return _over_pool(sample, sigma, size, int(count))
-    check_fresh(sample, fresh, allow_overlap=allow_overlap)
     return _over_candidates(_moves(sample, fresh, sigma, int(count)), sample.dim, int(count))
+
+
+def _of_order(sample: ProjectedSample, fresh: ProjectedSample | None, sigma: Tensor, p: float) -> ExpectedCriterion:
+    """The moment of order p, each next example by itself."""
+    increments = last_increments(sample) if fresh is None else next(fresh_increments(sample, fresh, [len(sample)]))
+    terms = absolute_moments(increments, sigma, p)
+    interval = mean_interval(terms) if len(terms) >= FEWEST else (0.0, math.inf)
+    unknown = torch.full((2, 3), math.nan, dtype=torch.float64, device="cpu")
+    return ExpectedCriterion(
+        float(terms.mean()), standard_error(terms), interval, unknown, unknown, terms, 1, fresh is None, p
+    )
 
 
 def _over_pool(sample: ProjectedSample, sigma: float | Tensor, size: int, b: int) -> ExpectedCriterion:
@@ -313,11 +346,12 @@ def _over_seeds(
     *,
     k: int | None,
     allow_overlap: bool,
+    p: float,
 ) -> ExpectedCriterion:
     """The mean over seeds or checkpoints, with the scatter between them as its uncertainty."""
     candidates = _paired(samples, fresh)
     each = [
-        expected_criterion(one, new, sigma, grow_by, k=k, allow_overlap=allow_overlap)
+        expected_criterion(one, new, sigma, grow_by, k=k, allow_overlap=allow_overlap, p=p)
         for one, new in zip(samples, candidates, strict=True)
     ]
     values = torch.tensor([result.value for result in each], dtype=torch.float64, device="cpu")
@@ -339,4 +373,5 @@ def _over_seeds(
         contributions,
         each[0].grow_by,
         fresh is None,
+        p,
     )

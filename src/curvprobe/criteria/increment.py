@@ -132,6 +132,21 @@ def prefix_increments(sample: ProjectedSample, ks: Sequence[int] | None = None) 
     )
 
 
+def last_increments(sample: ProjectedSample) -> QuadraticIncrement:
+    """The increments (n,) when each example is the next one of all others."""
+    if len(sample) < 2:
+        raise ArgumentError("the sample has one example; without candidates the expectation needs at least 2")
+    rest, mean = sample.weight.sum() - sample.weight, sample.mean()
+
+    def gap(values: Tensor, whole: Tensor) -> Tensor:
+        # x - (W m - w x) / (W - w) = W (x - m) / (W - w), times w / W
+        return (sample.weight / rest).view(-1, *[1] * (values.dim() - 1)) * (values - whole)
+
+    return QuadraticIncrement(
+        gap(sample.loss, mean.loss), gap(sample.gradient, mean.gradient), gap(sample.hessian, mean.hessian)
+    )
+
+
 def fresh_increments(
     sample: ProjectedSample, fresh: ProjectedSample, ks: Sequence[int] | None = None
 ) -> Iterator[QuadraticIncrement]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,10 @@ class Ranking:
         return cls(**{name: numbers(column) for name, column in record["columns"].items()})
 
     def __str__(self) -> str:
-        """The candidates that would move the landscape most, beside plain baselines."""
+        return self.text({})
+
+    def text(self, comments: Mapping[int, str]) -> str:
+        """The candidates that would move the landscape most, beside plain baselines, with the comments on them."""
         shape = self.agreement()["shape"]
         agreement = (
             "Ranking by shape agrees with "
@@ -85,7 +89,9 @@ class Ranking:
             "  " + f"{'candidate':>9}" + "".join(f"{name.replace('_', ' '):>25}" for name in columns),
         ]
         lines += [
-            f"  {j:>9}" + "".join(f"{column[j]:>25.4g}" for column in columns.values())
+            f"  {j:>9}"
+            + "".join(f"{column[j]:>25.4g}" for column in columns.values())
+            + (f"  {comments[j]}" if j in comments else "")
             for j in self.order[:SHOWN].tolist()
         ]
         return "\n".join([*lines, agreement])

@@ -120,11 +120,3 @@ class ProjectedSample:
             (share @ self.gradient)[None],
             torch.einsum("n,nde->de", share, self.hessian)[None],
         )
-
-
-def moving_ratio(sample: ProjectedSample) -> float:
-    """Squared mean gradient in the subspace over its expectation at a minimiser of the population's risk."""
-    share = sample.weight / sample.weight.sum()
-    mean = share @ sample.gradient
-    scatter = float((share.square()[:, None] * (sample.gradient - mean).square()).sum())
-    return float(torch.sum(mean.square())) / scatter if scatter > 0 else 0.0

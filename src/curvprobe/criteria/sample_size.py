@@ -13,7 +13,8 @@ from torch import Tensor
 
 from curvprobe.criteria.draws import check_sigma
 from curvprobe.criteria.expectation import FEWEST, check_fresh, features, pool_dispersion, squared_mean
-from curvprobe.criteria.sample import ProjectedSample, moving_ratio
+from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.criteria.stationarity import Stationarity, moving, moving_ratio
 from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import ShiftAndSpread, mean_interval
@@ -25,18 +26,26 @@ class RequiredSampleSize:
     """How many examples it takes until one more moves the landscape by no more than a tolerance.
 
     Attributes:
-        value: the smallest sample size, or None where the data do not support an answer.
-        interval: 95 % confidence interval of it.
+        value: the smallest sample size, or None where the data do not support an answer that is bounded above.
+        at_least: a size that it is not below, with 97.5 % confidence; None where there is no answer at all.
+        observed: the size at which the candidates' own mean square meets the tolerance, without regard to what they may
+            have missed; None where there is no answer at all.
+        interval: 95 % confidence interval of the size; infinite above where the data set no bound.
         tolerance: on the RMS increment, in loss units.
-        verdict: "supported", or why there is no answer.
+        verdict: "supported"; "at least", where only the lower end is; or why there is no answer.
         assumptions: what the number rests on.
+        unseen: share of the population that a kind of examples may have and still be absent from one set of candidates
+            in twenty: the answer says nothing of rarer ones.
     """
 
     value: int | None
+    at_least: int | None
+    observed: int | None
     interval: tuple[float, float]
     tolerance: float
     verdict: str
     assumptions: str
+    unseen: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -46,19 +55,28 @@ class RequiredSampleSize:
     def from_json(cls, record: dict[str, Any]) -> RequiredSampleSize:
         """What :meth:`to_json` has written."""
         low, high = record["interval"]
-        return cls(**record | {"interval": (number(low), number(high, math.inf))})
+        # A result of schema 3 or before: its answers were bounded above from any number of candidates on.
+        earlier = {"at_least": None, "observed": record["value"], "unseen": math.nan}
+        return cls(**earlier | record | {"interval": (number(low), number(high, math.inf))})
 
     def __str__(self) -> str:
+        first = f"Sample size for an rms of {self.tolerance:g} loss units: "
+        if self.at_least is None:
+            return first + f"no answer; {self.verdict}"
         low, high = self.interval
-        size = f"{self.value} [{low:.0f}, {high:.0f}]" if self.value else "no answer"
-        first = f"Sample size for an rms of {self.tolerance:g} loss units: {size}; {self.verdict}"
-        return first + (f"\n  (if {self.assumptions})" if self.value else "")
+        size = f"{self.value} [{low:.0f}, {high:.0f}]"
+        if self.value is None:
+            size = f"at least {self.at_least} (97.5 %); no upper end, the candidates themselves give {self.observed}"
+        rare = f"a kind of examples rarer than 1 in {1 / self.unseen:.0f} may have been missed" if self.unseen else ""
+        return first + f"{size}\n  (if {self.assumptions}; {rare})"
 
 
 ASSUMPTIONS = (
     "the solution and the subspace stay as they are; examples to come are drawn like the candidates; the quadratic "
     "model holds at this sigma"
 )
+
+SUBSPACE_ONLY = "the gradient vanishes outside the subspace, which was not looked at"
 
 LARGEST = 1e18
 """No sample is larger."""
@@ -68,11 +86,8 @@ FARTHEST = 100.0
 
 GRID = 81
 
-WIDEST = 4.0
-"""Ratio of the interval's ends above which there is no answer."""
-
-MOVING = 4.0
-"""Squared mean gradient, over what the scatter of the gradients explains, above which the point is not stationary."""
+MISSED = 3.0
+"""Expected number of examples of a kind that is absent once in twenty: exp(-3) = 5 %."""
 
 
 def required_sample_size(
@@ -82,7 +97,7 @@ def required_sample_size(
     tolerance: float,
     *,
     validity: QuadraticValidity | None = None,
-    widest: float = WIDEST,
+    stationarity: Stationarity | None = None,
     allow_overlap: bool = False,
 ) -> RequiredSampleSize:
     r"""The smallest k at which one more example moves the landscape by no more than ``tolerance``.
@@ -103,11 +118,14 @@ def required_sample_size(
         tolerance: tau, on the root mean square of the increment, in loss units.
         validity: of the quadratic model; an answer is refused where the model is not valid at sigma (one sigma for
             all directions: a grid says nothing of several).
-        widest: ratio of the interval's ends above which an answer is refused.
+        stationarity: of the solution in all parameters; an answer is refused where it is not a minimum. Without it the
+            gradient is judged in the subspace alone, and the answer says so.
         allow_overlap: take candidates that the sample holds too.
 
     Returns:
-        The size with a 95 % interval (bootstrap over the examples), or None with the reason.
+        The size with a 95 % interval (bootstrap over the examples). Fewer than 150 examples bound it from below only,
+        and so do more where a few of them carry the mean square. How wide the interval is decides nothing: the samples
+        that have missed the large increments are those with narrow ones.
 
     Raises:
         ValueError: for a tolerance that is not positive, or candidates in the sample.
@@ -117,11 +135,15 @@ def required_sample_size(
     Example:
         >>> import torch
         >>> from curvprobe.criteria.sample import ProjectedSample
-        >>> losses = torch.linspace(0, 1, 40, dtype=torch.float64)
-        >>> sample = ProjectedSample(losses, torch.ones(40), torch.zeros(40, 1), torch.zeros(40, 1, 1))
-        >>> size = required_sample_size(sample, None, sigma=0.1, tolerance=1e-3)
-        >>> size.value, size.verdict
-        (300, 'supported')
+        >>> def flat(n):
+        ...     losses = torch.linspace(0, 1, n, dtype=torch.float64)
+        ...     return ProjectedSample(losses, torch.ones(n), torch.zeros(n, 1), torch.zeros(n, 1, 1))
+        >>> size = required_sample_size(flat(400), None, sigma=0.1, tolerance=1e-3)
+        >>> size.value, size.at_least, size.verdict
+        (290, 279, 'supported')
+        >>> size = required_sample_size(flat(40), None, sigma=0.1, tolerance=1e-3)
+        >>> size.value, size.at_least, size.verdict
+        (None, 265, 'at least')
     """
     check_request(tolerance, len(sample if fresh is None else fresh))
     if fresh is None:
@@ -131,9 +153,19 @@ def required_sample_size(
     else:
         check_fresh(sample, fresh, allow_overlap=allow_overlap)
         size, interval = size_with(sample, fresh, sigma, tolerance)
-    reason = _refusal(sample, sigma, interval, validity, widest)
+    refused = _refusal(sample, sigma, tolerance, validity, stationarity)
+    bounded = not refused and math.isfinite(interval[1])
+    observed = math.ceil(size - 1e-9) if math.isfinite(size) else None
+    assumptions = ASSUMPTIONS if stationarity is not None else f"{ASSUMPTIONS}; {SUBSPACE_ONLY}"
     return RequiredSampleSize(
-        None if reason else math.ceil(size - 1e-9), interval, tolerance, reason or "supported", ASSUMPTIONS
+        value=observed if bounded else None,
+        at_least=None if refused else max(1, math.ceil(interval[0] - 1e-9)),
+        observed=None if refused else observed,
+        interval=interval,
+        tolerance=tolerance,
+        verdict=refused or ("supported" if bounded else "at least"),
+        assumptions=assumptions,
+        unseen=MISSED / len(sample if fresh is None else fresh),
     )
 
 
@@ -200,21 +232,14 @@ def _first_below(falling: Callable[[float], float], bound: float) -> float:
 def _refusal(
     sample: ProjectedSample,
     sigma: float | Tensor,
-    interval: tuple[float, float],
+    tolerance: float,
     validity: QuadraticValidity | None,
-    widest: float,
+    stationarity: Stationarity | None,
 ) -> str | None:
     """Why the data do not support an answer, or None."""
     scale = check_sigma(sigma, sample.dim)
     if validity is not None and not scale.dim() and validity.verdict(float(scale)) != "valid":
         return f"the quadratic model is {validity.verdict(float(scale))} at sigma = {float(scale):g}"
-    moving = moving_ratio(sample)
-    if moving > MOVING:
-        return (
-            f"the point is not stationary: the squared mean gradient in the subspace is {moving:.3g} times what the "
-            f"scatter of the examples' gradients explains (at most {MOVING:g} is taken for noise)"
-        )
-    low, high = interval
-    if not high / low <= widest:
-        return f"the data do not determine it: the interval is [{low:.3g}, {high:.3g}], wider than a factor {widest:g}"
-    return None
+    if stationarity is not None:
+        return stationarity.refusal(tolerance)
+    return moving(moving_ratio(sample), "in the subspace")

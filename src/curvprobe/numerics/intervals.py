@@ -12,6 +12,15 @@ CONFIDENCE = 0.95
 
 RESAMPLES = 999
 
+FEWEST_FOR_UPPER = 150
+"""Terms below which an interval has no upper end. A kind of examples that makes up 3 / n of a population is absent from
+one sample of n in twenty, and nothing in such a sample tells: at 150 that is 2 %. The gate is on n alone. A gate on
+what the sample shows (its width, its effective number of terms, the index of its tail) keeps the very samples that have
+missed the large terms, and coverage among those that pass it falls."""
+
+ALLOWED_FOR = 2
+"""Further terms as large as the largest seen that the upper end allows for."""
+
 _CHUNK = 1 << 15
 """Numbers drawn at a time."""
 
@@ -32,11 +41,24 @@ def standard_error(terms: Tensor) -> float:
     return float(terms.std() / math.sqrt(len(terms))) if len(terms) > 1 else math.nan
 
 
-def student_reach(stderr: float, freedom: int) -> float:
+def freedom(terms: Tensor) -> float:
+    """Degrees of freedom of the standard error of the mean of terms (n,): the effective number of squares that make it.
+
+    n - 1 is right for normal terms. What Monte Carlo corrects a closed form by is far from normal: a few draws make its
+    scatter, and Student's interval with n - 1 covers 78 % at 8 pairs of draws where this one covers 90 %.
+    """
+    squares = (terms - terms.mean()).square()
+    total = float(squares.sum())
+    if len(terms) < 2 or total == 0:
+        return max(1.0, len(terms) - 1.0)
+    return max(1.0, min(len(terms) - 1.0, total**2 / float(squares.square().sum()) - 1))
+
+
+def student_reach(stderr: float, freedom: float) -> float:
     """Half the width of a 95 % interval about a mean."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * stderr
+    return float(stdtrit(min(freedom, 1e9), (1 + CONFIDENCE) / 2)) * stderr
 
 
 def log_interval(value: float, stderr: float, freedom: int) -> tuple[float, float]:
@@ -116,14 +138,25 @@ def bootstrap_t(
 
 
 def mean_interval(terms: Tensor) -> tuple[float, float]:
-    """95 % interval of the positive mean of independent terms (n,).
+    """95 % interval of the positive mean of independent terms (n,); infinite above for fewer than 150.
+
+    The upper end is that of the terms and two more as large as the largest: without them heavy tails (squares of
+    lognormal losses, or of Student's t with 3 degrees of freedom) are covered by 87 to 90 % only.
 
     Example:
         >>> import torch
-        >>> low, high = mean_interval(torch.linspace(0, 2, 100, dtype=torch.float64))
+        >>> low, high = mean_interval(torch.linspace(0, 2, 400, dtype=torch.float64))
         >>> round(low, 2), round(high, 2)
-        (0.88, 1.13)
+        (0.94, 1.06)
     """
+    low, _ = _mean_interval(terms)
+    if len(terms) < FEWEST_FOR_UPPER:
+        return low, math.inf
+    return low, _mean_interval(torch.cat([terms, terms.max().expand(ALLOWED_FOR)]))[1]
+
+
+def _mean_interval(terms: Tensor) -> tuple[float, float]:
+    """By the bootstrap-t, of these terms."""
     n, mean = len(terms), terms.mean()[None]
     moments = torch.cat([counts @ torch.stack([terms, terms.square()], dim=1) / n for counts in resamples(n)])
     first, second = moments[:, :1], moments[:, 1:]
@@ -139,11 +172,28 @@ class ShiftAndSpread:
 
     The squared mean is estimated without its bias, ``|m|^2 - V / n``, and the spread is the trace V of the covariance.
     For the upper end the bias stays in: where the mean is within the noise, the linear error that the bootstrap goes by
-    does not see how much larger it may be.
+    does not see how much larger it may be. Like that of :func:`mean_interval` it is that of the vectors and two more as
+    long as the longest, and infinite for fewer than 150.
 
     Args:
         vectors: (n, P), at least 3.
     """
+
+    def __init__(self, vectors: Tensor) -> None:
+        self.below = _Resampled(vectors)
+        self.above = None
+        if len(vectors) >= FEWEST_FOR_UPPER:
+            longest = vectors[vectors.square().sum(1).argmax()]
+            self.above = _Resampled(torch.cat([vectors, longest.expand(ALLOWED_FOR, -1)]))
+
+    def intervals(self, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """Ends (m,) of the intervals for weights (m,) each."""
+        low, _ = self.below.intervals(alpha, beta)
+        return low, torch.full_like(low, math.inf) if self.above is None else self.above.intervals(alpha, beta)[1]
+
+
+class _Resampled:
+    """The squared mean and the spread of vectors (n, P) and of their resamples."""
 
     def __init__(self, vectors: Tensor) -> None:
         n, size = vectors.shape

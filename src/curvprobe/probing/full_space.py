@@ -13,7 +13,7 @@ from curvprobe.criteria.draws import check_sigma
 from curvprobe.criteria.estimators import Estimate
 from curvprobe.curvature.matrix import hessian
 from curvprobe.errors import ArgumentError
-from curvprobe.numerics.intervals import standard_error
+from curvprobe.numerics.intervals import freedom, standard_error
 from curvprobe.numerics.linalg import inner, norm
 from curvprobe.numerics.traces import TraceMoments, trace_moments
 from curvprobe.probing.joining import Joining
@@ -99,6 +99,7 @@ def _estimate(level: float, slope: float, moments: TraceMoments) -> Estimate:
     return Estimate(
         value=float(raised) + slope + curvature,
         stderr=standard_error(terms + moments.frobenius_terms / 2),
+        freedom=freedom(terms + moments.frobenius_terms / 2),
         num_probes=moments.num_products,
         level=float(raised),
         slope=slope,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvprobe.criteria.estimators import Estimate, check_draws, control, corrected, gaussian_moment, summarise
 from curvprobe.criteria.increment import QuadraticIncrement, increment
-from curvprobe.errors import ArgumentTypeError
+from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.probing.full_space import full_space_moment, quadratic_model_at
 from curvprobe.probing.joining import Joining
 from curvprobe.probing.laws import FullSpaceLaw, Probe, SubspaceLaw, form_of
@@ -68,10 +68,11 @@ def controlled_monte_carlo(
     *,
     num_probes: int = 64,
     seed: int = 0,
+    p: float = 2.0,
 ) -> Estimate:
-    r"""Second moment of the true loss increment, with its quadratic model as control variate on the same draws.
+    r"""Moment of the true loss increment, with its quadratic model as control variate on the same draws.
 
-    .. math:: GM + \frac1S \sum_s (\Delta_s^2 - \hat\Delta_s^2)
+    .. math:: GM_p + \frac1S \sum_s (|\Delta_s|^p - |\hat\Delta_s|^p)
 
     Unbiased for the true criterion, with a variance that is smaller than direct Monte Carlo's by orders of magnitude
     where the quadratic model is good; where it is invalid, compare the standard errors. ``value - GM`` with the
@@ -86,9 +87,11 @@ def controlled_monte_carlo(
             your own counts if it has ``subspace``, ``scale`` and ``coordinates``, or ``deviation``.
         num_probes: draws S, at least 2; an even number from 4 on comes in pairs of mirror images.
         seed: of the draws, the same as direct Monte Carlo's.
+        p: power, at least 1; a law in all parameters has a closed form for 2 only.
 
     Raises:
         TypeError: for a law that is not Gaussian.
+        ValueError: for another p than 2 in all parameters.
 
     Source: control variates; the surrogate is that of :func:`gaussian_moment`.
 
@@ -103,27 +106,28 @@ def controlled_monte_carlo(
         >>> round(estimate.value, 4), estimate.stderr < 1e-5   # 16 E (1 + z)^4, the loss being quadratic
         (43.0, True)
     """
-    check_draws(num_probes)
+    check_draws(num_probes, p)
     joining = Joining(risk, new)
     match form_of(law):
         case "full space":
             wide = cast(FullSpaceLaw, law)
+            _second_only(p)
             moment = full_space_moment(risk, new, sigma=wide.deviation(risk), num_probes=num_probes, seed=seed + 1)
             surrogate = quadratic_model_at(joining, law.displacements(risk, num_probes, seed), num_probes)
             return corrected(moment, probe_increments(joining, law, num_probes, seed), surrogate)
         case "subspace":
             narrow = cast(SubspaceLaw, law)
             model = quadratic_increment(joining, narrow.subspace)
-            moment = gaussian_moment(model, sigma=narrow.scale)
+            moment = gaussian_moment(model, sigma=narrow.scale, p=p)
             true = probe_increments(joining, law, num_probes, seed)
             return control(moment, model, true, narrow.coordinates(num_probes, seed))
     raise ArgumentTypeError(f"the law is a {type(law).__name__}, which is not Gaussian; use direct_monte_carlo")
 
 
 def closed_form(
-    risk: EmpiricalRisk, new: EmpiricalRisk, law: Probe, *, num_probes: int = 16, seed: int = 0
+    risk: EmpiricalRisk, new: EmpiricalRisk, law: Probe, *, num_probes: int = 16, seed: int = 0, p: float = 2.0
 ) -> Estimate:
-    """Second moment of the quadratic model of the increment under any Gaussian law, without draws of the loss.
+    """Moment of the quadratic model of the increment under any Gaussian law, without draws of the loss.
 
     Args:
         risk: on the k examples.
@@ -132,9 +136,11 @@ def closed_form(
             and :class:`NormalizedProbe` one from stochastic traces, with its standard error.
         num_probes: Hessian products for the traces, where these are needed.
         seed: of the traces.
+        p: power, at least 1; a law in all parameters has a closed form for 2 only.
 
     Raises:
         TypeError: for a law that is not Gaussian.
+        ValueError: for another p than 2 in all parameters.
 
     Example:
         >>> import torch, curvprobe as cp
@@ -148,14 +154,23 @@ def closed_form(
     """
     match form_of(law):
         case "point":
-            return direct_monte_carlo(risk, new, law)
+            return direct_monte_carlo(risk, new, law, p=p)
         case "full space":
+            _second_only(p)
             deviation = cast(FullSpaceLaw, law).deviation(risk)
             return full_space_moment(risk, new, sigma=deviation, num_probes=num_probes, seed=seed)
         case "subspace":
             narrow = cast(SubspaceLaw, law)
-            return gaussian_moment(quadratic_increment(Joining(risk, new), narrow.subspace), sigma=narrow.scale)
+            return gaussian_moment(quadratic_increment(Joining(risk, new), narrow.subspace), sigma=narrow.scale, p=p)
     raise ArgumentTypeError(f"the law is a {type(law).__name__}, which has no closed form; use direct_monte_carlo")
+
+
+def _second_only(p: float) -> None:
+    if p != 2:
+        raise ArgumentError(
+            f"p is {p!r}; in all parameters the closed form is known for p = 2 only: take direct_monte_carlo, or a law "
+            "in a subspace"
+        )
 
 
 def quadratic_increment(joining: Joining, subspace: Subspace) -> QuadraticIncrement:

@@ -1,0 +1,67 @@
+"""The eigenvalues of an eigenspace as a result keeps them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvprobe.runtime.plain import number, numbers
+from curvprobe.subspace.spaces import Eigenspace
+
+SHOWN = 6
+"""Eigenvalues in the text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The eigenvalues of an eigenspace with their certificates, without its basis; see :class:`Eigenspace`.
+
+    Attributes:
+        eigenvalues, residuals, converged: (D,).
+        next_eigenvalue: estimate of the first one left out.
+        num_matvecs: products used.
+    """
+
+    eigenvalues: Tensor
+    residuals: Tensor
+    converged: Tensor
+    next_eigenvalue: float
+    num_matvecs: int
+
+    @classmethod
+    def of(cls, space: Eigenspace) -> Spectrum:
+        """That of an eigenspace."""
+        return cls(space.eigenvalues, space.residuals, space.converged, space.next_eigenvalue, space.num_matvecs)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return len(self.eigenvalues)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        names = ("eigenvalues", "residuals", "converged", "next_eigenvalue", "num_matvecs")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Spectrum:
+        """What :meth:`to_json` has written."""
+        return cls(
+            numbers(record["eigenvalues"]),
+            numbers(record["residuals"], math.inf),
+            torch.tensor(record["converged"], device="cpu"),
+            number(record["next_eigenvalue"]),
+            record["num_matvecs"],
+        )
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:SHOWN].tolist())
+        return (
+            f"Top-{self.dim} eigenvalues: {values}{', ...' if self.dim > SHOWN else ''}; next about "
+            f"{self.next_eigenvalue:.4g}\n  {int(self.converged.sum())} of {self.dim} certified, largest residual "
+            f"{float(self.residuals.max()):.1e} of the first eigenvalue, {self.num_matvecs} Hessian products"
+        )
