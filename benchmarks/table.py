@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import concentration
+import coverage_of_errors
 import coverage_of_intervals
 import curve
 import front_door
@@ -22,12 +23,12 @@ ROOT = Path(__file__).parent.parent
 
 SCRIPTS = (
     concentration,
+    coverage_of_errors,
     coverage_of_intervals,
     curve,
     front_door,
     gpu,
     limit,
-    misses,
     misses,
     monte_carlo,
     paper,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import curvprobe as cp
+from curvprobe.criteria.sample_size import size_with
 from tests import cases
 
 ROOT = Path(__file__).parents[2]
@@ -272,12 +273,40 @@ def test_monte_carlo_in_small(tmp_path, monkeypatch):
 def test_coverage_in_small(tmp_path):
     import coverage_of_intervals as coverage
 
-    result = run(coverage, tmp_path, "--repetitions 40 --populations 3000")
-    assert len(result["rows"]) == 15
+    result = run(coverage, tmp_path, "--repetitions 30 --populations t3 logistic --sizes 40 250")
+    assert [(row["m"], row["what"]) for row in result["rows"][:2]] == [
+        (40, "expected criterion"),
+        (40, "required size"),
+    ]
     for row in result["rows"]:
         assert row["covered"] >= 0.8
-        assert row["covered"] == pytest.approx(1 - (row["below"] + row["above"]) / 40)
-    assert "required size, pool" in coverage.table(result)
+        assert row["lower_end_holds"] >= row["covered"]
+        assert (row["bounded"] > 0.8) == (row["m"] == 250)
+    assert "| t3 | 250 |" in coverage.table(result)
+
+
+def test_the_formula_of_the_size_written_anew_is_that_of_the_package():
+    import coverage_of_intervals as coverage
+
+    sample, whole = coverage.errors(0.02)
+    shift, spread = coverage.moments(sample, whole)
+    size = coverage.size_at(shift, spread, len(sample), 1e-2)
+    assert size_with(sample, whole[:20_000], coverage.SIGMA, 1e-2)[0] == pytest.approx(size, rel=0.2)
+    exact = coverage.moments(sample, whole[:20_000])
+    found = size_with(sample, whole[:20_000], coverage.SIGMA, 1e-2)[0]
+    assert found == pytest.approx(coverage.size_at(*exact, len(sample), 1e-2), rel=1e-6)
+
+
+def test_coverage_of_errors_in_small(tmp_path):
+    import coverage_of_errors as coverage
+
+    options = "--repetitions 10 --draws 400 --candidates 3 --products 8 --num-probes 32"
+    result = run(coverage, tmp_path, options)
+    rows = result["rows"]
+    assert [row["what"] for row in rows] == ["controlled Monte Carlo, 32 draws", "full-space moment, 8 products"]
+    for row in rows:
+        assert row["ours"] >= row["Student's, n - 1"] >= row["1.96 standard errors"] > 0.3
+    assert "full-space moment" in coverage.table(result)
 
 
 def test_concentration_in_small(tmp_path, monkeypatch):

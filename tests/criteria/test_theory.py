@@ -1,5 +1,7 @@
 """The paper's theorem, corollary and proposition where they must hold, and where their premises fail."""
 
+import math
+
 import pytest
 import torch
 
@@ -50,6 +52,28 @@ def test_the_spectral_form_needs_shared_eigenvectors():
     mixed = cp.spectral_closed_form(shared[0], other, sigma=0.2)
     assert mixed.misalignment > 0.1
     assert mixed.value < mixed.curvature_only
+
+
+def test_misalignment_does_not_depend_on_the_basis_of_shared_eigenvectors():
+    """Two directions of one eigenvalue: any rotation of them is an eigenbasis, and the shifts are the same."""
+    before, shifts = torch.diag(torch.tensor([2.0, 1.0, 1.0])), torch.diag(torch.tensor([0.5, 0.4, -0.3]))
+    for angle in (0.0, 0.3, 1.1):
+        c, s = math.cos(angle), math.sin(angle)
+        turn = torch.tensor([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+        hessians = torch.stack([turn.T @ part @ turn for part in (before, before + shifts)])
+        two = cp.ProjectedSample(torch.zeros(2), torch.ones(2), torch.zeros(2, 3), hessians)
+        found = cp.spectral_closed_form(two[:1], two[1], sigma=1.0)
+        assert found.misalignment < 1e-3
+        assert found.value == pytest.approx(found.curvature_only, rel=1e-5)
+
+
+def test_the_bound_with_the_ambient_dimension_is_larger():
+    two = sample_of(2, dim=3)
+    found = cp.rate_bound(two[:1], two[1], 0.5, num_params=1000)
+    plain = cp.rate_bound(two[:1], two[1], 0.5)
+    assert (found.bound, math.isnan(plain.ambient_bound)) == (plain.bound, True)
+    curved = 3 * 0.5**4 * found.hessian_bound**2 / 4
+    assert found.ambient_bound - found.bound == pytest.approx(curved * (1000**2 + 2000 - 9 - 6), rel=1e-9)
 
 
 def test_the_leading_directions_are_extremal_under_the_premise_and_not_always_elsewhere():

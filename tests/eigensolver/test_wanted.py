@@ -22,12 +22,27 @@ def test_eigenvalues_are_signed_and_ordered():
 
 
 @pytest.mark.parametrize("top", [0.0, 1e-8])
-def test_leading_eigenvalue_that_is_zero_next_to_the_rest_settles(top):
-    """Rounding is relative to the norm of the matrix, so a tolerance relative to lambda_1 = 0 cannot be met."""
+def test_leading_eigenvalue_that_is_zero_next_to_the_rest_is_found_and_not_certified(top):
+    """Rounding is relative to the norm of the matrix, so a tolerance relative to lambda_1 = 0 cannot be met: the solver
+    stops there, and says so instead of telling the residual relative to something else."""
     matrix = symmetric([top, *(-1.0 - 0.1 * i for i in range(29))])
-    pairs = solve(matrix, dim=1)
+    with pytest.warns(cp.ConvergenceWarning, match="in whose rounding it drowns"):
+        pairs = solve(matrix, dim=1)
     assert abs(float(pairs.eigenvalues[0]) - top) < 1e-12
-    assert bool(pairs.converged.all())
+    assert not bool(pairs.converged.any())
+    residual = float((matrix @ pairs.vectors[:, 0] - pairs.eigenvalues[0] * pairs.vectors[:, 0]).norm())
+    assert float(pairs.residuals[0]) == pytest.approx(residual / max(1e-300, abs(float(pairs.eigenvalues[0]))), rel=0.5)
+
+
+def test_residuals_are_relative_to_the_first_eigenvalue_however_small_it_is():
+    """A top eigenvalue of 1e-4 beside one of -1: in float32 what used to be reported as 5e-5 was half of it."""
+    matrix = symmetric([1e-4, 5e-5, *(-1.0 - 0.1 * i for i in range(29))]).float()
+    with pytest.warns(cp.ConvergenceWarning, match="relative to the first eigenvalue"):
+        pairs = solve(matrix, dim=2, tol=1e-4)
+    residual = (matrix.double() @ pairs.vectors.double() - pairs.vectors.double() * pairs.eigenvalues).norm(dim=0)
+    true = residual / pairs.eigenvalues[0].abs()
+    assert bool((pairs.residuals >= 0.3 * true).all())
+    assert not bool((pairs.converged & (true > 3e-4)).any())
 
 
 @pytest.mark.parametrize("seed", [0, 2, 3])

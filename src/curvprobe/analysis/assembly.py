@@ -17,7 +17,7 @@ from curvprobe.analysis.law_table import LawTable
 from curvprobe.analysis.result import Analysis
 from curvprobe.analysis.spectrum import Spectrum
 from curvprobe.analysis.stages import CONTROLLED_DRAWS, VALIDITY_CANDIDATES, Job
-from curvprobe.criteria.decay import DecayCurve, decay_curve
+from curvprobe.criteria.decay import decay_curve
 from curvprobe.criteria.estimators import (
     Estimate,
     control,
@@ -87,14 +87,14 @@ def assemble(
         dtype=str(risk.dtype).split(".")[-1],
         loss=risk.value(),
         gradient_norm=float(risk.gradient().double().norm()),
-        spectrum=Spectrum.of(seen.space),
+        spectrum=Spectrum.of(seen.space, job.settings.which),
         validity=seen.validity,
         sigma=sigma,
         sigma_source=seen.sigma_source,
         **_first_candidate(job, seen),
         **_over_candidates(job, seen, tolerance),
         stationarity=seen.stationarity,
-        theory=theory_checks(sample, fresh[0], sigma),
+        theory=theory_checks(sample, fresh[0], sigma, risk.num_params),
         laws=seen.laws,
         concentration=seen.concentration,
         ranking=rank_candidates(sample, fresh, sigma, gradient_norms=seen.norms),
@@ -110,7 +110,7 @@ def assemble(
     )
 
 
-def _curves(seen: Seen, k: int, grid: list[float]) -> dict[str, DecayCurve]:
+def _curves(seen: Seen, k: int, grid: list[float]) -> dict[str, Any]:
     """The second-order criterion along the sample size, and at the whole sample along sigma."""
     ks = sorted({int(size) for size in torch.logspace(0, math.log10(k), DECAY_POINTS, device="cpu").round()})
     dim = seen.space.dim

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvprobe.eigensolver.wanted import RELATIVE_TO, Which
 from curvprobe.runtime.plain import number, numbers
 from curvprobe.subspace.spaces import Eigenspace
 
@@ -24,6 +25,7 @@ class Spectrum:
         eigenvalues, residuals, converged: (D,).
         next_eigenvalue: estimate of the first one left out.
         num_matvecs: products used.
+        relative_to: what the residuals are relative to, in words.
     """
 
     eigenvalues: Tensor
@@ -31,11 +33,19 @@ class Spectrum:
     converged: Tensor
     next_eigenvalue: float
     num_matvecs: int
+    relative_to: str = RELATIVE_TO["algebraic"]
 
     @classmethod
-    def of(cls, space: Eigenspace) -> Spectrum:
+    def of(cls, space: Eigenspace, which: Which) -> Spectrum:
         """That of an eigenspace."""
-        return cls(space.eigenvalues, space.residuals, space.converged, space.next_eigenvalue, space.num_matvecs)
+        return cls(
+            space.eigenvalues,
+            space.residuals,
+            space.converged,
+            space.next_eigenvalue,
+            space.num_matvecs,
+            RELATIVE_TO[which],
+        )
 
     @property
     def dim(self) -> int:
@@ -44,7 +54,7 @@ class Spectrum:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        names = ("eigenvalues", "residuals", "converged", "next_eigenvalue", "num_matvecs")
+        names = ("eigenvalues", "residuals", "converged", "next_eigenvalue", "num_matvecs", "relative_to")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -56,6 +66,7 @@ class Spectrum:
             torch.tensor(record["converged"], device="cpu"),
             number(record["next_eigenvalue"]),
             record["num_matvecs"],
+            record.get("relative_to", RELATIVE_TO["algebraic"]),
         )
 
     def __str__(self) -> str:
@@ -63,5 +74,5 @@ class Spectrum:
         return (
             f"Top-{self.dim} eigenvalues: {values}{', ...' if self.dim > SHOWN else ''}; next about "
             f"{self.next_eigenvalue:.4g}\n  {int(self.converged.sum())} of {self.dim} certified, largest residual "
-            f"{float(self.residuals.max()):.1e} of the first eigenvalue, {self.num_matvecs} Hessian products"
+            f"{float(self.residuals.max()):.1e} of {self.relative_to}, {self.num_matvecs} Hessian products"
         )

@@ -123,7 +123,7 @@ def required_sample_size(
         allow_overlap: take candidates that the sample holds too.
 
     Returns:
-        The size with a 95 % interval (bootstrap over the examples). Fewer than 150 examples bound it from below only,
+        The size with a 95 % interval (bootstrap over the examples). Fewer than 250 examples bound it from below only,
         and so do more where a few of them carry the mean square. How wide the interval is decides nothing: the samples
         that have missed the large increments are those with narrow ones.
 
@@ -140,7 +140,7 @@ def required_sample_size(
         ...     return ProjectedSample(losses, torch.ones(n), torch.zeros(n, 1), torch.zeros(n, 1, 1))
         >>> size = required_sample_size(flat(400), None, sigma=0.1, tolerance=1e-3)
         >>> size.value, size.at_least, size.verdict
-        (290, 279, 'supported')
+        (290, 276, 'supported')
         >>> size = required_sample_size(flat(40), None, sigma=0.1, tolerance=1e-3)
         >>> size.value, size.at_least, size.verdict
         (None, 265, 'at least')

@@ -15,6 +15,7 @@ from curvprobe.criteria.estimators import gaussian_moment
 from curvprobe.criteria.increment import increment, joining_factor
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError
+from curvprobe.runtime.plain import number
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class RateBound:
         bound: the bound.
         value: the criterion, in closed form.
         loss_bound, gradient_bound, hessian_bound: the constants M_l, M_g and M_H at the solution.
+        ambient_bound: the same with the N of all parameters in place of D, and the constants of the subspace, which are
+            not larger than those of the whole space: so the paper's bound on the isotropic Delta_2 is at least this
+            much. NaN where N was not told.
     """
 
     bound: float
@@ -32,6 +36,7 @@ class RateBound:
     loss_bound: float
     gradient_bound: float
     hessian_bound: float
+    ambient_bound: float = math.nan
 
     @property
     def holds(self) -> bool:
@@ -44,7 +49,9 @@ class RateBound:
         return self.bound / self.value if self.value > 0 else math.inf
 
 
-def rate_bound(sample: ProjectedSample, new: ProjectedSample, sigma: float) -> RateBound:
+def rate_bound(
+    sample: ProjectedSample, new: ProjectedSample, sigma: float, *, num_params: int | None = None
+) -> RateBound:
     r"""Upper bound on Delta_2^(D) with its constants estimated at the solution.
 
     .. math:: \Delta_2^{(D)} \le f^2 ( 12 M_l^2 + 3 \sigma^2 M_g^2 + 3 \sigma^4 (D^2 + 2 D) M_H^2 )
@@ -56,6 +63,7 @@ def rate_bound(sample: ProjectedSample, new: ProjectedSample, sigma: float) -> R
         sample: the k examples, projected.
         new: the example that joins.
         sigma: standard deviation in parameter units.
+        num_params: N, for the bound in which the ambient dimension stands where D does.
 
     Source: Kiselev & Grabovoy (2026), arXiv:2604.14870, theorem on the rate; derivation with g^(k) in docs/theory.md.
 
@@ -74,8 +82,13 @@ def rate_bound(sample: ProjectedSample, new: ProjectedSample, sigma: float) -> R
     loss = max(float(part.loss.abs().max()) for part in (sample, new))
     gradient = float(new.mean().gradient.norm() + before.gradient.norm())
     hessian = max(float(torch.linalg.matrix_norm(part.hessian, ord=2).max()) for part in (sample, new))
-    bound = factor**2 * (12 * loss**2 + 3 * single**2 * gradient**2 + 3 * single**4 * (dim**2 + 2 * dim) * hessian**2)
-    return RateBound(bound, value, loss, gradient, hessian)
+
+    def bound(size: float) -> float:
+        bends = 3 * single**4 * (size**2 + 2 * size) * hessian**2
+        return factor**2 * (12 * loss**2 + 3 * single**2 * gradient**2 + bends)
+
+    ambient = math.nan if num_params is None else bound(num_params)
+    return RateBound(bound(dim), value, loss, gradient, hessian, ambient)
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,8 @@ class SpectralClosedForm:
         value: the spectral form, squared loss units.
         curvature_only: the closed form with level and slope set to zero, which it equals for shared eigenvectors.
         full: the closed form with everything.
-        misalignment: share of ``|B|_F`` that is off the diagonal: 0 for shared eigenvectors.
+        misalignment: share of ``|B|_F`` that is not in the shifts, ``sqrt(1 - sum d^2 / |B|_F^2)``: 0 for shared
+            eigenvectors, whichever basis stands for those that share an eigenvalue.
     """
 
     value: float
@@ -128,13 +142,18 @@ def spectral_closed_form(sample: ProjectedSample, new: ProjectedSample, sigma: f
     rows, columns = linear_sum_assignment((Q.T @ R).square().numpy(), maximize=True)
     shifts = moved[columns] - old[rows]
     size = float(B.norm())
-    off = float((B - torch.diag(B.diagonal())).norm())
     return SpectralClosedForm(
         value=single**4 / 4 * float(2 * shifts.square().sum() + shifts.sum() ** 2),
         curvature_only=single**4 / 4 * float(2 * B.square().sum() + B.trace() ** 2),
         full=gaussian_moment(model, sigma=single).value,
-        misalignment=off / size if size > 0 else 0.0,
+        misalignment=_root_of_rest(float(shifts.norm()) / size) if size > 0 else 0.0,
     )
+
+
+def _root_of_rest(share: float) -> float:
+    """``sqrt(1 - share^2)``; zero where rounding alone keeps the share from 1."""
+    rest = (1 - share) * (1 + share)
+    return math.sqrt(rest) if rest > 1e-14 else 0.0
 
 
 MOST_SETS = 20_000
@@ -232,25 +251,33 @@ class TheoryChecks:
     def from_json(cls, record: dict[str, Any]) -> TheoryChecks:
         """What :meth:`to_json` has written."""
         best = tuple(record["extremality"]["best_set"])
+        bound = record["rate_bound"]
         return cls(
-            RateBound(**record["rate_bound"]),
+            RateBound(**bound | {"ambient_bound": number(bound.get("ambient_bound"))}),
             SpectralClosedForm(**record["spectral_closed_form"]),
             Extremality(**record["extremality"] | {"best_set": best}),
         )
 
     def __str__(self) -> str:
-        bound, sets = self.rate_bound, self.extremality
+        bound, sets, form = self.rate_bound, self.extremality, self.spectral_closed_form
+        ambient = "" if math.isnan(bound.ambient_bound) else f" (with N for D at least {bound.ambient_bound:.2e})"
+        holds = (
+            "holds" if sets.premise else "does not hold: the shifts are not all positive and in order, or B mixes them"
+        )
         return (
-            f"Theory, first candidate: rate bound {bound.bound:.2e}, {bound.slack:.2g} times the value; spectral form "
-            f"{self.spectral_closed_form.value:.2e};\n  of {sets.num_sets} sets of directions, "
-            f"{100 * sets.share_below:.0f} % bend no more than the leading ones"
+            f"Theory, first candidate: rate bound {bound.bound:.2e}{ambient}, {bound.slack:.2g} times the value; "
+            f"spectral form {form.value:.2e}, {100 * form.misalignment:.0f} % of B is not in the shifts;\n"
+            f"  of {sets.num_sets} sets of {len(sets.best_set)} of the directions found, "
+            f"{100 * sets.share_below:.0f} % bend no more than the leading ones (the proposition's premise {holds})"
         )
 
 
-def theory_checks(sample: ProjectedSample, new: ProjectedSample, sigma: float) -> TheoryChecks:
+def theory_checks(
+    sample: ProjectedSample, new: ProjectedSample, sigma: float, num_params: int | None = None
+) -> TheoryChecks:
     """All three for the example that joins; extremality for half of the directions."""
     return TheoryChecks(
-        rate_bound(sample, new, sigma),
+        rate_bound(sample, new, sigma, num_params=num_params),
         spectral_closed_form(sample, new, sigma),
         extremality(sample, new, (sample.dim + 1) // 2),
     )

@@ -20,7 +20,7 @@ from curvprobe.eigensolver.checkpoint import Checkpoint, Saver
 from curvprobe.eigensolver.doubt import reason, warn
 from curvprobe.eigensolver.krylov import KrylovBasis, MatMul
 from curvprobe.eigensolver.search import LOOKS, seems_worse, would_have_shown
-from curvprobe.eigensolver.wanted import Wanted, Which
+from curvprobe.eigensolver.wanted import RELATIVE_TO, Wanted, Which
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.linalg import inner, norm, orthogonalise, rotate
 from curvprobe.runtime import progress
@@ -389,5 +389,5 @@ class _Solver:
         if not bool(converged.all()):
             complete, pushed_out = settled and self.searched, bool(beyond.any())
             why = reason(wanted, basis, self.budget, complete=complete, pushed_out=pushed_out)
-            warn(pairs.converged, pairs.residuals, why)
+            warn(pairs.converged, pairs.residuals, RELATIVE_TO[wanted.which], why)
         return pairs

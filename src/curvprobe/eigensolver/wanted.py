@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +11,13 @@ from torch import Tensor
 from curvprobe.eigensolver.krylov import KrylovBasis
 
 Which = Literal["algebraic", "magnitude", "smallest"]
+
+RELATIVE_TO: dict[Which, str] = {
+    "algebraic": "the first eigenvalue",
+    "magnitude": "the first eigenvalue",
+    "smallest": "the largest eigenvalue in magnitude",
+}
+"""What residuals are told relative to."""
 
 CROWDING = 0.02
 """A residual must also be below this fraction of the last wanted eigenvalue (or of the tolerance, where that is more):
@@ -47,10 +53,12 @@ class Wanted:
         return values[order], coefficients[:, order]
 
     def scale(self, values: Tensor, basis: KrylovBasis) -> float:
-        """What residuals are relative to: the first eigenvalue, unless it vanishes or lies at the wrong end."""
-        first = float(values[0].abs())
-        usable = self.which != "smallest" and first > math.sqrt(basis.epsilon) * basis.largest
-        return max(first if usable else basis.largest, 1e-300)
+        """What residuals are relative to: the first eigenvalue; for the smallest ones, the largest in magnitude.
+
+        However small the first one is: where it drowns in the rounding of larger ones at the other end of the
+        spectrum, its residual is large relative to it, and it is not certified.
+        """
+        return max(basis.largest if self.which == "smallest" else float(values[0].abs()), 1e-300)
 
     def bound(self, values: Tensor, basis: KrylovBasis) -> float:
         """Residual norm that the tolerance allows."""

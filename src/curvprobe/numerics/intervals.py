@@ -12,13 +12,13 @@ CONFIDENCE = 0.95
 
 RESAMPLES = 999
 
-FEWEST_FOR_UPPER = 150
+FEWEST_FOR_UPPER = 250
 """Terms below which an interval has no upper end. A kind of examples that makes up 3 / n of a population is absent from
-one sample of n in twenty, and nothing in such a sample tells: at 150 that is 2 %. The gate is on n alone. A gate on
+one sample of n in twenty, and nothing in such a sample tells: at 250 that is 1.2 %. The gate is on n alone. A gate on
 what the sample shows (its width, its effective number of terms, the index of its tail) keeps the very samples that have
 missed the large terms, and coverage among those that pass it falls."""
 
-ALLOWED_FOR = 2
+ALLOWED_FOR = 3
 """Further terms as large as the largest seen that the upper end allows for."""
 
 _CHUNK = 1 << 15
@@ -138,9 +138,9 @@ def bootstrap_t(
 
 
 def mean_interval(terms: Tensor) -> tuple[float, float]:
-    """95 % interval of the positive mean of independent terms (n,); infinite above for fewer than 150.
+    """95 % interval of the positive mean of independent terms (n,); infinite above for fewer than 250.
 
-    The upper end is that of the terms and two more as large as the largest: without them heavy tails (squares of
+    The upper end is that of the terms and three more as large as the largest: without them heavy tails (squares of
     lognormal losses, or of Student's t with 3 degrees of freedom) are covered by 87 to 90 % only.
 
     Example:
@@ -172,8 +172,8 @@ class ShiftAndSpread:
 
     The squared mean is estimated without its bias, ``|m|^2 - V / n``, and the spread is the trace V of the covariance.
     For the upper end the bias stays in: where the mean is within the noise, the linear error that the bootstrap goes by
-    does not see how much larger it may be. Like that of :func:`mean_interval` it is that of the vectors and two more as
-    long as the longest, and infinite for fewer than 150.
+    does not see how much larger it may be. Like that of :func:`mean_interval` it is that of the vectors and three more
+    as long as the longest, and infinite for fewer than 250.
 
     Args:
         vectors: (n, P), at least 3.

@@ -41,7 +41,7 @@ def top_eigenspace(
         dim: number of eigenpairs D.
         which: "algebraic" (largest), "magnitude" (largest absolute value) or "smallest" (most negative).
         curvature: "hessian" or "ggn".
-        tol: bound on the residuals relative to ``|lambda_1|``.
+        tol: bound on the residuals relative to ``|lambda_1|``; for "smallest" to the largest magnitude.
         max_matvecs: budget of curvature products; None is generous.
         seed: of the solver's random vectors.
         start: a subspace near the wanted one, such as that of a slightly smaller sample.

@@ -79,7 +79,8 @@ class Eigenspace(Subspace):
     Attributes:
         basis: (N, D), orthonormal columns, in the dtype of the risk.
         eigenvalues: float64 (D,), signed, the leading one first.
-        residuals: float64 (D,), certified bounds on ``|A u - lambda u| / |lambda_1|``, see :class:`Eigenpairs`.
+        residuals: float64 (D,), certified bounds on ``|A u - lambda u| / |lambda_1|`` (for "smallest" over
+            the largest magnitude), see :class:`Eigenpairs`.
         converged: bool (D,).
         matrix: A: "hessian", "ggn", or the "gradient covariance" of the examples.
         risk_key: hash of the risk that the matrix belongs to.

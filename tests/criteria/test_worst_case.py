@@ -1,0 +1,70 @@
+"""The largest increment within a ball against a search, and against its bound."""
+
+import math
+
+import pytest
+import torch
+
+import curvprobe as cp
+
+
+def searched(inc, radius):
+    """Projected ascent of either sign from many starts."""
+    start = torch.randn(4000, inc.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = radius * start / start.norm(dim=1, keepdim=True)
+    step = 1 / max(1e-9, float(torch.linalg.eigvalsh(inc.curvature).abs().max()) + float(inc.slope.norm()) / radius)
+    best = 0.0
+    for sign in (1, -1):
+        z = start
+        for _ in range(600):
+            z = z + sign * step * (inc.slope + z @ inc.curvature)
+            z = z * (radius / z.norm(dim=1, keepdim=True)).clamp_max(1.0)
+        best = max(best, float(inc.at(z).abs().max()))
+    return best
+
+
+@pytest.mark.parametrize("dim", [1, 2, 6])
+@pytest.mark.parametrize("radius", [1e-3, 0.7, 30.0])
+@pytest.mark.parametrize("kind", ["general", "hard", "definite", "linear"])
+def test_against_a_search(dim, radius, kind):
+    draw = torch.Generator().manual_seed(dim)
+    c, B = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((dim,), (dim, dim)))
+    B = {"definite": -B @ B.T - torch.eye(dim), "linear": 0 * B}.get(kind, (B + B.T) / 2)
+    if kind == "hard":  # no slope along the extreme eigenvectors
+        vectors = torch.linalg.eigh(B).eigenvectors
+        for leading in (vectors[:, 0], vectors[:, -1]):
+            c = c - leading * (leading @ c)
+    inc = cp.QuadraticIncrement(torch.tensor(0.3), c, B)
+    found = cp.worst_case(inc, radius)
+    best = searched(inc, radius)
+    assert found.value == pytest.approx(best, rel=1e-6)
+    assert found.value >= best * (1 - 1e-12)
+    assert float(inc.at(found.at[None]).abs()) == found.value
+    assert float(found.at.norm()) <= radius * (1 + 1e-12)
+    assert best <= found.bound * (1 + 1e-12)
+
+
+def test_the_bound_is_reached_where_slope_and_curvature_agree():
+    inc = cp.QuadraticIncrement(torch.tensor(1.0), torch.tensor([2.0, 0.0]), torch.diag(torch.tensor([3.0, -1.0])))
+    found = cp.worst_case(inc, 2.0)
+    assert found.value == pytest.approx(1 + 2 * 2 + 3 * 4 / 2)
+    assert found.bound == pytest.approx(found.value)
+
+
+def test_it_is_the_limit_of_large_orders():
+    """For draws that fill the ball, (E |Q|^p)^(1/p) rises to it."""
+    inc = cp.QuadraticIncrement(torch.tensor(0.1), torch.tensor([1.0, -0.5]), torch.tensor([[0.5, 0.2], [0.2, -1.0]]))
+    z = torch.randn(200_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = z / z.norm(dim=1, keepdim=True) * torch.rand(len(z), 1, generator=torch.Generator().manual_seed(1)).sqrt()
+    values, worst = inc.at(z).abs(), cp.worst_case(inc, 1.0).value
+    roots = [float((values / worst).pow(p).mean()) ** (1 / p) for p in (2, 20, 2000)]
+    assert roots == sorted(roots)
+    assert 0.99 < roots[-1] <= 1
+
+
+def test_a_constant_and_arguments():
+    flat = cp.QuadraticIncrement(torch.tensor(-2.0), torch.zeros(3), torch.zeros(3, 3))
+    assert cp.worst_case(flat, 1.0).value == 2.0
+    for radius in (0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="radius is"):
+            cp.worst_case(flat, radius)
