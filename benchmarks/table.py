@@ -13,6 +13,7 @@ import gpu
 import limit
 import misses
 import monte_carlo
+import more_data
 import paper
 import peers
 import scaling
@@ -30,6 +31,7 @@ SCRIPTS = (
     gpu,
     limit,
     misses,
+    more_data,
     monte_carlo,
     paper,
     peers,

@@ -297,6 +297,15 @@ def test_the_formula_of_the_size_written_anew_is_that_of_the_package():
     assert found == pytest.approx(coverage.size_at(*exact, len(sample), 1e-2), rel=1e-6)
 
 
+def test_more_data_in_small(tmp_path):
+    import more_data
+
+    result = run(more_data, tmp_path, "--k 60 --seeds 1")
+    assert [row["kind"] for row in result["rows"]] == list(more_data.KINDS)
+    assert all(row["test_loss"] > 0 and row["rms"] > 0 for row in result["rows"])
+    assert "takes off" in more_data.table(result)
+
+
 def test_coverage_of_errors_in_small(tmp_path):
     import coverage_of_errors as coverage
 

@@ -107,6 +107,8 @@ def test_flat_rows_json_and_words():
     assert "the closed form is zero" in str(found.rows[0])
     known = RowErrors({3: RowError(0.02, 0.01, -0.2, 0.05)}, RowError(0.5, 0.1, 0.0, 0.01), 1)
     assert RowErrors.from_json(known.to_json()) == known
-    words = "truth against it: total valid (+2.0 +- 1.0 %), shape marginal (-20.0 +- 5.0 %)"
+    words = "total valid (+2.0 +- 1.0 %), shape marginal (-20.0 +- 5.0 %)"
     assert str(known.rows[3]) == words
+    assert str(RowError.of_total(cp.Estimate(2.0, 0.0), cp.Estimate(2.1, 0.0))) == "total valid (+5.0 +- 0.0 %)"
+    assert RowError.of_total(cp.Estimate(0.0, 0.0), cp.Estimate(2.1, 0.0)).total == math.inf
     assert known.to_json()["expected"]["total_verdict"] == "invalid"

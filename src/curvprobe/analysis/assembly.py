@@ -193,7 +193,12 @@ def _notes(seen: Seen) -> list[str]:
         notes.append(
             f"Only {int(space.converged.sum())} of {dim} eigenpairs converged; raise max_matvecs or lower dim."
         )
-    if space.next_eigenvalue > 0.9 * last > 0:
+    if not space.cut_decided:
+        notes.append(
+            f"The cut after D = {dim} is not decided: eigenvalue {dim}, {last:.4g}, and the next, "
+            f"{space.next_eigenvalue:.4g}, differ by less than a residual. Take another D, or a smaller tol."
+        )
+    elif space.next_eigenvalue > 0.9 * last > 0:
         notes.append(
             f"The cut after D = {dim} falls in a cluster: eigenvalue {dim} is {last:.4g} and the "
             f"next about {space.next_eigenvalue:.4g}. Another D would be a more stable subspace."

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.criteria.estimators import Estimate
+from curvprobe.criteria.row_errors import RowError
 from curvprobe.errors import ArgumentError
 from curvprobe.probing.laws import Probe, form_of
 from curvprobe.probing.monte_carlo import closed_form, controlled_monte_carlo, direct_monte_carlo
@@ -31,6 +32,7 @@ class LawTable:
         closed_stderr: (L,), of the closed form: zero in a subspace, where it is exact for the quadratic model.
         true, true_stderr: (L,), Monte Carlo on the true loss, with the quadratic model as control variate in a
             subspace.
+        true_reach: (L,), half the width of its 95 % interval.
     """
 
     names: tuple[str, ...]
@@ -38,6 +40,7 @@ class LawTable:
     closed_stderr: Tensor
     true: Tensor
     true_stderr: Tensor
+    true_reach: Tensor
 
     @property
     def closed(self) -> Tensor:
@@ -57,18 +60,25 @@ class LawTable:
             return numbers([law[name] for law in record.values()])
 
         parts = torch.stack([column(part) for part in ("level", "slope", "curvature")], dim=1)
-        return cls(tuple(record), parts, column("closed_stderr"), column("true"), column("true_stderr"))
+        errors = column("true_stderr")
+        known = all("true_reach" in law for law in record.values())  # not in a result of schema 3 or before
+        reach = column("true_reach") if known else 1.96 * errors
+        return cls(tuple(record), parts, column("closed_stderr"), column("true"), errors, reach)
 
     def __str__(self) -> str:
-        lines = [f"{'law':<22} {'closed form':>12} {'shape':>11}  {'on the true loss':>16}"]
-        columns = (self.closed.tolist(), self.shape.tolist(), self.true.tolist(), self.true_stderr.tolist())
-        for name, closed, shape, true, error in zip(self.names, *columns, strict=True):
-            lines.append(f"{name:<22} {closed:>12.5e} {shape:>11.3e}  {true:>16.5e} +- {error:.1e}")
+        lines = [
+            f"{'law':<22} {'closed form':>12} {'shape':>11}  {'on the true loss, 95 %':>25}  against the closed form"
+        ]
+        columns = (self.closed.tolist(), self.shape.tolist(), self.true.tolist(), self.true_reach.tolist())
+        for name, closed, shape, true, reach in zip(self.names, *columns, strict=True):
+            row = f"{name:<22} {closed:>12.5e} {shape:>11.3e}  {true:>14.5e} +- {reach:.1e}"
+            against = RowError(true / closed - 1, reach / closed, math.nan, math.nan) if closed > 0 else "none"
+            lines.append(f"{row}  {against}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """By law."""
-        names = ("closed", "closed_stderr", "shape", "true", "true_stderr")
+        names = ("closed", "closed_stderr", "shape", "true", "true_stderr", "true_reach")
         columns = {name: getattr(self, name).tolist() for name in names}
         level, slope, curvature = self.parts.T.tolist()
         columns |= {"level": level, "slope": slope, "curvature": curvature}
@@ -127,4 +137,5 @@ def compare_laws(
         torch.tensor([e.stderr for e in closed], dtype=torch.float64, device="cpu"),
         torch.tensor([e.value for e in true], dtype=torch.float64, device="cpu"),
         torch.tensor([e.stderr for e in true], dtype=torch.float64, device="cpu"),
+        torch.tensor([e.reach for e in true], dtype=torch.float64, device="cpu"),
     )

@@ -22,7 +22,7 @@ from curvprobe.criteria.decay import DecayCurve
 from curvprobe.criteria.estimators import Estimate
 from curvprobe.criteria.expectation import ExpectedCriterion
 from curvprobe.criteria.ranking import Ranking
-from curvprobe.criteria.row_errors import RowErrors
+from curvprobe.criteria.row_errors import RowError, RowErrors
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.sample_size import RequiredSampleSize
 from curvprobe.criteria.stationarity import Stationarity
@@ -332,21 +332,25 @@ class Analysis:
 
     def _first_candidate_lines(self) -> list[str]:
         subspace = f"Delta_2^({self.spectrum.dim})"
-        distance = f"{abs(self.isotropic_distance):.1f} standard errors from the true loss"
         isotropic = "Delta_2 isotropic" if self.p == 2 else f"Order {self.p:g}, isotropic"
-        first = "" if self.errors is None else f": {self.errors.rows[0]}"
+        wide, first = "quadratic model", "quadratic model"
+        if self.errors is not None:
+            first = f"quadratic model; the truth against it: {self.errors.rows[0]}"
+        if self.isotropic_closed_form is not None and self.isotropic_controlled is not None:
+            error = RowError.of_total(self.isotropic_closed_form, self.isotropic_controlled)
+            wide = f"quadratic model; the truth against it: {error}"
         unit = "squared loss units; rms in loss units"
         if self.p != 2:
             subspace, unit = f"Order {self.p:g}, D = {self.spectrum.dim}", f"loss units to the power {self.p:g}; rooted"
         rows = [
             ("Delta_1 at the solution", self.delta1, "true loss, loss units"),
-            (f"{subspace} closed form", self.closed_form, f"quadratic model{first}"),
+            (f"{subspace} closed form", self.closed_form, first),
             (f"{subspace} quadratic Monte Carlo", self.quadratic, "quadratic model"),
             (f"{subspace} direct Monte Carlo", self.direct, "true loss"),
             (f"{subspace} controlled Monte Carlo", self.controlled, "true loss"),
             (f"{isotropic} Monte Carlo", self.isotropic, "true loss"),
             ("Delta_2 isotropic controlled", self.isotropic_controlled, "true loss"),
-            ("Delta_2 isotropic closed form", self.isotropic_closed_form, f"quadratic model, {distance}"),
+            ("Delta_2 isotropic closed form", self.isotropic_closed_form, wide),
         ]
         return [
             f"If the first candidate is added ({unit}; 95 % intervals):",

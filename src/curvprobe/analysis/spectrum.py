@@ -26,6 +26,7 @@ class Spectrum:
         next_eigenvalue: estimate of the first one left out.
         num_matvecs: products used.
         relative_to: what the residuals are relative to, in words.
+        cut_decided: whether the next eigenvalue is behind the last by more than the last's residual.
     """
 
     eigenvalues: Tensor
@@ -34,6 +35,7 @@ class Spectrum:
     next_eigenvalue: float
     num_matvecs: int
     relative_to: str = RELATIVE_TO["algebraic"]
+    cut_decided: bool = True
 
     @classmethod
     def of(cls, space: Eigenspace, which: Which) -> Spectrum:
@@ -45,6 +47,7 @@ class Spectrum:
             space.next_eigenvalue,
             space.num_matvecs,
             RELATIVE_TO[which],
+            space.cut_decided,
         )
 
     @property
@@ -54,7 +57,15 @@ class Spectrum:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        names = ("eigenvalues", "residuals", "converged", "next_eigenvalue", "num_matvecs", "relative_to")
+        names = (
+            "eigenvalues",
+            "residuals",
+            "converged",
+            "next_eigenvalue",
+            "num_matvecs",
+            "relative_to",
+            "cut_decided",
+        )
         return {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -67,6 +78,7 @@ class Spectrum:
             number(record["next_eigenvalue"]),
             record["num_matvecs"],
             record.get("relative_to", RELATIVE_TO["algebraic"]),
+            record.get("cut_decided", True),
         )
 
     def __str__(self) -> str:

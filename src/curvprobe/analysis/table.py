@@ -37,7 +37,11 @@ def mean_lines(curve: DecayCurve, num_candidates: int, errors: RowErrors | None)
         f"  of it level {100 * level / total:.2f} %, slope {100 * slope / total:.2g} %, curvature "
         f"{100 * curvature / total:.2g} %; shape (all but the level) {slope + curvature:.3e}"
         + (f" +- {float(curve.shape_stderr[-1, -1, 0]):.1e}" if several else ""),
-        *([] if errors is None else [f"  closed form of {errors.num_candidates} of them: {errors.expected}"]),
+        *(
+            []
+            if errors is None
+            else [f"  the truth against it, over {errors.num_candidates} of them: {errors.expected}"]
+        ),
     ]
 
 

@@ -16,6 +16,7 @@ from curvprobe.criteria.draws import check_sigma
 from curvprobe.criteria.estimators import check_power
 from curvprobe.criteria.increment import fresh_increments, last_increments
 from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.criteria.weighted_sets import ratio_of_sets
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.intervals import ShiftAndSpread, log_interval, mean_interval, pseudo_values, standard_error
 from curvprobe.runtime.digest import overlap
@@ -210,7 +211,7 @@ def expected_criterion(
     found = _over_candidates(moves, sample.dim, b)
     if b == 1 or bool((fresh.weight == fresh.weight[0]).all()):
         return found
-    return _scaled(found, *_ratio_of_sets(moves, fresh.weight, float(sample.weight.sum()), b))
+    return _scaled(found, *ratio_of_sets(moves, fresh.weight, float(sample.weight.sum()), b))
 
 
 def _of_order(sample: ProjectedSample, fresh: ProjectedSample | None, sigma: Tensor, p: float) -> ExpectedCriterion:
@@ -244,31 +245,6 @@ def _over_candidates(moves: Tensor, dim: int, b: int) -> ExpectedCriterion:
         low, high = ShiftAndSpread(moves).intervals(*torch.tensor([[b**2], [b]], dtype=torch.float64, device="cpu"))
         interval = (float(low), float(high))
     return _expectation(table, shift, spread, (shift + spread).sum(1), interval, b, pool=False)
-
-
-SETS = 4096
-"""Random sets of candidates of unequal weight."""
-
-
-def _ratio_of_sets(moves: Tensor, weight: Tensor, before: float, b: int) -> tuple[float, float]:
-    """The mean square move of ``b`` that join at their own total weight, over that at the mean weight; and its error.
-
-    Over random sets of the candidates: the same sets serve both, so that little of their noise is left.
-    """
-    generator = torch.Generator().manual_seed(0)
-    mean = before + b * float(weight.mean())
-    plain, exact = list[Tensor](), list[Tensor]()
-    for _ in range(SETS // 64):
-        drawn = torch.randint(len(moves), (64, b), generator=generator, device="cpu")
-        counts = torch.zeros(64, len(moves), dtype=torch.float64, device="cpu")
-        counts.scatter_add_(1, drawn, torch.ones(64, b, dtype=torch.float64, device="cpu"))
-        plain.append((counts @ moves).square().sum(1))
-        exact.append(plain[-1] * (mean / (before + counts @ weight)).square())
-    below, above = torch.cat(plain), torch.cat(exact)
-    if not float(below.mean()) > 0:
-        return 1.0, 0.0
-    ratio = above.mean() / below.mean()
-    return float(ratio), standard_error((above - ratio * below) / below.mean())
 
 
 def _scaled(found: ExpectedCriterion, ratio: float, error: float) -> ExpectedCriterion:

@@ -85,7 +85,7 @@ class Ranking:
             return agreement
         columns = self.columns()
         lines = [
-            "Candidates that would move it most:",
+            "Candidates that would move it most" + (" (at the end, the truth against the total):" if comments else ":"),
             "  " + f"{'candidate':>9}" + "".join(f"{name.replace('_', ' '):>25}" for name in columns),
         ]
         lines += [

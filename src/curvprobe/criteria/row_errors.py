@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvprobe.criteria.distribution import absolute_moments
 from curvprobe.criteria.draws import check_sigma
-from curvprobe.criteria.estimators import independent, moment_parts, power_excess
+from curvprobe.criteria.estimators import Estimate, independent, moment_parts, power_excess
 from curvprobe.criteria.increment import QuadraticIncrement
 from curvprobe.criteria.verdicts import Verdict, verdict_of
 from curvprobe.numerics.intervals import freedom, standard_error, student_reach
@@ -28,7 +28,7 @@ class RowError:
     Attributes:
         total: of the criterion: 0.1 where the truth is a tenth larger.
         total_reach: half the width of its 95 % interval.
-        shape, shape_reach: the same for the shape criterion.
+        shape, shape_reach: the same for the shape criterion; NaN where it was not looked at.
     """
 
     total: float
@@ -56,9 +56,18 @@ class RowError:
         names = ("total", "total_reach", "shape", "shape_reach")
         return cls(**{name: number(record[name], math.inf) for name in names})
 
+    @classmethod
+    def of_total(cls, closed: Estimate, true: Estimate) -> RowError:
+        """From two estimates, of the quadratic model and of the true loss."""
+        if closed.value <= 0:
+            return cls(math.inf, math.inf, math.nan, math.nan)
+        return cls(true.value / closed.value - 1, true.reach / closed.value, math.nan, math.nan)
+
     def __str__(self) -> str:
         total = f"total {self.total_verdict} ({_percent(self.total, self.total_reach)})"
-        return f"truth against it: {total}, shape {self.shape_verdict} ({_percent(self.shape, self.shape_reach)})"
+        if math.isnan(self.shape):
+            return total
+        return f"{total}, shape {self.shape_verdict} ({_percent(self.shape, self.shape_reach)})"
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class Eigenpairs:
         num_matvecs: products used, all of them.
         num_search_matvecs: those of them that searched for missed copies of eigenvalues.
         next_eigenvalue: estimate of the first eigenvalue left out (NaN when there is none).
+        cut_decided: whether that one is less wanted than the last by more than the last's residual. Elsewhere the pairs
+            are eigenpairs, but which of these two comes first is in doubt, and a copy may have been missed.
     """
 
     eigenvalues: Tensor
@@ -60,6 +62,7 @@ class Eigenpairs:
     num_matvecs: int
     num_search_matvecs: int
     next_eigenvalue: float
+    cut_decided: bool = True
 
 
 def lanczos(
@@ -385,6 +388,7 @@ class _Solver:
             num_matvecs=basis.num_matvecs,
             num_search_matvecs=self.search_matvecs,
             next_eigenvalue=float(left_out[wanted.order(left_out)[0]]) if len(left_out) else math.nan,
+            cut_decided=not bool((wanted.merit(left_out) >= wanted.merit(values[-1:]) - residuals[-1]).any()),
         )
         if not bool(converged.all()):
             complete, pushed_out = settled and self.searched, bool(beyond.any())

@@ -100,6 +100,7 @@ def spanned(pairs: Eigenpairs, matrix: Matrix, risk: EmpiricalRisk) -> Eigenspac
         basis=pairs.vectors,
         eigenvalues=pairs.eigenvalues,
         residuals=pairs.residuals,
+        cut_decided=pairs.cut_decided,
         converged=pairs.converged,
         matrix=matrix,
         risk_key=risk.key(),

@@ -87,6 +87,8 @@ class Eigenspace(Subspace):
         num_matvecs: products used to find it, all of them.
         num_search_matvecs: those of them that searched for missed copies of repeated eigenvalues.
         next_eigenvalue: estimate of the first eigenvalue left out; NaN when unknown.
+        cut_decided: whether that one is behind the last by more than the last's residual: else which of the two belongs
+            to the D leading ones is in doubt.
     """
 
     eigenvalues: Tensor
@@ -97,6 +99,7 @@ class Eigenspace(Subspace):
     num_matvecs: int
     num_search_matvecs: int
     next_eigenvalue: float = math.nan
+    cut_decided: bool = True
 
     def truncate(self, dim: int) -> Eigenspace:
         """The eigenspace of the first ``dim`` eigenvalues."""
@@ -110,7 +113,12 @@ class Eigenspace(Subspace):
             residuals=self.residuals[:dim],
             converged=self.converged[:dim],
             next_eigenvalue=float(self.eigenvalues[dim]),
+            cut_decided=self._decided(dim),
         )
+
+    def _decided(self, dim: int) -> bool:
+        gap = abs(float(self.eigenvalues[dim - 1] - self.eigenvalues[dim]))
+        return gap > float(self.residuals[dim - 1]) * abs(float(self.eigenvalues[0]))
 
 
 def random_subspace(risk: EmpiricalRisk, dim: int, *, seed: int = 0) -> Subspace:
