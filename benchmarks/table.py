@@ -9,6 +9,7 @@ import coverage_of_errors
 import coverage_of_intervals
 import curve
 import front_door
+import gates
 import gpu
 import limit
 import misses
@@ -28,6 +29,7 @@ SCRIPTS = (
     coverage_of_intervals,
     curve,
     front_door,
+    gates,
     gpu,
     limit,
     misses,

@@ -9,6 +9,7 @@ import torch
 
 import curvprobe as cp
 from curvprobe.criteria.sample_size import size_with
+from curvprobe.numerics import intervals
 from tests import cases
 
 ROOT = Path(__file__).parents[2]
@@ -295,6 +296,18 @@ def test_the_formula_of_the_size_written_anew_is_that_of_the_package():
     exact = coverage.moments(sample, whole[:20_000])
     found = size_with(sample, whole[:20_000], coverage.SIGMA, 1e-2)[0]
     assert found == pytest.approx(coverage.size_at(*exact, len(sample), 1e-2), rel=1e-6)
+
+
+def test_gates_in_small(tmp_path):
+    import gates
+
+    before = intervals.FEWEST_FOR_UPPER, intervals.ALLOWED_FOR
+    result = run(gates, tmp_path, "--repetitions 40 --populations t3 --sizes 40")
+    assert before == (intervals.FEWEST_FOR_UPPER, intervals.ALLOWED_FOR)
+    none, narrow, _ = result["rows"]
+    assert none["passed"] == 1
+    assert narrow["passed"] < 1
+    assert "| t3 | 40 |" in gates.table(result)
 
 
 def test_more_data_in_small(tmp_path):

@@ -199,3 +199,28 @@ def test_a_small_budget_holds_fewer_probes_and_changes_no_number(budget):
     found = cp.full_space_parts(risk, risk.on(case.candidates), sigma=0.1, num_probes=8)
     usual = cp.full_space_parts(case.risk(), case.risk().on(case.candidates), sigma=0.1, num_probes=8)
     assert torch.allclose(found.value, usual.value, rtol=1e-10, atol=0)
+
+
+def test_the_moment_is_the_sum_of_its_parts_and_its_error_their_scatter():
+    """Against the whole Hessian of a small network: value, every part, and the standard error over seeds."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)).double()
+        x, y = torch.randn(20, 3, dtype=torch.float64), torch.randint(2, (20,))
+    risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, (x[:15], y[:15]))
+    new = risk.on((x[15:16], y[15:16]))
+    whole = cp.Subspace.from_basis(torch.eye(risk.num_params, dtype=torch.float64))
+    exact = cp.gaussian_moment(cp.increment(cp.project(risk, whole), cp.project(new, whole)), sigma=1.5)
+    found = [cp.full_space_moment(risk, new, sigma=1.5, num_probes=8, seed=s) for s in range(120)]
+    for one in found[:5]:
+        assert one.value == pytest.approx(one.level + one.slope + one.curvature, rel=1e-12)
+        assert one.shape == pytest.approx(one.slope + one.curvature, rel=1e-12)
+        assert one.slope == pytest.approx(exact.slope, rel=1e-9)
+    values = torch.tensor([one.value for one in found])
+    curvatures = torch.tensor([one.curvature for one in found])
+    for drawn, truth in ((values, exact.value), (curvatures, exact.curvature)):
+        assert abs(float(drawn.mean()) - truth) < 4.5 * float(drawn.std()) / math.sqrt(len(drawn))
+    assert exact.curvature > 0.05 * exact.value
+    stated = math.sqrt(sum(one.stderr**2 for one in found) / len(found))
+    # The jackknife of a squared mean that is mostly noise states up to the root of two too much.
+    assert 0.9 * float(values.std()) < stated < 1.6 * float(values.std())
