@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import warnings
 from dataclasses import asdict
 
@@ -181,7 +182,7 @@ def test_what_is_expected_of_the_next_example(case, analysis):
     assert analysis.doubling.grow_by == 30
     stationarity = cp.stationarity(risk, analysis.subspace, sample, fresh)
     assert asdict(analysis.stationarity) == pytest.approx(asdict(stationarity), rel=1e-9)
-    assert analysis.theory == cp.theory_checks(sample, fresh[0], sigma)
+    assert analysis.theory == cp.theory_checks(sample, fresh[0], sigma, risk.num_params)
     assert analysis.theory.rate_bound.holds
     norms = cp.gradient_norms(risk.on(case.candidates))
     assert torch.allclose(analysis.ranking.gradient_norm, norms, rtol=1e-10, atol=0)
@@ -240,7 +241,13 @@ def test_the_model_is_judged_in_the_draws_of_monte_carlo_too(case, analysis):
     plain, closed = analysis.isotropic, analysis.isotropic_closed_form
     distance = (closed.value - plain.value) / (closed.stderr**2 + plain.stderr**2) ** 0.5
     assert analysis.isotropic_distance == pytest.approx(distance, rel=1e-12)
-    assert f"{abs(distance):.1f} standard errors from the true loss" in str(analysis)
+    off = analysis.isotropic_controlled.value / closed.value - 1
+    assert re.search(rf"the truth against it: total \w+ \({re.escape(f'{100 * off:+.1f}')} \+- ", str(analysis))
+    assert str(analysis.errors.rows[0]) in str(analysis)
+    assert set(analysis.errors.rows) == set(range(10))  # all candidates, of which there are ten
+    assert analysis.errors.num_candidates == 10
+    controlled = analysis.controlled.value / analysis.closed_form.value - 1
+    assert analysis.errors.rows[0].total == pytest.approx(controlled, rel=1e-6)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, float("inf")])

@@ -223,9 +223,10 @@ def test_misses_in_small(tmp_path, monkeypatch):
 
     monkeypatch.setattr(misses, "SIZE", 700)
     result = run(misses, tmp_path, "--seeds 1 --gaps 0.03")
-    assert [row["dim"] for row in result["rows"]] == [10, 45, 100]
+    assert [row["dim"] for row in result["rows"]] == [10, 45, 100, 30, 50, 80]
+    assert all(row["misses_without_a_doubt"] == 0 for row in result["rows"])
     assert all(row["certified_misses"] <= row["misses"] <= row["seeds"] == 1 for row in result["rows"])
-    assert len(rows_of(misses.table(result))) == 3
+    assert len(rows_of(misses.table(result))) == 6
 
 
 def test_a_spectrum_for_the_search_is_what_it_says():

@@ -8,6 +8,7 @@ import torch
 
 import curvprobe as cp
 from curvprobe.criteria.expectation import features
+from curvprobe.criteria.weighted_sets import ratio_of_sets
 from tests.criteria.samples import SIGMA, joined, sample_of
 from tests.population import drawn, logistic
 
@@ -83,6 +84,18 @@ def test_several_of_unequal_weight_join_at_their_own_weight(b):
     assert abs(found.value - float(brute.mean())) < 4 * float(brute.std()) / math.sqrt(len(brute)) + 0.01 * found.value
     assert found.value == pytest.approx(float(found.table.sum()), rel=1e-12)
     assert found.value == pytest.approx(float(found.contributions.mean()), rel=1e-9)
+
+
+def test_the_ratio_of_sets_is_that_of_all_sets():
+    """Two candidates of weights 1 and 20, two of which join: three kinds of sets, of 1/4, 1/2 and 1/4."""
+    weight, before = torch.tensor([1.0, 20.0], dtype=torch.float64), 30.0
+    moves = torch.tensor([[0.5], [3.0]], dtype=torch.float64)
+    sets = [(0.25, 1.0, 2.0), (0.5, 3.5, 21.0), (0.25, 6.0, 40.0)]  # probability, move, weight
+    plain = sum(p * move**2 for p, move, _ in sets)
+    exact = sum(p * move**2 * (51.0 / (before + joined)) ** 2 for p, move, joined in sets)
+    ratio, error = ratio_of_sets(moves, weight, before, 2)
+    assert exact / plain < 0.8
+    assert abs(ratio - exact / plain) < 4 * error < 0.05
 
 
 def test_the_mean_shift_is_unbiased():

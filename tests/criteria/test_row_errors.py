@@ -97,6 +97,15 @@ def test_intervals_of_rows_cover():
     assert hits >= 255
 
 
+def test_two_draws_by_hand():
+    """Closed forms: total 4 + 1 * 0.25 = 4.25, shape 0.25. Truths of 3 and 2 against 2.5 and 1.5 of the model."""
+    model = cp.QuadraticIncrement(torch.tensor([2.0]), torch.tensor([[1.0]]), torch.zeros(1, 1, 1))
+    z = torch.tensor([[0.5], [-0.5]], dtype=torch.float64)
+    row = row_errors([0], 1, model, 0.5, torch.tensor([[3.0], [2.2]], dtype=torch.float64), z).rows[0]
+    assert row.total == pytest.approx(((9 - 6.25) + (4.84 - 2.25)) / 2 / 4.25, rel=1e-12)
+    assert row.shape == pytest.approx((2 * 0.4**2 - 2 * 0.5**2) / 0.25, rel=1e-12)  # over n - 1
+
+
 def test_flat_rows_json_and_words():
     flat = cp.QuadraticIncrement(torch.zeros(1), torch.zeros(1, 2), torch.zeros(1, 2, 2))
     z = draws(8)

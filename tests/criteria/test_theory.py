@@ -54,6 +54,17 @@ def test_the_spectral_form_needs_shared_eigenvectors():
     assert mixed.value < mixed.curvature_only
 
 
+def test_misalignment_of_a_shift_that_turns():
+    """B off the diagonal by b, beside a gap g: shifts of (sqrt(g^2 + 4 b^2) - g) / 2 up and down."""
+    g, b = 1.0, 0.5
+    before, turning = torch.diag(torch.tensor([2.0, 1.0])), torch.tensor([[0.0, b], [b, 0.0]])
+    hessians = torch.stack([before, before + 2 * turning])  # at a factor of 1/2
+    two = cp.ProjectedSample(torch.zeros(2), torch.ones(2), torch.zeros(2, 2), hessians)
+    shift = (math.sqrt(g**2 + 4 * b**2) - g) / 2
+    found = cp.spectral_closed_form(two[:1], two[1], sigma=1.0)
+    assert found.misalignment == pytest.approx(math.sqrt(1 - 2 * shift**2 / (2 * b**2)), rel=1e-6)
+
+
 def test_misalignment_does_not_depend_on_the_basis_of_shared_eigenvectors():
     """Two directions of one eigenvalue: any rotation of them is an eigenbasis, and the shifts are the same."""
     before, shifts = torch.diag(torch.tensor([2.0, 1.0, 1.0])), torch.diag(torch.tensor([0.5, 0.4, -0.3]))
@@ -108,6 +119,14 @@ def test_stationarity_of_a_network():
     assert found.gradient_norm == pytest.approx(float(risk.gradient().norm()), rel=1e-10)
     assert found.projected_gradient_norm == pytest.approx(float(mean.norm()), rel=1e-8)
     assert found.newton_decrement == pytest.approx(float((mean.square() / space.eigenvalues).sum() / 2), rel=1e-6)
+    gradient, square = risk.gradient(), found.gradient_norm**2
+    along = float(gradient @ (cp.hessian(risk) @ gradient)) / square
+    curvature = max(abs(along), float(space.eigenvalues.abs().max()))
+    assert found.step_decrease == pytest.approx(square / (2 * curvature), rel=1e-6)
+    every = torch.stack([risk[[i]].gradient() for i in range(len(risk))])
+    scatter = (risk.shares.square() * (every.square().sum(1) - square)).sum()
+    assert found.moving_ratio == pytest.approx(square / float(scatter), rel=1e-8)
+    assert found.outside == pytest.approx(1 - float(mean.square().sum()) / square, rel=1e-8)
     expected = mean.square().sum() / (fresh.gradient - mean).square().sum(1).mean()
     assert found.slope_share == pytest.approx(float(expected), rel=1e-6)
     bottom = cp.top_eigenspace(risk, dim=2, which="smallest")

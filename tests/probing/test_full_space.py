@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import curvprobe as cp
+from curvprobe.numerics.traces import trace_moments
 from tests import cases, reference
 
 
@@ -201,6 +202,28 @@ def test_a_small_budget_holds_fewer_probes_and_changes_no_number(budget):
     assert torch.allclose(found.value, usual.value, rtol=1e-10, atol=0)
 
 
+def jackknifed(risk, new, sigma, products, seed):
+    """Standard error by leaving out each of the probes in turn, the whole formula anew."""
+    factor = float(new.total_weight / (risk.total_weight + new.total_weight))
+    level = factor * (new.value() - risk.value())
+
+    def gap(block):
+        return sigma**2 * factor * (cp.hessian(new) @ block - cp.hessian(risk) @ block)
+
+    moments = trace_moments(gap, risk.num_params, num_products=products, seed=seed, dtype=torch.float64)
+    traces, squares = moments.trace_terms, moments.frobenius_terms
+
+    def value(rows):
+        noise = float(traces[rows].var()) / len(rows)
+        return (level + float(traces[rows].mean()) / 2) ** 2 - noise / 4 + float(squares[rows].mean()) / 2
+
+    every = list(range(len(traces)))
+    pseudo = torch.tensor(
+        [len(every) * value(every) - (len(every) - 1) * value([i for i in every if i != j]) for j in every]
+    )
+    return float(pseudo.double().std()) / math.sqrt(len(every))
+
+
 def test_the_moment_is_the_sum_of_its_parts_and_its_error_their_scatter():
     """Against the whole Hessian of a small network: value, every part, and the standard error over seeds."""
     with torch.random.fork_rng():
@@ -221,6 +244,7 @@ def test_the_moment_is_the_sum_of_its_parts_and_its_error_their_scatter():
     for drawn, truth in ((values, exact.value), (curvatures, exact.curvature)):
         assert abs(float(drawn.mean()) - truth) < 4.5 * float(drawn.std()) / math.sqrt(len(drawn))
     assert exact.curvature > 0.05 * exact.value
+    assert found[0].stderr == pytest.approx(jackknifed(risk, new, 1.5, 8, 0), rel=1e-6)
     stated = math.sqrt(sum(one.stderr**2 for one in found) / len(found))
     # The jackknife of a squared mean that is mostly noise states up to the root of two too much.
     assert 0.9 * float(values.std()) < stated < 1.6 * float(values.std())

@@ -143,7 +143,7 @@ def required_sample_size(
         (290, 276, 'supported')
         >>> size = required_sample_size(flat(40), None, sigma=0.1, tolerance=1e-3)
         >>> size.value, size.at_least, size.verdict
-        (None, 265, 'at least')
+        (None, 253, 'at least')
     """
     check_request(tolerance, len(sample if fresh is None else fresh))
     if fresh is None:
