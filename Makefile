@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/digits
 
-.PHONY: help demo test lint docs figures paper bench clean
+.PHONY: help demo test lint docs figures paper bench mutants clean
 help:
 	@echo "make demo    train a small classifier and analyse it (results in $(OUT))"
 	@echo "make test    run the tests"
@@ -12,6 +12,7 @@ help:
 	@echo "make paper   repeat the paper's experiments for docs/paper.md (about an hour)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make bench   run the benchmarks (about two hours), rewrite benchmarks/results/ and the tables"
+	@echo "make mutants change one operator at a time, and tell which changes no test notices (about an hour)"
 
 .venv/run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -62,8 +63,14 @@ docs: .venv/dev
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/bench
-	for name in monte_carlo concentration coverage_of_errors coverage_of_intervals gates paper curve peers scaling limit solver misses more_data front_door; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in monte_carlo concentration coverage_of_errors coverage_of_intervals gates extremality paper curve peers scaling limit solver misses more_data front_door; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
+# ARGS="curvprobe.criteria.theory*" looks at some.  Without PYTHONPATH: mutmut makes the folder that it imports from.
+mutants: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check mutmut==3.8.1
+	env -u PYTHONPATH OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(ARGS)
+	$(BIN)/mutmut results
+
 clean:
-	rm -rf .venv site
+	rm -rf .venv site mutants

@@ -8,6 +8,7 @@ import concentration
 import coverage_of_errors
 import coverage_of_intervals
 import curve
+import extremality
 import front_door
 import gates
 import gpu
@@ -28,6 +29,7 @@ SCRIPTS = (
     coverage_of_errors,
     coverage_of_intervals,
     curve,
+    extremality,
     front_door,
     gates,
     gpu,

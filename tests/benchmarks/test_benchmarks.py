@@ -299,6 +299,15 @@ def test_the_formula_of_the_size_written_anew_is_that_of_the_package():
     assert found == pytest.approx(coverage.size_at(*exact, len(sample), 1e-2), rel=1e-6)
 
 
+def test_extremality_in_small(tmp_path, monkeypatch):
+    import extremality
+
+    monkeypatch.setattr(extremality, "digits", lambda _: small_task())
+    rows = run(extremality, tmp_path, "--within 4 6 --dim 2 --candidates 3")["rows"]
+    assert [(row["dim"], row["within"], row["next_examples"]) for row in rows] == [(2, 4, 3), (2, 6, 3)]
+    assert all(row["best_over_leading"] >= 1 for row in rows)
+
+
 def test_gates_in_small(tmp_path):
     import gates
 

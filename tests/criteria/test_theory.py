@@ -105,6 +105,9 @@ def test_the_leading_directions_are_extremal_under_the_premise_and_not_always_el
     assert other.share_below < 0.2
     many = cp.extremality(sample_of(5, dim=40), sample_of(1, dim=40, seed=3), 10)
     assert many.num_sets == 20_000
+    bend = torch.diag(torch.tensor([*[0.1] * 30, *[-3.0] * 10]))[None]
+    far = [cp.ProjectedSample(torch.zeros(1), torch.ones(1), torch.zeros(1, 40), part) for part in (0 * bend, bend)]
+    assert cp.extremality(*far, 10).best_set == tuple(range(30, 40))  # no random choice would find it
     with pytest.raises(ValueError, match="dim is 7"):
         cp.extremality(sample_of(2, dim=6), sample_of(1, dim=6), 7)
 

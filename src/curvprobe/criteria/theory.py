@@ -168,7 +168,7 @@ class Extremality:
         leading: curvature functional ``2 |B|_F^2 + (tr B)^2`` of the first ``dim`` directions.
         best: the largest among the sets that were tried; ``best_set`` are its positions.
         share_below: share of the sets whose functional is at most that of the leading ones.
-        num_sets: sets that were tried: all, or a random choice.
+        num_sets: sets that were tried: all, or that of the largest diagonal entries of B and a random choice.
         premise: whether the proposition speaks of these data: shifts that are not negative and in descending order, and
             directions that B does not mix (off-diagonal share below 1 %).
     """
@@ -209,7 +209,7 @@ def extremality(sample: ProjectedSample, new: ProjectedSample, dim: int, *, seed
     if not 1 <= dim <= sample.dim:
         raise ArgumentError(f"dim is {dim}; expected 1 to {sample.dim}")
     B = increment(sample, new).curvature
-    sets = _sets(sample.dim, dim, seed)
+    sets = _sets(B.diagonal(), dim, seed)
     picked = B[sets[:, :, None], sets[:, None, :]]
     values = 2 * picked.square().sum((1, 2)) + picked.diagonal(dim1=1, dim2=2).sum(1).square()
     shifts, size = B.diagonal(), float(B.norm())
@@ -226,13 +226,15 @@ def extremality(sample: ProjectedSample, new: ProjectedSample, dim: int, *, seed
     )
 
 
-def _sets(available: int, dim: int, seed: int) -> Tensor:
-    """Sets of ``dim`` positions, the leading ones first: all of them, or many at random."""
+def _sets(diagonal: Tensor, dim: int, seed: int) -> Tensor:
+    """Sets of ``dim`` positions, the leading ones first: all, or that of the largest entries and many at random."""
+    available = len(diagonal)
     if math.comb(available, dim) <= MOST_SETS:
         return torch.tensor(list(itertools.combinations(range(available), dim)), device="cpu")
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(MOST_SETS - 1, available, generator=generator, device="cpu").argsort(1)[:, :dim].sort(1).values
-    return torch.cat([torch.arange(dim, device="cpu")[None], drawn])
+    drawn = torch.rand(MOST_SETS - 2, available, generator=generator, device="cpu").argsort(1)[:, :dim].sort(1).values
+    largest = diagonal.abs().argsort(descending=True)[:dim].sort().values
+    return torch.cat([torch.arange(dim, device="cpu")[None], largest[None], drawn])
 
 
 @dataclass(frozen=True)
