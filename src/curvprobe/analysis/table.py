@@ -30,13 +30,13 @@ def mean_lines(curve: DecayCurve, num_candidates: int, errors: RowErrors | None)
     value, stderr = float(curve.value[-1, -1, 0]), float(curve.stderr[-1, -1, 0])
     level, slope, curvature = (float(getattr(curve, part)[-1, -1, 0]) for part in ("level", "slope", "curvature"))
     total, several = level + slope + curvature or 1.0, num_candidates > 1
-    spread = f" +- {stderr:.1e}" if several else " (one candidate: no standard error)"
+    spread = f" (standard error {stderr:.1e})" if several else " (one candidate: no standard error)"
     return [
         f"Averaged over the {num_candidates} candidates as the next example: Delta_2^({dim}) = "
         f"{value:.5e}{spread}, rms {value**0.5:.3e} loss units",
         f"  of it level {100 * level / total:.2f} %, slope {100 * slope / total:.2g} %, curvature "
         f"{100 * curvature / total:.2g} %; shape (all but the level) {slope + curvature:.3e}"
-        + (f" +- {float(curve.shape_stderr[-1, -1, 0]):.1e}" if several else ""),
+        + (f" (standard error {float(curve.shape_stderr[-1, -1, 0]):.1e})" if several else ""),
         *(
             []
             if errors is None
