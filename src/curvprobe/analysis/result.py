@@ -314,7 +314,7 @@ class Analysis:
             "",
             *self._first_candidate_lines(),
             "",
-            *mean_lines(self.decay, self.num_candidates, self.errors),
+            *mean_lines(self.decay, self.num_candidates, self.errors, self.p),
             *expected_lines(self.expected, self.doubling),
             *([] if self.required is None else [str(self.required)]),
             "",
@@ -341,7 +341,7 @@ class Analysis:
             wide = f"quadratic model; the truth against it: {error}"
         unit = "squared loss units; rms in loss units"
         if self.p != 2:
-            subspace, unit = f"Order {self.p:g}, D = {self.spectrum.dim}", f"loss units to the power {self.p:g}; rooted"
+            subspace, unit = f"Order {self.p:g}, D = {self.spectrum.dim}", f"loss units to the power {self.p:g}"
         rows = [
             ("Delta_1 at the solution", self.delta1, "true loss, loss units"),
             (f"{subspace} closed form", self.closed_form, first),

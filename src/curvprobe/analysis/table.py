@@ -24,13 +24,14 @@ def estimate_row(name: str, e: Estimate, comment: str) -> str:
     return f"  {name:<38} {e.value:>12.5e}  {error:<20} {root} {e.rms:.3e}  {comment}"
 
 
-def mean_lines(curve: DecayCurve, num_candidates: int, errors: RowErrors | None) -> list[str]:
+def mean_lines(curve: DecayCurve, num_candidates: int, errors: RowErrors | None, p: float) -> list[str]:
     """The criterion averaged over the candidates, and its parts, at the largest sample and dimension of the curve."""
     dim = int(curve.dims[-1])
     value, stderr = float(curve.value[-1, -1, 0]), float(curve.stderr[-1, -1, 0])
     level, slope, curvature = (float(getattr(curve, part)[-1, -1, 0]) for part in ("level", "slope", "curvature"))
     total, several = level + slope + curvature or 1.0, num_candidates > 1
     spread = f" (standard error {stderr:.1e})" if several else " (one candidate: no standard error)"
+    it = "it" if p == 2 else f"the closed form of order {p:g}"
     return [
         f"Averaged over the {num_candidates} candidates as the next example: Delta_2^({dim}) = "
         f"{value:.5e}{spread}, rms {value**0.5:.3e} loss units",
@@ -40,7 +41,7 @@ def mean_lines(curve: DecayCurve, num_candidates: int, errors: RowErrors | None)
         *(
             []
             if errors is None
-            else [f"  the truth against it, over {errors.num_candidates} of them: {errors.expected}"]
+            else [f"  the truth against {it}, over {errors.num_candidates} of them: {errors.expected}"]
         ),
     ]
 
