@@ -250,6 +250,19 @@ def test_the_model_is_judged_in_the_draws_of_monte_carlo_too(case, analysis):
     assert analysis.errors.rows[0].total == pytest.approx(controlled, rel=1e-6)
 
 
+def test_the_sample_that_was_fitted_bounds_the_size_from_below_only():
+    """A line through two hundred points that it meets exactly: by its own examples one is enough, by others not."""
+    x = torch.linspace(-1, 1, 300, dtype=torch.float64)[:, None]
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    torch.nn.init.ones_(model.weight)
+    risk = cp.EmpiricalRisk(model, cp.losses.mse, (x, x))
+    found = cp.analyze(risk, dim=1, sigma=0.01, tolerance=1e-3, num_probes=8).required
+    assert (found.value, found.verdict, found.interval[1]) == (None, "at least", float("inf"))
+    assert "to which the weights were fitted" in str(found)
+    fresh = (x + 3, x + 4)
+    assert cp.analyze(risk, fresh, dim=1, sigma=0.01, tolerance=1e-3, num_probes=8).required.value > found.at_least
+
+
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, float("inf")])
 def test_a_tolerance_that_makes_no_sense_is_refused_before_any_work(case, monkeypatch, tolerance):
     monkeypatch.setattr("curvprobe.analysis.stages.top_eigenspace", lambda *_, **__: pytest.fail("worked"))

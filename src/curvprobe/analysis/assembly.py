@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from curvprobe.criteria.increment import fresh_increments, increment
 from curvprobe.criteria.ranking import rank_candidates
 from curvprobe.criteria.row_errors import row_errors
 from curvprobe.criteria.sample import ProjectedSample
-from curvprobe.criteria.sample_size import required_sample_size
+from curvprobe.criteria.sample_size import RequiredSampleSize, required_sample_size
 from curvprobe.criteria.stationarity import Stationarity
 from curvprobe.criteria.theory import theory_checks
 from curvprobe.criteria.verdicts import QuadraticValidity
@@ -166,18 +166,26 @@ def _over_candidates(job: Job, seen: Seen, tolerance: float | None) -> dict[str,
         "doubling": None
         if alone or p != 2
         else expected_criterion(sample, pool, sigma, "double", allow_overlap=overlapping),
-        "required": None
-        if tolerance is None
-        else required_sample_size(
-            sample,
-            pool,
-            sigma,
-            tolerance,
-            validity=seen.validity,
-            stationarity=seen.stationarity,
-            allow_overlap=overlapping,
-        ),
+        "required": None if tolerance is None else _required(seen, pool, tolerance, allow_overlap=overlapping),
     }
+
+
+def _required(seen: Seen, pool: ProjectedSample | None, tolerance: float, *, allow_overlap: bool) -> RequiredSampleSize:
+    """The required size; bounded from below only where the sample stands for examples to come.
+
+    The weights were fitted to it: a network that interpolates needs one example by its own, and thousands by others.
+    """
+    judged: dict[str, Any] = {"validity": seen.validity, "stationarity": seen.stationarity}
+    found = required_sample_size(seen.sample, pool, seen.sigma, tolerance, **judged, allow_overlap=allow_overlap)
+    if pool is not None or found.at_least is None:
+        return found
+    return replace(
+        found,
+        value=None,
+        verdict="at least",
+        interval=(found.interval[0], math.inf),
+        assumptions=f"{found.assumptions}; these are the sample's own, to which the weights were fitted",
+    )
 
 
 def _notes(seen: Seen) -> list[str]:

@@ -51,7 +51,9 @@ def expected_lines(expected: ExpectedCriterion | None, doubling: ExpectedCriteri
     if expected is None:
         return []
     if doubling is None:
-        return [str(expected)]
+        return [
+            f"Over the sample itself, to which the weights were fitted: {expected}" if expected.pool else str(expected)
+        ]
     low, high = expected.rms_interval
     lines, of = list[str](), "the rms"
     if expected.pool:
