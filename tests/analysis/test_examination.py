@@ -296,7 +296,7 @@ def test_the_time_of_an_example_leaves_out_what_is_done_once(once):
 
 
 def test_a_duration_is_told_in_its_own_unit():
-    text = str(Duration(92, 3.0, 100.0, 9000.0))
-    assert "about 3 h on" in text
+    text = str(Duration(92, 3.0, 7200.0, 100.0, 9000.0))
+    assert "about 5 h on" in text
     assert "3 s for 92 Hessian products" in text
-    assert "100 s for projections, 2 h for Monte Carlo" in text
+    assert "2 h for gradients of single examples, 100 s for projections, 2 h for Monte Carlo" in text

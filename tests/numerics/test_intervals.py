@@ -52,3 +52,14 @@ def test_no_upper_end_for_few_terms():
     terms = torch.linspace(1, 2, 249, dtype=torch.float64)
     assert intervals.mean_interval(terms)[1] == float("inf")
     assert intervals.mean_interval(torch.linspace(1, 2, 250, dtype=torch.float64))[1] < 1.7
+
+
+def test_no_upper_end_where_a_few_terms_make_the_whole_mean():
+    """One term in 300: a third of the resamples are without it, and the bootstrap's own end is 1e21."""
+    terms = torch.linspace(1, 100, 300, dtype=torch.float64) * 1e-5
+    terms[7] = 1.0
+    low, high = intervals.mean_interval(terms)
+    assert 0 <= low < terms.mean()
+    assert high == float("inf")
+    one = torch.ones(1, dtype=torch.float64)
+    assert intervals.ShiftAndSpread(terms.sqrt()[:, None]).intervals(one, one)[1] == float("inf")

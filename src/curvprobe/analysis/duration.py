@@ -14,6 +14,7 @@ from curvprobe.probing.joining import Joining
 from curvprobe.probing.laws import IsotropicProbe
 from curvprobe.probing.monte_carlo import probe_increments
 from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.subspace.gradients import gradient_norms
 from curvprobe.subspace.projection import project
 from curvprobe.subspace.spaces import Subspace
 
@@ -26,8 +27,9 @@ DRAWS_TIMED = 4
 DRAWS, OF_VALIDITY = 2 * 64, 12 * VALIDITY_DRAWS
 """Draws of an analysis: of both Monte Carlos by default, and of the validity over its grid."""
 
-MORE_PRODUCTS = FULL_SPACE_PRODUCTS + CONTROLLED_DRAWS // 2
-"""Hessian products of an analysis besides those of its eigenspace: one for a mirrored pair of draws."""
+MORE_PRODUCTS = FULL_SPACE_PRODUCTS + CONTROLLED_DRAWS // 2 + 1
+"""Hessian products of an analysis besides those of its eigenspace: one for a mirrored pair of draws, and one along the
+gradient."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,23 @@ class Duration:
 
     Attributes:
         num_products: Hessian products that it is expected to take; the spectrum may ask for fewer, or twice as many.
-        products, projection, monte_carlo: seconds.
+        products, gradients, projection, monte_carlo: seconds; the gradients are those of single examples, by which
+            the solution is judged to be a minimum and the candidates are described.
     """
 
     num_products: int
     products: float
+    gradients: float
     projection: float
     monte_carlo: float
 
     def __str__(self) -> str:
+        whole = self.products + self.gradients + self.projection + self.monte_carlo
         return (
-            f"an analysis takes about {_rough(self.products + self.projection + self.monte_carlo)} on this machine: "
+            f"an analysis takes about {_rough(whole)} on this machine: "
             f"{_rough(self.products)} for {self.num_products} Hessian products (the spectrum may ask for fewer, or "
-            f"twice as many), {_rough(self.projection)} for projections, {_rough(self.monte_carlo)} for Monte Carlo"
+            f"twice as many), {_rough(self.gradients)} for gradients of single examples, {_rough(self.projection)} for "
+            f"projections, {_rough(self.monte_carlo)} for Monte Carlo"
         )
 
 
@@ -67,6 +73,9 @@ def time_needed(risk: EmpiricalRisk, num_candidates: int, dim: int) -> Duration:
         first = _seconds(lambda: matrix @ vectors[:, 0])
         return _seconds(lambda: matrix @ vectors[:, 0]) if whole_graph_kept else first
 
+    def gradients(rows: int) -> float:
+        return _seconds(lambda: gradient_norms(risk[:rows]))
+
     def projection(rows: int) -> float:
         return _seconds(lambda: project(risk[:rows], Subspace(vectors)))
 
@@ -77,6 +86,7 @@ def time_needed(risk: EmpiricalRisk, num_candidates: int, dim: int) -> Duration:
     return Duration(
         num_products,
         num_products * k * seconds_an_example(product, min(k, risk.microbatch_size)),
+        (k + num_candidates) * seconds_an_example(gradients, k),
         (k + num_candidates) * seconds_an_example(projection, k),
         ((DRAWS + OF_VALIDITY) * k + OF_VALIDITY * min(num_candidates, VALIDITY_CANDIDATES))
         * seconds_an_example(draw, k),

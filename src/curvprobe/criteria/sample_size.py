@@ -17,7 +17,7 @@ from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.stationarity import Stationarity, moving, moving_ratio
 from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.errors import ArgumentError
-from curvprobe.numerics.intervals import ShiftAndSpread, mean_interval
+from curvprobe.numerics.intervals import FARTHEST, ShiftAndSpread, mean_interval
 from curvprobe.runtime.plain import number
 
 
@@ -80,9 +80,6 @@ SUBSPACE_ONLY = "the gradient vanishes outside the subspace, which was not looke
 
 LARGEST = 1e18
 """No sample is larger."""
-
-FARTHEST = 100.0
-"""Factor from the size within which the ends of its interval are sought."""
 
 GRID = 81
 

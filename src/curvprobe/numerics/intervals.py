@@ -21,6 +21,10 @@ missed the large terms, and coverage among those that pass it falls."""
 ALLOWED_FOR = 3
 """Further terms as large as the largest seen that the upper end allows for."""
 
+FARTHEST = 100.0
+"""Factor from a root mean square beyond which its upper end is infinite: a few terms have made the whole mean, some
+resamples are without any of them, and the end would be a figure like 1e35 that says no more."""
+
 _CHUNK = 1 << 15
 """Numbers drawn at a time."""
 
@@ -123,7 +127,7 @@ def bootstrap_t(
         tail: alpha, see :func:`expanded_tail`.
 
     Returns:
-        The ends (m,); 0 and infinity where nothing is known.
+        The ends (m,); 0 and infinity where nothing is known. An upper end 10^4 times the estimate is infinite too.
 
     Source: Efron & Tibshirani (1993), "An Introduction to the Bootstrap", chapter 12.
     """
@@ -132,7 +136,8 @@ def bootstrap_t(
     below, above = t.sort(dim=0).values[[last - 1, -last]]
     low, high = (value * (-q * stderr / value).exp() for q in (above, below))
     known = (value > 0) & (truth > 0) & low.isfinite()
-    low, high = torch.where(known, low, 0.0), torch.where(known & ~high.isnan(), high, torch.inf)
+    low = torch.where(known, low, 0.0)
+    high = torch.where(known & (high <= FARTHEST**2 * value), high, torch.inf)
     certain = (value > 0) & (stderr == 0)
     return torch.where(certain, value, low), torch.where(certain, value, high)
 
