@@ -53,6 +53,7 @@ def everything(case: cases.Case, out: Path) -> list[object]:
     analysis = cp.analyze(risk, case.candidates, dim=2, num_probes=8, laws=True, concentration=True, out=out)
     loaded = cp.load(out)
     assert str(loaded) == str(analysis)
+    assert loaded.table() == analysis.table()
     return [
         risk.gradient(),
         risk[[1, 0]].losses(),

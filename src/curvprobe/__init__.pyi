@@ -27,8 +27,8 @@ from .criteria.estimators import (
 from .criteria.estimators import (
     quadratic_monte_carlo as quadratic_monte_carlo,
 )
-from .criteria.expectation import ExpectedCriterion as ExpectedCriterion
 from .criteria.expectation import expected_criterion as expected_criterion
+from .criteria.expected import ExpectedCriterion as ExpectedCriterion
 from .criteria.increment import (
     QuadraticIncrement as QuadraticIncrement,
 )

@@ -76,7 +76,7 @@ def test_a_sigma_outside_the_validated_regime_is_noted(case):
     analysis = cp.analyze(case.risk(), case.candidates, dim=2, sigma=3.0)
     assert analysis.verdict == "invalid"
     assert any("smaller standard error" in note for note in analysis.notes)
-    assert "invalid" in str(analysis)
+    assert "invalid" in analysis.table()
 
 
 def test_candidates_that_the_sample_holds_are_refused(case):
@@ -199,7 +199,7 @@ def test_a_tolerance_gives_a_sample_size(case, tmp_path):
     judged = {"validity": analysis.validity, "stationarity": analysis.stationarity}
     size = cp.required_sample_size(analysis.sample, analysis.fresh, analysis.sigma, 1e-2, **judged)
     assert analysis.required == size
-    assert "Sample size for an rms of 0.01" in str(analysis)
+    assert "Sample size for an rms of 0.01" in analysis.table()
     written = json.loads((tmp_path / "result.json").read_text())
     assert written["required_sample_size"]["verdict"] == size.verdict
     assert written["expected"]["table"]["spread"]["slope"]["value"] == float(analysis.expected.table[1, 1])
@@ -215,8 +215,8 @@ def test_without_candidates_the_sample_stands_for_the_population(case):
     assert analysis.expected.value == pool.value
     assert analysis.doubling.grow_by == analysis.k
     assert analysis.to_json()["expected"]["value"] == pool.value
-    assert f"Averaged over all orders of the sample itself: rms {pool.rms:.3e}" in str(analysis)
-    assert "takes the sample for the population" in str(analysis)
+    assert f"Averaged over all orders of the sample itself: rms {pool.rms:.3e}" in analysis.table()
+    assert "takes the sample for the population" in analysis.table()
 
 
 def test_two_examples_leave_expectations_out(case):
@@ -242,8 +242,8 @@ def test_the_model_is_judged_in_the_draws_of_monte_carlo_too(case, analysis):
     distance = (closed.value - plain.value) / (closed.stderr**2 + plain.stderr**2) ** 0.5
     assert analysis.isotropic_distance == pytest.approx(distance, rel=1e-12)
     off = analysis.isotropic_controlled.value / closed.value - 1
-    assert re.search(rf"the truth against it: total \w+ \({re.escape(f'{100 * off:+.1f}')} \+- ", str(analysis))
-    assert str(analysis.errors.rows[0]) in str(analysis)
+    assert re.search(rf"the truth against it: total \w+ \({re.escape(f'{100 * off:+.1f}')} \+- ", analysis.table())
+    assert str(analysis.errors.rows[0]) in analysis.table()
     assert set(analysis.errors.rows) == set(range(10))  # all candidates, of which there are ten
     assert analysis.errors.num_candidates == 10
     controlled = analysis.controlled.value / analysis.closed_form.value - 1
@@ -258,7 +258,7 @@ def test_the_sample_that_was_fitted_bounds_the_size_from_below_only():
     risk = cp.EmpiricalRisk(model, cp.losses.mse, (x, x))
     found = cp.analyze(risk, dim=1, sigma=0.01, tolerance=1e-3, num_probes=8).required
     assert (found.value, found.verdict, found.interval[1]) == (None, "at least", float("inf"))
-    assert "to which the weights were fitted" in str(found)
+    assert "to which the weights were fitted" in found.table()
     fresh = (x + 3, x + 4)
     assert cp.analyze(risk, fresh, dim=1, sigma=0.01, tolerance=1e-3, num_probes=8).required.value > found.at_least
 

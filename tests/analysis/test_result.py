@@ -8,8 +8,8 @@ from curvprobe.subspace.eigenspace import plan_memory
 
 def test_the_text_names_the_candidates_that_move_it_most(analysis):
     first = int(analysis.ranking.order[0])
-    assert f"{first:>9}{float(analysis.ranking.total[first]):>25.4g}" in str(analysis)
-    assert "In bfloat16, rounding of the losses would hide the increment's change" in str(analysis)
+    assert f"{first:>9}{float(analysis.ranking.total[first]):>25.4g}" in analysis.table()
+    assert "In bfloat16, rounding of the losses would hide the increment's change" in analysis.table()
 
 
 def test_result_file_holds_every_number_with_its_error(case, tmp_path):
@@ -25,7 +25,7 @@ def test_result_file_holds_every_number_with_its_error(case, tmp_path):
 
 
 def test_table_and_dataframe(analysis):
-    text = str(analysis)
+    text = analysis.table()
     assert f"{analysis.controlled.value:.5e}" in text
     assert f"{analysis.direct.reach:.1e}" in text
     frame = analysis.to_dataframe()
@@ -72,7 +72,7 @@ def test_the_concentration_is_told_where_it_is_asked_for(case, tmp_path):
     assert torch.equal(again.concentration.shape, analysis.concentration.shape)
     written = json.loads((tmp_path / "result.json").read_text())["concentration"]
     assert written["subspaces"]["hessian"]["shape"] == analysis.concentration.shape[0].tolist()
-    assert "Share of the full-space shape signal" in str(again)
+    assert "Share of the full-space shape signal" in again.table()
     assert (tmp_path / "concentration.png") in save_figures(again, tmp_path)
     assert cp.analyze(case.risk(), case.candidates, dim=2).concentration is None
 
@@ -80,4 +80,4 @@ def test_the_concentration_is_told_where_it_is_asked_for(case, tmp_path):
 def test_a_decrement_that_does_not_exist_is_said_so(case):
     analysis = cp.analyze(case.risk(), case.candidates, dim=2, which="smallest")
     assert float(analysis.subspace.eigenvalues[0]) < 0
-    assert "is not defined" in str(analysis)
+    assert "is not defined" in analysis.table()

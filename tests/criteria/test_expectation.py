@@ -9,6 +9,7 @@ import torch
 import curvprobe as cp
 from curvprobe.criteria.expectation import features
 from curvprobe.criteria.weighted_sets import ratio_of_sets
+from curvprobe.numerics.intervals import mean_interval
 from tests.criteria.samples import SIGMA, joined, sample_of
 from tests.population import drawn, logistic
 
@@ -25,6 +26,53 @@ def test_the_expectation_is_the_mean_of_the_closed_form_over_candidates(weighted
         assert float(expected.table[:, part].sum()) == pytest.approx(sum(getattr(e, name) for e in each) / 6, rel=1e-12)
     assert expected.shape == pytest.approx(sum(e.shape for e in each) / 6, rel=1e-12)
     assert expected.rms == math.sqrt(expected.value)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_shape_by_direction_and_its_interval(weighted):
+    """A direction's slope and its row of the curvature, written out; the interval is that of each candidate's shape."""
+    sigma = torch.tensor([0.2, 1.5], dtype=torch.float64)
+    sample, fresh = sample_of(9, weighted=weighted), sample_of(6, seed=1, weighted=weighted)
+    parts, shapes = torch.zeros(2, dtype=torch.float64), []
+    for j in range(6):
+        one = cp.increment(sample, fresh[j])
+        slope, bend = one.slope * sigma, one.curvature * sigma[:, None] * sigma
+        parts += (slope.square() + bend.square().sum(1) / 2) / 6
+        shapes.append(joined(sample, fresh[j], sigma).shape)
+    expected = cp.expected_criterion(sample, fresh, sigma)
+    torch.testing.assert_close(expected.shape_by_direction, parts, rtol=1e-12, atol=0)
+    assert expected.shape_interval == pytest.approx(mean_interval(torch.tensor(shapes, dtype=torch.float64)))
+    assert expected.shape_rms == pytest.approx(expected.shape**0.5)
+
+
+@pytest.mark.parametrize("b", [1, 3])
+@pytest.mark.parametrize("given", [True, False], ids=["candidates", "pool"])
+def test_the_directions_of_the_shape_add_up(b, given):
+    sample, fresh = sample_of(9), sample_of(6, seed=1) if given else None
+    expected = cp.expected_criterion(sample, fresh, SIGMA, grow_by=b)
+    assert float(expected.shape_by_direction.sum()) == pytest.approx(expected.shape, rel=1e-12)
+    assert expected.shape_interval[0] < expected.shape
+
+
+def test_the_shape_has_an_upper_end_for_many_that_join_together():
+    """Of losses that are all alike, the interval is that of the whole: there is no level."""
+    sample, fresh = sample_of(40), sample_of(300, seed=1)
+    flat = [cp.ProjectedSample(torch.ones(len(s)), s.weight, s.gradient, s.hessian) for s in (sample, fresh)]
+    level = [s.hessian.diagonal(dim1=1, dim2=2).sum(1) * SIGMA**2 / 2 for s in flat]
+    flat = [cp.ProjectedSample(1 - part, s.weight, s.gradient, s.hessian) for s, part in zip(flat, level, strict=True)]
+    expected = cp.expected_criterion(*flat, SIGMA, grow_by="double")
+    assert float(expected.table[:, 0].abs().sum()) < 1e-12 * expected.value
+    assert expected.shape_interval == pytest.approx(expected.interval, rel=1e-6)
+    assert expected.shape_rms_interval[1] == pytest.approx(expected.interval[1] ** 0.5)
+
+
+def test_which_candidates_carry_it():
+    sample, fresh = sample_of(9), sample_of(6, seed=1)
+    expected = cp.expected_criterion(sample, fresh, SIGMA)
+    order = cp.rank_candidates(sample, fresh, SIGMA).order.tolist()
+    positions, share = expected.largest_contributors(2)
+    assert positions == order[:2]
+    assert share == pytest.approx(float(expected.contributions[order[:2]].sum() / expected.contributions.sum()))
 
 
 @pytest.mark.parametrize("b", [2, 3])

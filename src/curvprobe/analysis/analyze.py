@@ -41,6 +41,7 @@ def analyze(
     max_matvecs: int | None = None,
     num_probes: int = 64,
     tolerance: float | None = None,
+    tolerance_on: Literal["total", "shape", "relative"] = "total",
     p: float = 2.0,
     laws: bool = False,
     concentration: bool = False,
@@ -63,7 +64,9 @@ def analyze(
             which the quadratic model of the increment is validated.
         which, tol, max_matvecs: of the eigenspace, see :func:`top_eigenspace`.
         num_probes: Monte-Carlo draws.
-        tolerance: RMS increment, in loss units, for which to tell the required sample size; None leaves it out.
+        tolerance: RMS increment for which to tell the required sample size; None leaves it out.
+        tolerance_on: "total", the whole increment in loss units; "shape", the increment without its constant part,
+            which training does not notice; "relative", the whole over the loss at the solution.
         p: order of the criterion ``E |L_{k+1} - L_k|^p``, at least 1, for the first candidate and for what is expected
             of the next one. The split into parts, the full space's closed form, the ranking, the curves, the laws and
             the required size are of the second order.
@@ -95,13 +98,21 @@ def analyze(
     settings = _checked(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap, p)
     notes = [f"Parameters in {', '.join(risk.upcast_from)} were raised to float32."] if risk.upcast_from else []
     risk, new = _sample_and_candidates(risk, candidates, settings, notes)
+    if tolerance_on not in ("total", "shape", "relative"):
+        raise ArgumentError(f"tolerance_on is {tolerance_on!r}; expected 'total', 'shape' or 'relative'")
     if tolerance is not None:
         check_request(tolerance, len(new) if len(new) > 1 else len(risk))
     store, job = Store.at(out), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sorted({*SIGMA_GRID, *([] if settings.sigma == "auto" else [settings.sigma])})
     seen = _seen(job, store, grid, notes, laws=laws, concentration=concentration)
-    config = {"tolerance": tolerance, "laws": laws, "concentration": concentration, "engine": engine}
+    config = {
+        "tolerance": tolerance,
+        "tolerance_on": tolerance_on,
+        "laws": laws,
+        "concentration": concentration,
+        "engine": engine,
+    }
     found = assemble(job, seen, grid, tolerance, notes, config, store)
     store.write_result(found.to_json())
     return found

@@ -87,12 +87,13 @@ def assemble(
         dtype=str(risk.dtype).split(".")[-1],
         loss=risk.value(),
         gradient_norm=float(risk.gradient().double().norm()),
+        held_out_loss=float(fresh.weight @ fresh.loss / fresh.weight.sum()) if len(fresh) > 1 else math.nan,
         spectrum=Spectrum.of(seen.space, job.settings.which),
         validity=seen.validity,
         sigma=sigma,
         sigma_source=seen.sigma_source,
         **_first_candidate(job, seen),
-        **_over_candidates(job, seen, tolerance),
+        **_over_candidates(job, seen, tolerance, config["tolerance_on"]),
         stationarity=seen.stationarity,
         theory=theory_checks(sample, fresh[0], sigma, risk.num_params),
         laws=seen.laws,
@@ -156,7 +157,7 @@ def _first_candidate(job: Job, seen: Seen) -> dict[str, Any]:
     }
 
 
-def _over_candidates(job: Job, seen: Seen, tolerance: float | None) -> dict[str, Any]:
+def _over_candidates(job: Job, seen: Seen, tolerance: float | None, on: str) -> dict[str, Any]:
     """What is expected of the next example, and the sample size that a tolerance takes."""
     # One candidate says nothing of the others: the sample stands for them.
     sample, pool, sigma = seen.sample, seen.fresh if len(seen.fresh) > 1 else None, seen.sigma
@@ -166,17 +167,25 @@ def _over_candidates(job: Job, seen: Seen, tolerance: float | None) -> dict[str,
         "doubling": None
         if alone or p != 2
         else expected_criterion(sample, pool, sigma, "double", allow_overlap=overlapping),
-        "required": None if tolerance is None else _required(seen, pool, tolerance, allow_overlap=overlapping),
+        "required": None if tolerance is None else _required(job, seen, pool, tolerance, on),
     }
 
 
-def _required(seen: Seen, pool: ProjectedSample | None, tolerance: float, *, allow_overlap: bool) -> RequiredSampleSize:
+def _required(job: Job, seen: Seen, pool: ProjectedSample | None, tolerance: float, on: str) -> RequiredSampleSize:
     """The required size; bounded from below only where the sample stands for examples to come.
 
     The weights were fitted to it: a network that interpolates needs one example by its own, and thousands by others.
     """
-    judged: dict[str, Any] = {"validity": seen.validity, "stationarity": seen.stationarity}
-    found = required_sample_size(seen.sample, pool, seen.sigma, tolerance, **judged, allow_overlap=allow_overlap)
+    found = required_sample_size(
+        seen.sample,
+        pool,
+        seen.sigma,
+        tolerance * abs(job.risk.value()) if on == "relative" else tolerance,
+        of="shape" if on == "shape" else "total",
+        validity=seen.validity,
+        stationarity=seen.stationarity,
+        allow_overlap=job.settings.allow_overlap,
+    )
     if pool is not None or found.at_least is None:
         return found
     return replace(

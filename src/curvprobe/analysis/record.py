@@ -10,7 +10,7 @@ import torch
 
 from curvprobe.analysis.result import RESULT_VERSION, Absent, Analysis
 from curvprobe.analysis.trajectory import TRAJECTORY_VERSION, Trajectory
-from curvprobe.criteria.expectation import PARTS, SOURCES
+from curvprobe.criteria.expected import PARTS, SOURCES
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.runtime.plain import numbers

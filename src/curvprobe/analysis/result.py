@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from curvprobe.analysis.answer import Answer, answer
 from curvprobe.analysis.concentration import ConcentrationCurve
 from curvprobe.analysis.examination import Examination
 from curvprobe.analysis.law_table import LawTable
@@ -20,14 +21,14 @@ from curvprobe.analysis.table import (
 )
 from curvprobe.criteria.decay import DecayCurve
 from curvprobe.criteria.estimators import Estimate
-from curvprobe.criteria.expectation import ExpectedCriterion
+from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.criteria.ranking import Ranking
 from curvprobe.criteria.row_errors import RowError, RowErrors
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.sample_size import RequiredSampleSize
 from curvprobe.criteria.stationarity import Stationarity
 from curvprobe.criteria.theory import TheoryChecks
-from curvprobe.criteria.verdicts import QuadraticValidity
+from curvprobe.criteria.verdicts import QuadraticValidity, Verdict
 from curvprobe.errors import ArgumentError
 from curvprobe.runtime.plain import number
 from curvprobe.subspace.spaces import Eigenspace
@@ -50,10 +51,10 @@ _OF_THE_MODEL = {
     "delta2_isotropic_closed_form",
 }
 
-RESULT_VERSION = 4
-"""Of ``result.json``: 3 left out the errors of single rows and other orders than the second; 2 what was checked; 1
-besides, of the validity what rounding is judged by, of expectations the candidates' own contributions, and the keys of
-the stages."""
+RESULT_VERSION = 5
+"""Of ``result.json``: 4 left out the held-out loss, and of the shape its interval and its directions; 3 the errors of
+single rows and other orders than the second; 2 what was checked; 1 besides, of the validity what rounding is judged by,
+of expectations the candidates' own contributions, and the keys of the stages."""
 
 
 _OPTIONAL: tuple[tuple[str, str, Any], ...] = (
@@ -94,7 +95,7 @@ class Absent:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What :func:`curvprobe.analyze` found; print it for a table.
+    """What :func:`curvprobe.analyze` found; print it for the answer in ten lines, and its :meth:`table` for the rest.
 
     Attributes:
         p: order of the criterion, where nothing else is said.
@@ -102,6 +103,7 @@ class Analysis:
         num_candidates: examples outside it that were tried as the next one.
         num_params, dtype: of the probed parameters.
         loss, gradient_norm: of the empirical risk at the solution: value, and Euclidean norm of the gradient.
+        held_out_loss: that of the candidates; NaN for a single one, and in a result of an earlier version.
         spectrum: the top-D eigenvalues, with residuals.
         validity: error of the quadratic model over sigma.
         sigma: standard deviation of the probe; ``sigma_source`` tells where it comes from.
@@ -146,6 +148,7 @@ class Analysis:
     dtype: str
     loss: float
     gradient_norm: float
+    held_out_loss: float
     spectrum: Spectrum
     validity: QuadraticValidity
     sigma: float
@@ -180,7 +183,7 @@ class Analysis:
     fresh: ProjectedSample
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """Of the quadratic model at the chosen sigma: valid, marginal or invalid."""
         return self.validity.verdict(self.sigma)
 
@@ -248,6 +251,7 @@ class Analysis:
                 "dtype": self.dtype,
                 "loss": self.loss,
                 "gradient_norm": self.gradient_norm,
+                "held_out_loss": self.held_out_loss,
             },
             "eigenspace": self.spectrum.to_json(),
             "validity": self.validity.to_json() | {"increment_error_of_monte_carlo": self.surrogate_error},
@@ -281,7 +285,7 @@ class Analysis:
             parts[attribute] = None if record.get(key) is None else kind.from_json(record[key])
         return cls(
             p=record.get("p", 2.0),
-            **record["sample"],
+            **record["sample"] | {"held_out_loss": number(record["sample"].get("held_out_loss"))},
             spectrum=Spectrum.from_json(record["eigenspace"]),
             validity=QuadraticValidity.from_json(record["validity"]),
             sigma=record["sigma"]["value"],
@@ -300,7 +304,19 @@ class Analysis:
             **bulk,
         )
 
+    @property
+    def answer(self) -> Answer:
+        """What was found in ten lines: what the landscape does, by how much, and how far to trust that."""
+        return answer(self)
+
     def __str__(self) -> str:
+        return f"{self.answer}\ndetails: analysis.table()"
+
+    def __repr__(self) -> str:
+        return f"Analysis(k={self.k}, num_params={self.num_params}, dim={self.spectrum.dim}, sigma={self.sigma:.3g})"
+
+    def table(self) -> str:
+        """All that was found, as a text."""
         at = self.sigma
         error, stderr = (100 * found for found in (self.validity.error_at(at), self.validity.stderr_at(at)))
         lines = [

@@ -8,7 +8,7 @@ import torch
 
 from curvprobe.criteria.decay import DecayCurve
 from curvprobe.criteria.estimators import Estimate
-from curvprobe.criteria.expectation import ExpectedCriterion
+from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.criteria.ranking import Ranking
 from curvprobe.criteria.row_errors import RowErrors
 from curvprobe.criteria.verdicts import QuadraticValidity

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from curvprobe.criteria.estimators import check_power
-from curvprobe.criteria.expectation import ExpectedCriterion, expected_criterion, pool_dispersion
+from curvprobe.criteria.expectation import expected_criterion, pool_dispersion
+from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import standard_error

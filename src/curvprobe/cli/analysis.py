@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -14,23 +15,29 @@ from curvprobe.analysis.analyze import analyze
 from curvprobe.analysis.doctor import examine
 from curvprobe.analysis.examination import Examination
 from curvprobe.cli.app import app
-from curvprobe.cli.messages import plain_errors, say
+from curvprobe.cli.messages import plain_errors, say, tell
 from curvprobe.cli.options import (
     AllowOverlap,
+    AsJson,
     Compile,
     Concentration,
+    Device,
     Dim,
+    Full,
     K,
     Laws,
     Memory,
     NumProbes,
+    On,
     P,
+    Params,
+    Quiet,
     Seed,
     Sigma,
     Tol,
     Tolerance,
+    ToleranceOn,
     as_bytes,
-    number,
 )
 from curvprobe.errors import ArgumentError, CurvprobeError, MissingExtraError
 from curvprobe.risk.empirical import EmpiricalRisk
@@ -56,6 +63,7 @@ def demo(
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
     tolerance: Tolerance = None,
+    tolerance_on: ToleranceOn = On.TOTAL,
     p: P = 2.0,
     laws: Laws = False,
     concentration: Concentration = False,
@@ -63,13 +71,16 @@ def demo(
     memory_budget: Memory = None,
     compiled: Compile = False,
     allow_overlap: AllowOverlap = False,
+    full: Full = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a built-in task and analyse it. Nothing is downloaded.
 
     Example: curvprobe demo --task text --dim 5 --out runs/text
     """
     folder = out or Path("runs") / task.value
-    with plain_errors():
+    with plain_errors(quiet=quiet):
         Store.at(folder)
         say(f"Training the {task.value} task (kept in {folder / 'model.safetensors'}) ...")
         built = _build(task, k, seed, folder / "model.safetensors")
@@ -79,10 +90,12 @@ def demo(
             sigma,
             folder,
             memory_budget,
+            Shown(full, as_json, quiet),
             dim=dim,
             num_probes=num_probes,
             tol=tol,
             tolerance=tolerance,
+            tolerance_on=tolerance_on.value,
             p=p,
             laws=laws,
             concentration=concentration,
@@ -97,11 +110,14 @@ def run(
     task: Annotated[str, typer.Argument(help="file.py:function or module:function that returns a curvprobe.Task.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     k: K = None,
+    params: Params = None,
+    device: Device = None,
     dim: Dim = 10,
     sigma: Sigma = "auto",
     num_probes: NumProbes = 64,
     tol: Tol = 1e-3,
     tolerance: Tolerance = None,
+    tolerance_on: ToleranceOn = On.TOTAL,
     p: P = 2.0,
     laws: Laws = False,
     concentration: Concentration = False,
@@ -109,22 +125,27 @@ def run(
     memory_budget: Memory = None,
     compiled: Compile = False,
     allow_overlap: AllowOverlap = False,
+    full: Full = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Analyse your own trained model.
 
     Example: curvprobe run my_task.py:task --k 500 --dim 10 --out runs/mine
     """
-    with plain_errors():
+    with plain_errors(quiet=quiet):
         _analyse(
-            load_task(task),
+            _with(load_task(task), params, device),
             k,
             sigma,
             out,
             memory_budget,
+            Shown(full, as_json, quiet),
             dim=dim,
             num_probes=num_probes,
             tol=tol,
             tolerance=tolerance,
+            tolerance_on=tolerance_on.value,
             p=p,
             laws=laws,
             concentration=concentration,
@@ -177,27 +198,51 @@ def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
     return text(**size, seed=seed, cache=cache)
 
 
-def _analyse(task: Task, k: int | None, sigma: str, out: Path, memory_budget: float | None, **options: Any) -> None:
+def _with(task: Task, params: list[str] | None, device: str | None) -> Task:
+    """The task with what the command was asked for in its place."""
+    if device is not None:
+        task.model.to(device)
+    return replace(task, params=params) if params else task
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a command prints on standard output."""
+
+    full: bool
+    as_json: bool
+    quiet: bool
+
+
+def _analyse(
+    task: Task, k: int | None, sigma: str, out: Path, memory_budget: float | None, shown: Shown, **options: Any
+) -> None:
     """Analyse and say what was found; ``options`` are those of :func:`curvprobe.analyze` by the same names."""
     if task.description:
         say(task.description)
     risk = _sample(task, k, memory_budget)
-    chosen: float | Literal["auto"] = "auto" if sigma == "auto" else number(sigma)
     analysis = analyze(
         risk,
         None if task.candidates is None else risk.on(task.candidates, task.collate_fn),
-        sigma=chosen,
+        sigma="auto" if sigma == "auto" else float(sigma),
         out=out,
         **options,
     )
-    typer.echo(str(analysis))
 
     def figures() -> list[Path]:
         from curvprobe.plots import save_figures
 
         return save_figures(analysis, out)
 
-    typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *_drawn(figures)])}")
+    count = len(_drawn(figures)) // 2
+    if shown.as_json:
+        typer.echo(to_json(analysis.to_json()), nl=False)
+    elif not shown.quiet:
+        tell(str(analysis.answer))
+        if shown.full:
+            typer.echo(f"\n{analysis.table()}\n")
+        written = "result.json" + (f" and {count} figures" if count else "")
+        tell(f"written to {out}/: {written}" + ("" if shown.full else "; all tables: --full"))
 
 
 def _sample(task: Task, k: int | None, memory_budget: float | None) -> EmpiricalRisk:

@@ -13,6 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help=f"""
 Measure how much the loss landscape around a trained PyTorch model still moves when data is added, and in which
 directions.

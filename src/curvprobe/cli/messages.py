@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import typer
 from rich.console import Console
 
 from curvprobe.errors import CurvprobeError
+from curvprobe.runtime import progress
+
+_quiet: ContextVar[bool] = ContextVar("curvprobe_quiet", default=False)
 
 
 def say(message: str, style: str | None = None) -> None:
-    """One line on standard error, as it is."""
+    """One line on standard error, as it is; where quiet was asked for, errors only: what has a style."""
+    if _quiet.get() and style is None:
+        return
     Console(stderr=True).print(message, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
+def tell(text: str) -> None:
+    """Lines on standard output; on a terminal broken between words, with what goes on moved in."""
+    lines = text.split("\n")
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
+    typer.echo("\n".join(lines))
+
+
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Show warnings and what this package refuses as plain lines; other errors with their traceback. Exit code 1."""
-    shown = warnings.showwarning
+def plain_errors(*, quiet: bool = False) -> Iterator[None]:
+    """Show warnings and what this package refuses as plain lines; other errors with their traceback. Exit code 1.
+
+    Where quiet is asked for, neither warnings nor progress.
+    """
+    shown, asked = warnings.showwarning, _quiet.set(quiet)
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         say(f"Warning: {message}")
 
     warnings.showwarning = show
     try:
-        yield
+        with progress.hidden() if quiet else nullcontext():
+            yield
     except CurvprobeError as error:
         say(f"Error: {error}", style="red")
         raise typer.Exit(1) from error
@@ -37,3 +59,4 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(130) from error
     finally:
         warnings.showwarning = shown
+        _quiet.reset(asked)

@@ -3,40 +3,117 @@
 from __future__ import annotations
 
 import math
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from curvprobe.errors import ArgumentError
 
-K = Annotated[int | None, typer.Option(help="Examples in the sample: the first K of the task's data. Default: all.")]
-Dim = Annotated[int, typer.Option(help="Dimension D of the top eigenspace of the Hessian.")]
+def _positive(value: float | None) -> float | None:
+    """An option that is left out, or a positive number."""
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"it is {value:g}; expected a positive number")
+    return value
+
+
+def _auto_or_positive(sigma: str) -> str:
+    """The value of --sigma."""
+    if sigma != "auto":
+        try:
+            value = float(sigma)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise typer.BadParameter(f"it is {sigma!r}; expected 'auto' or a positive number")
+    return sigma
+
+
+def _a_device(name: str | None) -> str | None:
+    """The value of --device."""
+    if name is not None:
+        import torch
+
+        try:
+            torch.empty(0, device=torch.device(name))
+        except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+            raise typer.BadParameter(f"it is {name!r}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+K = Annotated[
+    int | None, typer.Option(min=1, help="Examples in the sample: the first K of the task's data. Default: all.")
+]
+Dim = Annotated[int, typer.Option(min=1, help="Dimension D of the top eigenspace of the Hessian.")]
 Sigma = Annotated[
     str,
     typer.Option(
+        callback=_auto_or_positive,
         help="Standard deviation of the probe in parameter units, or 'auto': the largest at which the quadratic "
-        "model is validated."
+        "model is validated.",
     ),
 ]
-NumProbes = Annotated[int, typer.Option(help="Monte-Carlo draws.")]
-Tol = Annotated[float, typer.Option(help="Bound on the eigenpairs' residuals, relative to the first eigenvalue.")]
+NumProbes = Annotated[int, typer.Option(min=2, help="Monte-Carlo draws.")]
+Tol = Annotated[
+    float,
+    typer.Option(callback=_positive, help="Bound on the eigenpairs' residuals, relative to the first eigenvalue."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Memory = Annotated[
     float | None,
     typer.Option(
-        help="GiB that the work may take beyond the model and the data. Default: half of what is free.", metavar="GIB"
+        help="GiB that the work may take beyond the model and the data. Default: half of what is free.",
+        metavar="GIB",
+        callback=_positive,
     ),
 ]
 Tolerance = Annotated[
     float | None,
-    typer.Option(help="RMS increment in loss units for which to tell the required sample size. Default: not told."),
+    typer.Option(
+        callback=_positive,
+        help="RMS increment for which to tell the required sample size, in loss units. Default: not told.",
+    ),
+]
+
+
+class On(StrEnum):
+    """What a tolerance is on."""
+
+    TOTAL = "total"
+    SHAPE = "shape"
+    RELATIVE = "relative"
+
+
+ToleranceOn = Annotated[
+    On,
+    typer.Option(
+        help="What --tolerance is on. total: the whole increment, in loss units. shape: without its constant part, "
+        "which training does not notice. relative: the whole, over the loss at the solution."
+    ),
 ]
 P = Annotated[
     float,
     typer.Option(
         "--p",
+        min=1.0,
         help="Order p of the criterion E|L_{k+1} - L_k|^p, at least 1: 2 is the mean square, 1 the mean magnitude; "
         "larger ones weigh the tail. For the first candidate and the expectation; all else is of order 2.",
+    ),
+]
+Full = Annotated[bool, typer.Option("--full", help="Also print all tables, not only the answer.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the result is in the folder.")]
+Params = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Name of the parameters to probe, with * for any part; repeat it for several. Default: the task's."
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        callback=_a_device, help="Where to compute: cpu, cuda, cuda:1, ... Default: where the task's model is."
     ),
 ]
 Laws = Annotated[
@@ -64,16 +141,6 @@ Compile = Annotated[
 ]
 
 
-def number(sigma: str) -> float:
-    """The value of --sigma where it is not "auto"."""
-    try:
-        return float(sigma)
-    except ValueError:
-        raise ArgumentError(f"--sigma is {sigma!r}; expected 'auto' or a positive number") from None
-
-
 def as_bytes(gib: float) -> int:
     """The value of --memory-budget, from GiB."""
-    if not 0 < gib < math.inf:
-        raise ArgumentError(f"--memory-budget is {gib}; expected a positive number of GiB")
     return int(gib * 2**30)

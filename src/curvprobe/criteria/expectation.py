@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,115 +14,19 @@ from torch import Tensor
 from curvprobe.criteria.distribution import absolute_moments
 from curvprobe.criteria.draws import check_sigma
 from curvprobe.criteria.estimators import check_power
+from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.criteria.increment import fresh_increments, last_increments
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.weighted_sets import ratio_of_sets
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.intervals import ShiftAndSpread, log_interval, mean_interval, pseudo_values, standard_error
 from curvprobe.runtime.digest import overlap
-from curvprobe.runtime.plain import number, numbers
 
 FEWEST = 5
 """Candidates below which no interval is given."""
 
-PARTS = ("level", "slope", "curvature")
-SOURCES = ("mean shift", "spread")
-
-
-@dataclass(frozen=True, eq=False)
-class ExpectedCriterion:
-    """Expectation of Delta_2^(D), or of another order p, over the next examples; loss units to the power p.
-
-    Attributes:
-        value: the expectation; the sum of the table's cells.
-        stderr: its standard error over candidates (over seeds too, where several came); NaN where they are too few.
-        interval: 95 % confidence interval of ``value``.
-        table: float64 (2, 3), {mean shift, spread} x {level, slope, curvature}. An unbiased estimate of a squared shift
-            may be negative where the shift is within the noise.
-        table_stderr: (2, 3), standard errors of its cells; up to 1.4 times too large for a shift within the noise.
-        contributions: (n,), what each candidate adds to the mean that ``value`` is; its own criterion when one joins.
-        grow_by: examples that join at once.
-        pool: whether the sample itself stood for the population, without candidates outside it.
-        p: order of the criterion; the table is that of the second, and NaN for others.
-    """
-
-    value: float
-    stderr: float
-    interval: tuple[float, float]
-    table: Tensor
-    table_stderr: Tensor
-    contributions: Tensor
-    grow_by: int
-    pool: bool
-    p: float = 2.0
-
-    @property
-    def num_candidates(self) -> int:
-        """Examples that the expectation is taken over."""
-        return len(self.contributions)
-
-    @property
-    def rms(self) -> float:
-        """``value ** (1/p)``, in loss units."""
-        return float(max(0.0, self.value) ** (1 / self.p))
-
-    @property
-    def rms_interval(self) -> tuple[float, float]:
-        """That of ``interval``, in loss units."""
-        low, high = self.interval
-        return (float(low ** (1 / self.p)), float(high ** (1 / self.p)))
-
-    @property
-    def shape(self) -> float:
-        """The value without its level parts."""
-        return float(self.table[:, 1:].sum())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; the table by source and part."""
-        rows = zip(SOURCES, self.table.tolist(), self.table_stderr.tolist(), strict=True)
-        names = ("grow_by", "value", "stderr", "interval", "rms", "rms_interval", "shape")
-        return {name: getattr(self, name) for name in names} | {
-            "table": {
-                source: {part: {"value": v, "stderr": e} for part, v, e in zip(PARTS, values, errors, strict=True)}
-                for source, values, errors in rows
-            },
-            "contributions": self.contributions,
-            "pool": self.pool,
-            "p": self.p,
-        }
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> ExpectedCriterion:
-        """What :meth:`to_json` has written."""
-        table, errors = (
-            numbers([[record["table"][source][part][what] for part in PARTS] for source in SOURCES])
-            for what in ("value", "stderr")
-        )
-        low, high = record["interval"]
-        return cls(
-            number(record["value"]),
-            number(record["stderr"]),
-            (number(low), number(high, math.inf)),
-            table,
-            errors,
-            numbers(record["contributions"]),
-            record["grow_by"],
-            record["pool"],
-            record.get("p", 2.0),
-        )
-
-    def __str__(self) -> str:
-        low, high = self.rms_interval
-        name = "RMS increment" if self.p == 2 else f"Mean increment of order {self.p:g}"
-        rows = [f"{name} {self.rms:.4g} [{low:.4g}, {high:.4g}] when {self.grow_by} more join"]
-        if self.p != 2:
-            return rows[0]
-        rows.append(f"{'':12}" + "".join(f"{name:>12}" for name in PARTS))
-        rows += [
-            f"{source:12}" + "".join(f"{cell:12.3g}" for cell in row)
-            for source, row in zip(SOURCES, self.table.tolist(), strict=True)
-        ]
-        return "\n".join(rows)
+UNKNOWN = (0.0, math.inf)
+"""An interval that says nothing."""
 
 
 def features(sample: ProjectedSample, sigma: float | Tensor) -> Tensor:
@@ -218,64 +122,101 @@ def _of_order(sample: ProjectedSample, fresh: ProjectedSample | None, sigma: Ten
     """The moment of order p, each next example by itself."""
     increments = last_increments(sample) if fresh is None else next(fresh_increments(sample, fresh, [len(sample)]))
     terms = absolute_moments(increments, sigma, p)
-    interval = mean_interval(terms) if len(terms) >= FEWEST else (0.0, math.inf)
-    unknown = torch.full((2, 3), math.nan, dtype=torch.float64, device="cpu")
+    table = torch.full((2, 3), math.nan, dtype=torch.float64, device="cpu")
     return ExpectedCriterion(
-        float(terms.mean()), standard_error(terms), interval, unknown, unknown, terms, 1, fresh is None, p
+        value=float(terms.mean()),
+        stderr=standard_error(terms),
+        interval=_interval(terms),
+        table=table,
+        table_stderr=table,
+        contributions=terms,
+        grow_by=1,
+        shape_interval=UNKNOWN,
+        shape_by_direction=torch.full((sample.dim,), math.nan, dtype=torch.float64, device="cpu"),
+        pool=fresh is None,
+        p=p,
     )
+
+
+def _interval(terms: Tensor) -> tuple[float, float]:
+    """Of the mean of what examples contribute (n,)."""
+    return mean_interval(terms) if len(terms) >= FEWEST else UNKNOWN
 
 
 def _over_pool(sample: ProjectedSample, sigma: float | Tensor, size: int, b: int) -> ExpectedCriterion:
     """Over all orders of the sample, when ``b`` join ``size`` of its kind."""
-    dispersion = pool_dispersion(sample, sigma)
-    factor = (b / (size + b)) ** 2
-    shift, spread = factor / size * dispersion, factor / b * dispersion
-    table = torch.stack([shift.mean(0), spread.mean(0)])
-    return _expectation(table, shift, spread, (shift + spread).sum(1), None, b, pool=True)
+    squares = (b / (size + b)) ** 2 * pool_squares(sample, sigma)
+    by_part = squares @ membership(sample.dim)
+    both = (1 / size + 1 / b) * by_part
+    return _expectation(
+        torch.stack([by_part.mean(0) / size, by_part.mean(0) / b]),
+        (by_part / size, by_part / b),
+        _interval(both.sum(1)),
+        _interval(both[:, 1:].sum(1)),
+        (1 / size + 1 / b) * squares.mean(0) @ along_directions(sample.dim),
+        b,
+        pool=True,
+    )
 
 
 def _over_candidates(moves: Tensor, dim: int, b: int) -> ExpectedCriterion:
     """Over candidates, from what each adds to the features of the risk when it is one of ``b`` that join."""
-    table = torch.stack([b**2 * squared_mean(moves), b * moves.var(0)]) @ membership(dim)
-    shift, spread = (power * part for power, part in zip((b**2, b), move_terms(moves, dim), strict=True))
-    if b == 1:
-        return _expectation(table, shift, spread, moves.square().sum(1), None, b, pool=False)
-    interval = (0.0, math.inf)
-    if len(moves) >= FEWEST:
-        low, high = ShiftAndSpread(moves).intervals(*torch.tensor([[b**2], [b]], dtype=torch.float64, device="cpu"))
-        interval = (float(low), float(high))
-    return _expectation(table, shift, spread, (shift + spread).sum(1), interval, b, pool=False)
+    shift, spread = b**2 * squared_mean(moves), b * moves.var(0)
+    shift_terms, spread_terms = move_terms(moves, dim)
+    return _expectation(
+        torch.stack([shift, spread]) @ membership(dim),
+        (b**2 * shift_terms, b * spread_terms),
+        _interval_of_moves(moves, b),
+        _interval_of_moves(moves[:, 1:], b),
+        (shift + spread) @ along_directions(dim),
+        b,
+        pool=False,
+        alone=moves.square().sum(1) if b == 1 else None,
+    )
+
+
+def _interval_of_moves(moves: Tensor, b: int) -> tuple[float, float]:
+    """Of the mean square of what ``b`` of these moves (m, P) make together."""
+    if b == 1 or len(moves) < FEWEST:
+        return _interval(moves.square().sum(1))
+    low, high = ShiftAndSpread(moves).intervals(*torch.tensor([[b**2], [b]], dtype=torch.float64, device="cpu"))
+    return (float(low), float(high))
 
 
 def _scaled(found: ExpectedCriterion, ratio: float, error: float) -> ExpectedCriterion:
     """All of it times a ratio that is known to a standard error."""
-    low, high = found.interval
+    (low, high), (flat, steep) = found.interval, found.shape_interval
+    least, most = max(0.0, ratio - 2 * error), ratio + 2 * error
     return replace(
         found,
         value=ratio * found.value,
         stderr=math.hypot(ratio * found.stderr, error * found.value),
-        interval=(max(0.0, ratio - 2 * error) * low, (ratio + 2 * error) * high),
+        interval=(least * low, most * high),
         table=ratio * found.table,
         table_stderr=ratio * found.table_stderr,
         contributions=ratio * found.contributions,
+        shape_interval=(least * flat, most * steep),
+        shape_by_direction=ratio * found.shape_by_direction,
     )
 
 
 def _expectation(
     table: Tensor,
-    shift: Tensor,
-    spread: Tensor,
-    terms: Tensor,
-    interval: tuple[float, float] | None,
+    by_source: tuple[Tensor, Tensor],
+    interval: tuple[float, float],
+    shape_interval: tuple[float, float],
+    directions: Tensor,
     b: int,
     *,
     pool: bool,
+    alone: Tensor | None = None,
 ) -> ExpectedCriterion:
-    """From the table, each example's part in its rows, and in the whole; None takes the interval of the mean."""
-    if interval is None:
-        interval = mean_interval(terms) if len(terms) >= FEWEST else (0.0, math.inf)
-    errors = torch.stack([part.std(0) / math.sqrt(len(part)) for part in (shift, spread)])
-    return ExpectedCriterion(float(table.sum()), standard_error(terms), interval, table, errors, terms, b, pool)
+    """From the table, each example's part (n, 3) in its rows, and, where one joins, what each does alone."""
+    terms = (by_source[0] + by_source[1]).sum(1) if alone is None else alone
+    errors = torch.stack([part.std(0) / math.sqrt(len(part)) for part in by_source])
+    return ExpectedCriterion(
+        float(table.sum()), standard_error(terms), interval, table, errors, terms, b, shape_interval, directions, pool
+    )
 
 
 def check_fresh(sample: ProjectedSample, fresh: ProjectedSample, *, allow_overlap: bool) -> None:
@@ -296,6 +237,13 @@ def membership(dim: int) -> Tensor:
     """Which part each feature belongs to, float64 (1 + D + D^2, 3)."""
     part = torch.tensor([0] + [1] * dim + [2] * dim**2, device="cpu")
     return torch.nn.functional.one_hot(part, 3).double()
+
+
+def along_directions(dim: int) -> Tensor:
+    """Which direction each feature belongs to, float64 (1 + D + D^2, D): its slope, and its row of the curvature."""
+    own = torch.eye(dim, dtype=torch.float64, device="cpu")
+    level = torch.zeros(1, dim, dtype=torch.float64, device="cpu")
+    return torch.cat([level, own, own.repeat_interleave(dim, dim=0)])
 
 
 def _moves(sample: ProjectedSample, fresh: ProjectedSample, sigma: float | Tensor, b: int) -> Tensor:
@@ -326,8 +274,8 @@ def move_terms(moves: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return pseudo_values(squared_mean(moves) @ parts, shift), pseudo_values(moves.var(0) @ parts, spread)
 
 
-def pool_dispersion(sample: ProjectedSample, sigma: float | Tensor) -> Tensor:
-    """Terms (n, 3), by part, whose mean estimates the trace of the features' covariance.
+def pool_squares(sample: ProjectedSample, sigma: float | Tensor) -> Tensor:
+    """Terms (n, 1 + D + D^2) whose mean estimates the variance of each feature.
 
     Each example is tried as the next one of all others, with its own factor; for equal weights the mean is the
     unbiased sample covariance.
@@ -338,7 +286,12 @@ def pool_dispersion(sample: ProjectedSample, sigma: float | Tensor) -> Tensor:
     psi = features(sample, sigma)
     others = (weight @ psi - weight[:, None] * psi) / (total - weight)[:, None]
     moves = (weight / total)[:, None] * (psi - others)
-    return n * (n - 1) * moves.square() @ membership(sample.dim)
+    return n * (n - 1) * moves.square()
+
+
+def pool_dispersion(sample: ProjectedSample, sigma: float | Tensor) -> Tensor:
+    """The same by part, (n, 3): their mean estimates the trace of the features' covariance."""
+    return pool_squares(sample, sigma) @ membership(sample.dim)
 
 
 def _paired(
@@ -383,14 +336,17 @@ def _over_seeds(
         variance += standard_error(contributions) ** 2
     stderr = math.sqrt(variance)
     tables = torch.stack([result.table for result in each])
+    shapes = torch.tensor([result.shape for result in each], dtype=torch.float64, device="cpu")
     return ExpectedCriterion(
-        value,
-        stderr,
-        log_interval(value, stderr, len(values) - 1),
-        tables.mean(0),
-        tables.std(0) / math.sqrt(len(values)),
-        contributions,
-        each[0].grow_by,
-        fresh is None,
-        p,
+        value=value,
+        stderr=stderr,
+        interval=log_interval(value, stderr, len(values) - 1),
+        table=tables.mean(0),
+        table_stderr=tables.std(0) / math.sqrt(len(values)),
+        contributions=contributions,
+        grow_by=each[0].grow_by,
+        shape_interval=log_interval(float(shapes.mean()), standard_error(shapes), len(shapes) - 1),
+        shape_by_direction=torch.full_like(each[0].shape_by_direction, math.nan),
+        pool=fresh is None,
+        p=p,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -19,6 +19,8 @@ from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import FARTHEST, ShiftAndSpread, mean_interval
 from curvprobe.runtime.plain import number
+
+Of = Literal["total", "shape"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class RequiredSampleSize:
         tolerance: on the RMS increment, in loss units.
         verdict: "supported"; "at least", where only the lower end is; or why there is no answer.
         assumptions: what the number rests on.
+        of: "total", or "shape" where the constant part was left out.
         unseen: share of the population that a kind of examples may have and still be absent from one set of candidates
             in twenty: the answer says nothing of rarer ones.
     """
@@ -46,6 +49,7 @@ class RequiredSampleSize:
     verdict: str
     assumptions: str
     unseen: float
+    of: Of = "total"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -60,7 +64,7 @@ class RequiredSampleSize:
         return cls(**earlier | record | {"interval": (number(low), number(high, math.inf))})
 
     def __str__(self) -> str:
-        first = f"Sample size for an rms of {self.tolerance:g} loss units: "
+        first = f"Sample size for an rms of {self.tolerance:g} loss units{' of the shape' * (self.of == 'shape')}: "
         if self.at_least is None:
             return first + f"no answer; {self.verdict}"
         low, high = self.interval
@@ -93,6 +97,7 @@ def required_sample_size(
     sigma: float | Tensor,
     tolerance: float,
     *,
+    of: Of = "total",
     validity: QuadraticValidity | None = None,
     stationarity: Stationarity | None = None,
     allow_overlap: bool = False,
@@ -113,6 +118,7 @@ def required_sample_size(
         fresh: candidates outside the sample, or None.
         sigma: standard deviation in parameter units, scalar or (D,).
         tolerance: tau, on the root mean square of the increment, in loss units.
+        of: "total"; or "shape", the increment without its constant part, which training does not notice.
         validity: of the quadratic model; an answer is refused where the model is not valid at sigma (one sigma for
             all directions: a grid says nothing of several).
         stationarity: of the solution in all parameters; an answer is refused where it is not a minimum. Without it the
@@ -144,12 +150,12 @@ def required_sample_size(
     """
     check_request(tolerance, len(sample if fresh is None else fresh))
     if fresh is None:
-        dispersion = pool_dispersion(sample, sigma).sum(1)
+        dispersion = pool_dispersion(sample, sigma)[:, _first_part(of) :].sum(1)
         size, *ends = (_size_of(v, tolerance) for v in (float(dispersion.mean()), *mean_interval(dispersion)))
         interval = (ends[0], ends[1])
     else:
         check_fresh(sample, fresh, allow_overlap=allow_overlap)
-        size, interval = size_with(sample, fresh, sigma, tolerance)
+        size, interval = size_with(sample, fresh, sigma, tolerance, of)
     refused = _refusal(sample, sigma, tolerance, validity, stationarity)
     bounded = not refused and math.isfinite(interval[1])
     observed = math.ceil(size - 1e-9) if math.isfinite(size) else None
@@ -163,6 +169,7 @@ def required_sample_size(
         verdict=refused or ("supported" if bounded else "at least"),
         assumptions=assumptions,
         unseen=MISSED / len(sample if fresh is None else fresh),
+        of=of,
     )
 
 
@@ -174,18 +181,25 @@ def check_request(tolerance: float, examples: int) -> None:
         raise ArgumentError(f"{examples} examples came to judge by; a required size needs at least {FEWEST}")
 
 
+def _first_part(of: Of) -> int:
+    """The first of the columns (of features, or of parts) that count: the level is column 0."""
+    if of not in ("total", "shape"):
+        raise ArgumentError(f"of is {of!r}; expected 'total' or 'shape'")
+    return int(of == "shape")
+
+
 def _size_of(dispersion: float, tolerance: float) -> float:
     """The size of at least 1 at which ``dispersion / (size (size + 1))`` is the squared tolerance."""
     return max(1.0, (math.sqrt(1 + 4 * dispersion / tolerance**2) - 1) / 2)
 
 
 def size_with(
-    sample: ProjectedSample, fresh: ProjectedSample, sigma: float | Tensor, tolerance: float
+    sample: ProjectedSample, fresh: ProjectedSample, sigma: float | Tensor, tolerance: float, of: Of = "total"
 ) -> tuple[float, tuple[float, float]]:
     """The size that the tolerance needs when candidates join, and the sizes at which the mean square's ends meet it."""
     share, k = sample.weight / sample.weight.sum(), len(sample)
     distance = features(fresh, sigma) - share @ features(sample, sigma)
-    moves = (fresh.weight / fresh.weight.mean())[:, None] * distance
+    moves = (fresh.weight / fresh.weight.mean())[:, None] * distance[:, _first_part(of) :]
     shift, spread = float(squared_mean(moves).sum()), float(moves.var(0).sum())
 
     def weights(sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,19 @@ if TYPE_CHECKING:
 _display: ContextVar[Progress | None] = ContextVar("curvprobe_progress", default=None)
 
 
+_hidden: ContextVar[bool] = ContextVar("curvprobe_progress_hidden", default=False)
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Show no bars within the block."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
+
+
 @contextmanager
 def bar(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show one bar while the block runs and yield a function that advances it by a number of units.
@@ -28,7 +41,7 @@ def bar(description: str, total: int | None = None) -> Iterator[Callable[[int], 
         finally:
             shared.remove_task(task)
         return
-    opened = _on_a_terminal()
+    opened = None if _hidden.get() else _on_a_terminal()
     if opened is None:
         yield lambda _: None
         return
