@@ -262,3 +262,76 @@ def test_candidates_in_the_sample_are_refused_unless_asked_for():
 def test_what_makes_no_sense_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         cp.expected_criterion(**{"sample": sample_of(4), "fresh": sample_of(3, seed=1), "sigma": SIGMA, **arguments})
+
+
+def alike(n: int) -> cp.ProjectedSample:
+    """Examples that differ little."""
+    one, other = sample_of(1, seed=1), sample_of(n, seed=2)
+    parts = (getattr(one, f) * (1 + 0.1 * getattr(other, f).tanh()) for f in ("loss", "gradient", "hessian"))
+    loss, gradient, hessian = parts
+    return cp.ProjectedSample(loss, torch.ones(n), gradient, hessian)
+
+
+def test_sets_of_unequal_weight_against_all_of_them():
+    """Two of three candidates join, in all nine ways: the ratio, and the error of 4096 draws of a way."""
+    moves, weight = sample_of(3, dim=2).gradient, torch.tensor([1.0, 2.0, 7.0], dtype=torch.float64)
+    mean = 10 + 2 * 10 / 3
+    below, above = [], []
+    for i, j in itertools.product(range(3), repeat=2):
+        below.append((moves[i] + moves[j]).square().sum())
+        above.append(below[-1] * (mean / (10 + weight[i] + weight[j])) ** 2)
+    below, above = torch.stack(below), torch.stack(above)
+    exact = above.mean() / below.mean()
+    error = (above - exact * below).std(correction=0) / below.mean() / 4096**0.5
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    found, stderr = ratio_of_sets(moves, weight, 10.0, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert abs(found - float(exact)) < 4 * float(error)
+    assert stderr == pytest.approx(float(error), rel=0.1)
+    assert ratio_of_sets(torch.zeros(3, 2, dtype=torch.float64), weight, 10.0, 2) == (1.0, 0.0)
+
+
+def test_the_correction_for_unequal_weights_goes_into_every_number(monkeypatch):
+    sample, fresh = sample_of(9, weighted=True), sample_of(6, seed=1, weighted=True)
+    found = {}
+    for ratio in ((1.0, 0.0), (1.2, 0.1), (0.1, 0.1)):
+        monkeypatch.setattr("curvprobe.criteria.expectation.ratio_of_sets", lambda *_, ratio=ratio: ratio)
+        found[ratio] = cp.expected_criterion(sample, fresh, SIGMA, grow_by=3)
+    plain, scaled = found[1.0, 0.0], found[1.2, 0.1]
+    assert scaled.value == pytest.approx(1.2 * plain.value)
+    assert scaled.stderr == pytest.approx(math.hypot(1.2 * plain.stderr, 0.1 * plain.value))
+    assert scaled.interval == pytest.approx((1.0 * plain.interval[0], 1.4 * plain.interval[1]))
+    assert scaled.shape_interval == pytest.approx((1.0 * plain.shape_interval[0], 1.4 * plain.shape_interval[1]))
+    for name in ("table", "table_stderr", "contributions", "shape_by_direction"):
+        torch.testing.assert_close(getattr(scaled, name), 1.2 * getattr(plain, name))
+    assert found[0.1, 0.1].interval[0] == 0.0
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["candidates", "pool"])
+def test_what_another_order_carries(given):
+    sample, fresh = sample_of(9) if given else alike(9), alike(5)
+    found = cp.expected_criterion(sample, fresh if given else None, SIGMA, p=3.0)
+    terms = found.contributions
+    assert len(terms) == (5 if given else 9)
+    assert found.value == pytest.approx(float(terms.mean()))
+    assert found.stderr == pytest.approx(float(terms.std()) / len(terms) ** 0.5)
+    assert found.interval == mean_interval(terms)
+    assert 0 < found.interval[0] < found.value
+    assert (found.grow_by, found.pool, found.p) == (1, not given, 3.0)
+    assert found.table.dtype == torch.float64
+    assert bool(found.table.isnan().all())
+    assert found.shape_interval == (0.0, math.inf)
+    assert bool(found.shape_by_direction.isnan().all())
+    assert len(found.shape_by_direction) == 2
+    few = cp.expected_criterion(sample, fresh[:4], SIGMA, p=3.0)
+    assert few.interval == (0.0, math.inf)
+
+
+@pytest.mark.parametrize("b", [1, 2])
+def test_five_candidates_give_an_interval_and_four_none(b):
+    sample, fresh = sample_of(9), alike(5)
+    five, four = (cp.expected_criterion(sample, fresh[:m], SIGMA, grow_by=b) for m in (5, 4))
+    assert four.interval == four.shape_interval == (0.0, math.inf)
+    assert five.interval[0] > 0
+    assert five.shape_interval[0] > 0

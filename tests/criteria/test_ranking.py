@@ -40,3 +40,11 @@ def test_the_agreement_is_a_rank_correlation():
     flat = cp.ProjectedSample(losses, torch.ones(4), torch.zeros(4, 1), torch.zeros(4, 1, 1))
     ranking = cp.rank_candidates(cp.ProjectedSample([0.0], [1.0], [[0.0]], [[[0.0]]]), flat, 0.1)
     assert ranking.agreement()["total"]["loss"] == pytest.approx(1.0)
+
+
+def test_a_sigma_of_the_wrong_length_is_refused():
+    with pytest.raises(cp.ArgumentError, match="sigma"):
+        cp.rank_candidates(sample_of(3), sample_of(2, seed=1), torch.full((3,), 0.1))
+    norms = cp.rank_candidates(sample_of(3), sample_of(2, seed=1), 0.1).gradient_norm
+    assert norms.dtype == torch.float64
+    assert bool(norms.isnan().all())

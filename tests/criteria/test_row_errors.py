@@ -121,3 +121,28 @@ def test_flat_rows_json_and_words():
     assert str(RowError.of_total(cp.Estimate(2.0, 0.0), cp.Estimate(2.1, 0.0))) == "total valid (+5.0 +- 0.0 %)"
     assert RowError.of_total(cp.Estimate(0.0, 0.0), cp.Estimate(2.1, 0.0)).total == math.inf
     assert known.to_json()["expected"]["total_verdict"] == "invalid"
+
+
+def test_two_draws_have_an_error():
+    model, z = increments(1.0), draws(2)
+    true = model.at(z).T + torch.tensor([[0.01], [0.02]])
+    row = row_errors([0], 1, model, 0.5, true, z).rows[0]
+    assert 0 < row.total_reach < math.inf
+    assert 0 < row.shape_reach < math.inf
+
+
+def test_the_error_of_an_estimate_against_another():
+    closed, true = cp.Estimate(0.5, 0.0), cp.Estimate(0.6, 0.01)
+    found = RowError.of_total(closed, true)
+    assert (found.total, found.total_reach) == (pytest.approx(0.2), pytest.approx(true.reach / 0.5))
+    assert math.isnan(found.shape)
+    assert math.isnan(found.shape_reach)
+    none = RowError.of_total(cp.Estimate(0.0, 0.0), true)
+    assert (none.total, none.total_reach, none.total_verdict) == (math.inf, math.inf, "invalid")
+    assert math.isnan(none.shape_reach)
+
+
+def test_a_sigma_of_the_wrong_length_is_refused():
+    model, z = increments(1.0), draws(4)
+    with pytest.raises(cp.ArgumentError, match="sigma"):
+        row_errors([0], 1, model, torch.full((3,), 0.5), model.at(z).T, z)

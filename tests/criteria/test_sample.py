@@ -115,3 +115,14 @@ def test_shapes_that_do_not_fit():
             cp.ProjectedSample(*arguments)
     with pytest.raises(ValueError, match="1 digests came for 2"):
         cp.ProjectedSample(one, one, zero, torch.zeros(2, 3, 3), ("a",))
+
+
+def test_the_first_directions_alone():
+    whole = sample_of(4, dim=3)
+    for dim in (1, 3):
+        few = whole.truncate(dim)
+        assert torch.equal(few.gradient, whole.gradient[:, :dim])
+        assert torch.equal(few.hessian, whole.hessian[:, :dim, :dim])
+    for dim in (0, 4):
+        with pytest.raises(cp.ArgumentError, match=f"dim is {dim}"):
+            whole.truncate(dim)

@@ -1,5 +1,6 @@
 """The paper's theorem, corollary and proposition where they must hold, and where their premises fail."""
 
+import itertools
 import math
 
 import pytest
@@ -85,6 +86,86 @@ def test_the_bound_with_the_ambient_dimension_is_larger():
     assert (found.bound, math.isnan(plain.ambient_bound)) == (plain.bound, True)
     curved = 3 * 0.5**4 * found.hessian_bound**2 / 4
     assert found.ambient_bound - found.bound == pytest.approx(curved * (1000**2 + 2000 - 9 - 6), rel=1e-9)
+
+
+def bent(*hessians: torch.Tensor) -> list[cp.ProjectedSample]:
+    """An example for each of these Hessians, without loss or gradient."""
+    one, dim = torch.ones(1), len(hessians[0])
+    return [cp.ProjectedSample(torch.zeros(1), one, torch.zeros(1, dim), h[None]) for h in hessians]
+
+
+def test_the_spectral_form_is_that_of_the_shifts():
+    """A small B, after which the eigenvalues keep their order: the shifts are their differences."""
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 3, generator=draw, dtype=torch.float64)
+    before = torch.diag(torch.tensor([5.0, 3.0, 1.0], dtype=torch.float64))
+    B = 0.1 * (noise + noise.T)
+    found = cp.spectral_closed_form(*bent(before, before + 2 * B), sigma=0.2)  # at a factor of 1/2
+    d = torch.linalg.eigvalsh(before + B) - torch.linalg.eigvalsh(before)
+    assert found.value == pytest.approx(0.2**4 / 4 * float(2 * d.square().sum() + d.sum() ** 2), rel=1e-10)
+    whole = float(2 * B.square().sum() + B.trace() ** 2)
+    assert found.curvature_only == pytest.approx(0.2**4 / 4 * whole, rel=1e-10)
+    assert found.misalignment == pytest.approx(math.sqrt(1 - float((d.norm() / B.norm()) ** 2)), rel=1e-9)
+    assert cp.spectral_closed_form(*bent(before, before), sigma=0.2).misalignment == 0.0
+
+
+def test_extremality_by_brute_force():
+    noise = torch.randn(4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    B = noise + noise.T
+    found = cp.extremality(*bent(torch.zeros(4, 4), 2 * B), dim=3)
+    values = {}
+    for chosen in itertools.combinations(range(4), 3):
+        part = B[list(chosen)][:, list(chosen)]
+        values[chosen] = 2 * float((part**2).sum()) + float(part.trace()) ** 2
+    assert found.leading == pytest.approx(values[0, 1, 2], rel=1e-12)
+    assert found.best == pytest.approx(max(values.values()), rel=1e-12)
+    assert found.best_set == max(values, key=values.__getitem__)
+    assert found.share_below == sum(v <= values[0, 1, 2] for v in values.values()) / 4
+    whole = cp.extremality(*bent(torch.zeros(4, 4), 2 * B), dim=4)
+    assert (whole.num_sets, whole.share_below, whole.leading) == (1, 1.0, whole.best)
+
+
+@pytest.mark.parametrize(
+    ("shifts", "mixing", "premise"),
+    [
+        ((3.0, 2.0, 1.0), 0.0, True),
+        ((2.0, 2.0, 2.0), 0.0, True),
+        ((3.0, 2.0, 0.0), 0.0, True),
+        ((3.0, 2.0, 1.0), 0.01, True),
+        ((3.0, 2.0, 1.0), 0.04, False),
+        ((3.0, 2.0, -1.0), 0.0, False),
+        ((2.0, 2.5, 1.0), 0.0, False),
+        ((3.0, 1.0, 2.0), 0.0, False),
+    ],
+)
+def test_the_premise_of_the_proposition(shifts, mixing, premise):
+    B = torch.diag(torch.tensor(shifts, dtype=torch.float64))
+    B[0, 1] = B[1, 0] = mixing
+    assert cp.extremality(*bent(torch.zeros(3, 3), B), dim=2).premise is premise
+
+
+def test_equal_choices_bend_no_more_than_the_leading_ones():
+    """All sets of equal shifts have the same value, but for rounding."""
+    third = torch.diag(torch.full((5,), 1 / 3, dtype=torch.float64))
+    assert cp.extremality(*bent(torch.zeros(5, 5), third), dim=3).share_below == 1.0
+
+
+def test_the_choice_of_sets_is_by_its_seed_alone():
+    sample, new = sample_of(5, dim=40), sample_of(1, dim=40, seed=3)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first, again, other = (cp.extremality(sample, new, 10, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == again
+    assert first.share_below != other.share_below
+
+
+def test_all_three_at_once():
+    sample, new = sample_of(9, dim=5), sample_of(1, dim=5, seed=3)
+    found = cp.theory_checks(sample, new, 0.3, 100)
+    assert found.rate_bound == cp.rate_bound(sample, new, 0.3, num_params=100)
+    assert found.spectral_closed_form == cp.spectral_closed_form(sample, new, 0.3)
+    assert found.extremality == cp.extremality(sample, new, 3)
 
 
 def test_the_leading_directions_are_extremal_under_the_premise_and_not_always_elsewhere():

@@ -140,9 +140,7 @@ def row_errors(
 def _relative(excess: Tensor, closed: float) -> tuple[float, float]:
     """Mean of the excess (S,) and half its 95 % interval, relative to the closed form."""
     terms = independent(excess)
-    mean, reach = float(terms.mean()), 0.0
-    if len(terms) > 1:
-        reach = student_reach(standard_error(terms), freedom(terms))
+    mean, reach = float(terms.mean()), student_reach(standard_error(terms), freedom(terms))
     if closed == 0:
         return (0.0, 0.0) if mean == 0 and reach == 0 else (math.inf, math.inf)
     return mean / closed, reach / closed
