@@ -63,7 +63,7 @@ docs: .venv/dev
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/bench
-	for name in monte_carlo concentration coverage_of_errors coverage_of_intervals gates extremality paper curve peers scaling limit solver misses more_data front_door; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in demo monte_carlo concentration coverage_of_errors coverage_of_intervals gates extremality paper curve peers scaling limit solver misses more_data front_door; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
 # ARGS="curvprobe.criteria.theory*" looks at some.  Without PYTHONPATH: mutmut makes the folder that it imports from.

@@ -8,6 +8,7 @@ import concentration
 import coverage_of_errors
 import coverage_of_intervals
 import curve
+import demo
 import extremality
 import front_door
 import gates
@@ -29,6 +30,7 @@ SCRIPTS = (
     coverage_of_errors,
     coverage_of_intervals,
     curve,
+    demo,
     extremality,
     front_door,
     gates,

@@ -22,12 +22,13 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, capsys
         for block in blocks:
             exec(block, namespace)
     printed = capsys.readouterr().out
+    assert "trust: minimum YES" in printed
     assert "certified" in printed
     assert "curvprobe/expected_delta2_subspace" in printed
     assert (tmp_path / "runs" / "mine" / "result.json").exists()
 
 
-@pytest.mark.parametrize(("name", "shown"), [("my_task", "5 of 5 certified"), ("my_training", "V grows as")])
+@pytest.mark.parametrize(("name", "shown"), [("my_task", "eigenspace YES (5 of 5)"), ("my_training", "V grows as")])
 def test_the_examples_run_as_their_docstrings_say(name, shown, tmp_path):
     text = (ROOT / "examples" / f"{name}.py").read_text()
     command = re.search(r"Run: curvprobe (.*)", text)[1].split()

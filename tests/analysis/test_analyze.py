@@ -258,7 +258,7 @@ def test_the_sample_that_was_fitted_bounds_the_size_from_below_only():
     risk = cp.EmpiricalRisk(model, cp.losses.mse, (x, x))
     found = cp.analyze(risk, dim=1, sigma=0.01, tolerance=1e-3, num_probes=8).required
     assert (found.value, found.verdict, found.interval[1]) == (None, "at least", float("inf"))
-    assert "to which the weights were fitted" in found.table()
+    assert "to which the weights were fitted" in str(found)
     fresh = (x + 3, x + 4)
     assert cp.analyze(risk, fresh, dim=1, sigma=0.01, tolerance=1e-3, num_probes=8).required.value > found.at_least
 

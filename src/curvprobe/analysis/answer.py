@@ -262,8 +262,8 @@ def _advice(analysis: Analysis, judgement: Judgement | None) -> str:
         return "raise max_matvecs or lower dim, until all eigenpairs are certified"
     if not found.cut_decided:
         return f"take another D than {found.dim}, or a smaller tol: the directions around the cut are not told apart"
-    if _quadratic(analysis)[1] != "valid":
-        return f"take a smaller sigma than {analysis.sigma:.3g}, where tilt and bend follow the quadratic model"
+    if _quadratic(analysis) != ("valid", "valid"):
+        return f"take a smaller sigma than {analysis.sigma:.3g}, where the increments follow the quadratic model"
     expected = analysis.expected
     if expected is not None and not math.isfinite(expected.interval[1]):
         few = expected.num_candidates < FEWEST_FOR_UPPER
@@ -291,9 +291,14 @@ def short(value: float) -> str:
         >>> [short(x) for x in (0.00033, 0.0291, 123.0, 4.2e7, float("inf"))]
         ['3.3e-4', '0.029', '120', '4.2e7', 'inf']
     """
-    if math.isfinite(value) and 1e-3 <= abs(value) < 1e5:
+    if value == 0 or (math.isfinite(value) and 1e-3 <= abs(value) < 1e5):
         return f"{float(f'{value:.2g}'):.6g}"
-    return re.sub(r"e([+-])0*", lambda m: "e" + m[1].replace("+", ""), f"{value:.2g}")
+    return _without_padding(f"{value:.1e}").replace(".0e", "e")
+
+
+def _without_padding(text: str) -> str:
+    """A number with an exponent, without the plus and the zeros that it is padded with."""
+    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].replace("+", ""), text)
 
 
 def three(value: float) -> str:
@@ -303,7 +308,7 @@ def three(value: float) -> str:
         >>> [three(x) for x in (0.5, 12.345, 2.0e-5)]
         ['0.500', '12.3', '2.00e-5']
     """
-    return re.sub(r"e([+-])0*", lambda m: "e" + m[1].replace("+", ""), f"{value:#.3g}")
+    return _without_padding(f"{value:#.3g}")
 
 
 def _with(value: float, interval: tuple[float, float]) -> str:

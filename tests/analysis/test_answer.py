@@ -1,0 +1,215 @@
+"""The answer in ten lines: each sentence against the numbers that it stands for, and what is not said."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import curvprobe as cp
+from curvprobe.analysis.answer import short
+from curvprobe.criteria.row_errors import RowError, RowErrors
+
+GOOD = RowError(0.001, 0.01, 0.01, 0.02)
+
+
+@pytest.fixture(scope="module")
+def sound(analysis):
+    """With every doubt taken out, and intervals that have an upper end."""
+    expected = replace(
+        analysis.expected, value=1e-6, interval=(0.25e-6, 4e-6), shape_interval=(1e-10, 9e-10), **shape_of(4e-10)
+    )
+    return replace(
+        analysis,
+        loss=0.5,
+        held_out_loss=0.61234,
+        expected=expected,
+        doubling=replace(expected, value=1e-4, interval=(0.25e-4, 4e-4)),
+        errors=RowErrors({0: GOOD}, GOOD, 10),
+        stationarity=cp.Stationarity(1e-8, 1e-9, 1e-18, 1e-18, 0.0, 0.0),
+        gradient_norm=1e-8,
+        notes=(),
+        examination=cp.Examination((cp.Finding("data", "pass", "fine"),)),
+        required=None,
+        sigma_source="auto: the largest validated",
+    )
+
+
+def shape_of(value: float) -> dict:
+    """A table whose shape is this, and where it lies."""
+    table = torch.zeros(2, 3, dtype=torch.float64)
+    table[0, 0], table[1, 1] = 1e-6 - value, value
+    parts = torch.tensor([0.1, 0.6, 0.0, 0.3], dtype=torch.float64) * value
+    contributions = torch.tensor([0.0, 5.0, 1.0, 1.0, 8.0, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    return {"table": table, "shape_by_direction": parts, "contributions": contributions}
+
+
+def sized(analysis, tolerance: float, of: str = "total", **changes) -> cp.Analysis:
+    found = cp.RequiredSampleSize(3215, 2259, 3215, (2258.7, 5639.2), tolerance, "supported", "", 0.01, of)
+    return replace(analysis, required=replace(found, **changes))
+
+
+def test_what_is_printed_line_by_line(sound):
+    assert str(sound.answer).split("\n") == [
+        "45 parameters (float64), k = 30, 10 held out",
+        "one more example moves the loss here by 0.001 [5e-4, 0.002] (0.2 % of 0.500); as many again by 0.01 [0.005, "
+        "0.02]",
+        "over 99.9 % of its square is a constant, which training does not notice; tilt and bend: 2e-5 [1e-5, 3e-5], "
+        "60 % along direction 2, 30 % along direction 4",
+        "training loss 0.500, held out 0.612; 3 of 10 examples (4, 1, 2) make 70 % of it",
+        "trust: minimum YES (|g| 1e-8, whole space) | quadratic YES (1.1 % of the whole, 3 % of tilt and bend) | "
+        "eigenspace YES (4 of 4) | precision YES (float64)",
+        f"next: to compare runs, give all of them this sigma: {sound.sigma:.3g}",
+        f"sigma {sound.sigma:.3g} (auto: the largest validated; fix it to compare runs), D = 4",
+    ]
+    assert str(sound) == f"{sound.answer}\ndetails: analysis.table()"
+    assert sound.answer.word == "yes"
+    assert sound.answer.judgement is None
+
+
+@pytest.mark.parametrize("tolerance", [None, 1e-2])
+def test_never_more_than_ten_lines(case, tolerance):
+    found = cp.analyze(case.risk(), case.candidates, dim=2, tolerance=tolerance, num_probes=8)
+    assert len(str(found).split("\n")) <= 10
+
+
+def test_a_point_that_training_leaves_gets_no_numbers(sound):
+    moving = sized(replace(sound, stationarity=cp.Stationarity(2.0, 1.0, 0.1, 0.3, 50.0, 0.5)), 1e-3)
+    text = str(moving.answer)
+    assert "NO ANSWER: the point is not stationary" in text
+    assert "next: train on, or put what else was trained with (weight decay) into the loss" in text
+    assert "minimum NO" in text
+    assert "moves the loss" not in text
+    assert "tolerance 0.001: CANNOT TELL; see above" in text
+    assert "3,2" not in text
+    assert "make" not in text
+    assert (moving.answer.judgement, moving.answer.word) == ("cannot tell", "no")
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "unsaid", "word"),
+    [
+        (replace(GOOD, total=0.8), "NO ANSWER: the quadratic model is off (total invalid", "moves the loss", "no"),
+        (replace(GOOD, shape=0.8), "tilt and bend: not told, as the quadratic model is off", "direction 2", "doubt"),
+        (replace(GOOD, total=0.3), "moves the loss", "NO ANSWER", "doubt"),
+        (replace(GOOD, shape=0.3), "tilt and bend: 2e-5", "NO ANSWER", "doubt"),
+        (replace(GOOD, shape=math.nan), "quadratic YES (1.1 % of the whole)", "tilt and bend)", "yes"),
+    ],
+)
+def test_numbers_that_the_model_does_not_carry_are_not_told(sound, error, said, unsaid, word):
+    found = replace(sound, errors=RowErrors({0: error}, error, 10)).answer
+    assert said in str(found)
+    assert unsaid not in str(found)
+    assert found.word == word
+    if word != "yes":
+        assert "take a smaller sigma" in found.advice
+
+
+def test_without_errors_of_rows_the_pooled_verdict_counts(sound):
+    found = replace(sound, errors=None)
+    off = 100 * found.validity.error_at(found.sigma)
+    assert f"quadratic YES ({off:.2g} %)" in str(found.answer)
+    beyond = replace(found, sigma=1e9).answer
+    assert "NO ANSWER: the quadratic model is" in str(beyond)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "of", "judgement"),
+    [
+        (3e-3, "total", "within tolerance"),
+        (2e-3, "total", "within tolerance"),
+        (1e-3, "total", "cannot tell"),
+        (4e-4, "total", "not within"),
+        (4e-5, "shape", "within tolerance"),
+        (2e-5, "shape", "cannot tell"),
+        (5e-6, "shape", "not within"),
+    ],
+)
+def test_the_tolerance_is_judged_by_the_interval(sound, tolerance, of, judgement):
+    asked = {"tolerance": tolerance, "tolerance_on": of}
+    found = sized(replace(sound, config=sound.config | asked), tolerance, of)
+    assert found.answer.judgement == judgement
+    line = f"{judgement.upper()}; if the weights stay, from k = 3,220 [2,260, 5,640]"
+    name = f"tolerance {short(tolerance)}" + (" on tilt and bend" if of == "shape" else "")
+    assert f"\n{name}: {line}\n" in str(found.answer)
+    bounded = replace(found.expected, interval=(1e-14, math.inf), shape_interval=(1e-14, math.inf))
+    assert replace(found, expected=bounded).answer.judgement == "cannot tell"
+
+
+def test_a_size_that_has_a_lower_end_only(sound):
+    found = sized(sound, 1e-3, value=None, verdict="at least", interval=(2258.7, math.inf)).answer
+    assert "if the weights stay, from k = 2,260 at the earliest" in str(found)
+    assert "give more held-out examples: the interval holds the tolerance" in found.advice
+
+
+def test_a_size_that_was_refused(sound):
+    refused = sized(sound, 1e-3, value=None, at_least=None, observed=None, verdict="a step takes more").answer
+    assert "tolerance 0.001: CANNOT TELL; a step takes more" in str(refused)
+
+
+def test_a_relative_tolerance_is_of_the_loss(case):
+    found = cp.analyze(case.risk(), case.candidates, dim=2, tolerance=0.01, tolerance_on="relative", num_probes=8)
+    assert found.required.tolerance == pytest.approx(0.01 * found.loss)
+    assert f"tolerance {short(0.01 * found.loss)} (1 % of the loss): " in str(found.answer)
+    on_shape = cp.analyze(case.risk(), case.candidates, dim=2, tolerance=0.01, tolerance_on="shape", num_probes=8)
+    judged = {"validity": on_shape.validity, "stationarity": on_shape.stationarity}
+    alone = cp.required_sample_size(on_shape.sample, on_shape.fresh, on_shape.sigma, 0.01, of="shape", **judged)
+    assert on_shape.required == alone
+    with pytest.raises(cp.ArgumentError, match="tolerance_on is 'level'"):
+        cp.analyze(case.risk(), case.candidates, tolerance=0.01, tolerance_on="level")
+
+
+def test_what_the_eigenspace_and_the_precision_are_worth(sound):
+    space = sound.spectrum
+    for changes, mark, advice in (
+        ({"converged": space.converged & (torch.arange(4) < 3)}, "eigenspace DOUBT (3 of 4)", "raise max_matvecs"),
+        ({"cut_decided": False}, "eigenspace DOUBT (4 of 4, cut after 4 not decided)", "take another D than 4"),
+        ({"converged": torch.zeros(4, dtype=torch.bool)}, "eigenspace NO (0 of 4)", "raise max_matvecs"),
+    ):
+        found = replace(sound, spectrum=replace(space, **changes)).answer
+        assert mark in str(found)
+        assert advice in found.advice
+        assert found.word == ("no" if "NO" in mark else "doubt")
+    sigmas, verdicts = sound.validity.sigmas, ("invalid",) * 4 + ("valid",) * (len(sound.validity.sigmas) - 4)
+    error = torch.tensor([0.01 if v == "valid" else 0.9 for v in verdicts], dtype=torch.float64)
+    rounded = replace(sound.validity, verdicts=verdicts, increment_error=error)
+    below = replace(sound, validity=rounded, sigma=float(sigmas[2])).answer
+    assert f"precision NO (float64 rounds below sigma {float(sigmas[4]):.2g})" in str(below)
+    assert "precision YES" in str(replace(sound, validity=rounded, sigma=float(sigmas[4])).answer)
+    coarse = cp.Examination((cp.Finding("precision", "doubt", "a product is off by 1 %", "float64"),))
+    assert "precision DOUBT (float64) | checks DOUBT (precision)" in str(replace(sound, examination=coarse).answer)
+
+
+def test_intervals_without_an_upper_end_and_what_to_do(sound):
+    open_above = replace(sound.expected, interval=(0.25e-6, math.inf))
+    found = replace(sound, expected=open_above).answer
+    assert "by 0.001 [5e-4, no upper end]" in str(found)
+    assert found.advice == "give 250 held-out examples or more: fewer set no upper end"
+    many = replace(open_above, contributions=torch.ones(300, dtype=torch.float64))
+    assert "a few examples make the whole mean" in replace(sound, expected=many).answer.advice
+    unknown = replace(sound.expected, interval=(0.0, math.inf))
+    assert "by 0.001 [no interval]" in str(replace(sound, expected=unknown).answer)
+
+
+def test_other_orders_and_single_candidates(case, sound):
+    cubic = cp.analyze(case.risk(), case.candidates, dim=2, p=3.0, num_probes=8)
+    assert f"moves the loss here (order 3) by {short(cubic.expected.rms)} [" in str(cubic.answer)
+    alone = cp.analyze(case.risk(), dim=2, num_probes=8)
+    assert "1 held out, so the sample stands for what comes" in alone.answer.model
+    assert "of the sample's 29 examples" in str(alone.answer)
+    assert "held out 0" not in str(alone.answer).split("\n", 1)[1]
+    assert math.isnan(alone.held_out_loss)
+    few = cp.analyze(case.risk()[:2], dim=2, num_probes=8)
+    assert "NO ANSWER" in str(few.answer)
+    assert "2 notes in the details" in str(replace(sound, notes=("one", "two")).answer)
+
+
+def test_the_held_out_loss_is_weighted(analysis, case):
+    new = case.risk().on(case.candidates)
+    assert analysis.held_out_loss == pytest.approx(new.value(), rel=1e-12)
+
+
+def test_shares_are_never_rounded_to_all_or_nothing(sound):
+    for shape, said in ((1e-6, "none of its square"), (1e-10, "over 99.9 %"), (5e-9, "99.5 %"), (0.3e-6, "70 %")):
+        expected = replace(sound.expected, **shape_of(shape))
+        assert f"{said}" in str(replace(sound, expected=expected).answer).split("\n")[2]
