@@ -2,11 +2,11 @@
 
 from . import losses as losses
 from .analysis.analyze import analyze as analyze
+from .analysis.answer import Answer as Answer
+from .analysis.answer import Mark as Mark
 from .analysis.concentration import ConcentrationCurve as ConcentrationCurve
 from .analysis.concentration import concentration_curve as concentration_curve
 from .analysis.doctor import examine as examine
-from .analysis.answer import Answer as Answer
-from .analysis.answer import Mark as Mark
 from .analysis.examination import Examination as Examination
 from .analysis.examination import Finding as Finding
 from .analysis.law_table import LawTable as LawTable

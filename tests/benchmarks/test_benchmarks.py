@@ -329,15 +329,6 @@ def test_more_data_in_small(tmp_path):
     assert "takes off" in more_data.table(result)
 
 
-def test_the_demo_in_small(tmp_path):
-    import demo
-
-    result = run(demo, tmp_path, "--k 60 --dim 2")
-    assert result["answer"][0].startswith("17,226 parameters (float32), k = 60, ")
-    assert len(result["answer"]) <= 10
-    assert demo.table(result).startswith("```text\n17,226 parameters")
-
-
 def test_coverage_of_errors_in_small(tmp_path):
     import coverage_of_errors as coverage
 
