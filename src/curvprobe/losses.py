@@ -42,13 +42,17 @@ def _tensor(outputs: Any) -> Tensor:
     )
 
 
-def _target(batch: Any, *names: str) -> Tensor:
+_TARGETS = ("labels", "targets", "label", "target")
+"""Entries of a batch that hold the target; none of them is given to the model."""
+
+
+def _target(batch: Any) -> Tensor:
     if isinstance(batch, Mapping):
-        for name in names:
+        for name in _TARGETS:
             if name in batch:
                 target: Tensor = batch[name]
                 return target
-        raise CannotProbeError(f"the batch has keys {sorted(batch)}; expected one of {list(names)} for the target")
+        raise CannotProbeError(f"the batch has keys {sorted(batch)}; expected one of {list(_TARGETS)} for the target")
     if isinstance(batch, tuple | list) and len(batch) >= 2:
         second: Tensor = batch[1]
         return second
@@ -68,7 +72,7 @@ def _labels(batch: Any) -> Tensor:
             return tokens
         first = functional.pad(mask[:, :-1] == 0, (1, 0))  # nothing comes before it but padding on the left
         return tokens.masked_fill((mask == 0) | first, IGNORE_INDEX)
-    return _target(batch, "labels", "targets")
+    return _target(batch)
 
 
 def _matching(prediction: Tensor, target: Tensor) -> Tensor:
@@ -86,8 +90,8 @@ def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> 
 
     Args:
         outputs: logits (n, classes), or an object with ``.logits``.
-        batch: ``(inputs, targets)``, or a dict with ``labels`` or ``targets``; targets are class indices (n,) or
-            class probabilities (n, classes).
+        batch: ``(inputs, targets)``, or a dict with ``labels``, ``targets``, ``label`` or ``target``: class indices
+            (n,) or class probabilities (n, classes).
         label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
 
     Returns:
@@ -99,7 +103,7 @@ def cross_entropy(outputs: Any, batch: Any, *, label_smoothing: float = 0.0) -> 
         >>> cross_entropy(torch.zeros(3, 4), (None, torch.tensor([0, 3, -100])))
         tensor([1.3863, 1.3863,    nan])
     """
-    logits, target = _tensor(outputs), _target(batch, "labels", "targets")
+    logits, target = _tensor(outputs), _target(batch)
     if target.dim() == 1 and target.is_floating_point():
         raise CannotProbeTypeError(
             f"the targets are {target.dtype}; expected class indices of an integer type: targets.long()"
@@ -131,7 +135,7 @@ def binary_cross_entropy(outputs: Any, batch: Any) -> Tensor:
         tensor([0.6931, 0.6931])
     """
     logits = _tensor(outputs)
-    target = _matching(logits, _target(batch, "labels", "targets"))
+    target = _matching(logits, _target(batch))
     loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return loss.reshape(loss.shape[0], -1).mean(1)
 
@@ -141,7 +145,8 @@ def mse(outputs: Any, batch: Any) -> Tensor:
 
     Args:
         outputs: predictions (n,) or (n, ...).
-        batch: ``(inputs, targets)``, or a dict with ``labels`` or ``targets``; targets of the predictions' size.
+        batch: ``(inputs, targets)``, or a dict with ``labels``, ``targets``, ``label`` or ``target``, of the
+            predictions' size.
 
     Example:
         >>> import torch
@@ -149,7 +154,7 @@ def mse(outputs: Any, batch: Any) -> Tensor:
         tensor([1., 1.])
     """
     prediction = _tensor(outputs)
-    error = (prediction - _matching(prediction, _target(batch, "labels", "targets"))).square()
+    error = (prediction - _matching(prediction, _target(batch))).square()
     return error.reshape(error.shape[0], -1).mean(1)
 
 
@@ -195,7 +200,7 @@ def masked_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         >>> masked_lm(torch.zeros(1, 3, 4), (None, torch.tensor([[-100, 2, -100]])))
         (tensor([1.3863]), tensor([1]))
     """
-    return _token_cross_entropy(_tensor(outputs), _target(batch, "labels", "targets"))
+    return _token_cross_entropy(_tensor(outputs), _target(batch))
 
 
 def model_loss(outputs: Any, batch: Any, *, shifted: bool = False) -> tuple[Tensor, Tensor]:
@@ -225,7 +230,7 @@ def model_loss(outputs: Any, batch: Any, *, shifted: bool = False) -> tuple[Tens
             f"the model returned {type(outputs).__name__} without a loss; expected one with .loss: give it the labels, "
             "or use another of curvprobe.losses"
         )
-    labels = _target(batch, "labels", "targets")
+    labels = _target(batch)
     rows = len(labels)
     if loss.numel() != rows:
         raise CannotProbeError(

@@ -103,9 +103,9 @@ def test_lists_of_numbers():
 
 
 def test_arrays_of_numpy():
-    x, y = vectors()
-    with refused("convert arrays with torch.as_tensor"):
-        cp.EmpiricalRisk(classifier(), CE, (x.numpy(), y.numpy()))
+    (x, y), model = vectors(), classifier()
+    risk = cp.EmpiricalRisk(model, CE, (x.numpy(), y.numpy()))
+    assert risk.value() == cp.EmpiricalRisk(model, CE, (x, y)).value()
 
 
 def test_entry_that_nobody_takes():

@@ -18,7 +18,7 @@ from curvprobe.criteria.sample_size import check_request
 from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.eigensolver.wanted import Which
 from curvprobe.errors import ArgumentError, ArgumentTypeError
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
 from curvprobe.runtime.digest import overlap
 from curvprobe.runtime.store import Stage, Store
@@ -95,6 +95,7 @@ def analyze(
         >>> analysis.verdict, analysis.controlled.stderr < analysis.direct.stderr
         ('valid', True)
     """
+    expect_risk(risk)
     settings = _checked(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap, p)
     notes = [f"Parameters in {', '.join(risk.upcast_from)} were raised to float32."] if risk.upcast_from else []
     risk, new = _sample_and_candidates(risk, candidates, settings, notes)

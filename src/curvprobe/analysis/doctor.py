@@ -7,7 +7,7 @@ from typing import Any
 from curvprobe.analysis.duration import time_needed
 from curvprobe.analysis.examination import Examination, Finding, examine_candidates, examine_model, finding_of
 from curvprobe.errors import ArgumentError, CurvprobeError
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
 from curvprobe.subspace.eigenspace import plan_memory
 
@@ -38,6 +38,7 @@ def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10) -> Ex
         >>> found.verdict, [finding.check for finding in found.findings][-3:]
         ('pass', ['precision', 'memory', 'time'])
     """
+    expect_risk(risk)
     with progress.bar("examining (checks)", 3) as advance:
         findings = examine_model(risk, PATIENCE)
         advance(1)

@@ -15,7 +15,7 @@ from curvprobe.criteria.row_errors import RowError
 from curvprobe.errors import ArgumentError
 from curvprobe.probing.laws import Probe, form_of
 from curvprobe.probing.monte_carlo import closed_form, controlled_monte_carlo, direct_monte_carlo
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime.plain import numbers
 
 UNKNOWN = Estimate(math.nan, math.nan, level=math.nan, slope=math.nan, curvature=math.nan)
@@ -118,6 +118,7 @@ def compare_laws(
         >>> bool(((table.true - table.closed).abs() < 5 * table.true_stderr + 1e-12).all())   # the loss is quadratic
         True
     """
+    expect_risk(risk)
     if not laws:
         raise ArgumentError("no law came; expected at least one, by name")
     closed, true = list[Estimate](), list[Estimate]()

@@ -11,7 +11,7 @@ from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.stationarity import Stationarity
 from curvprobe.curvature.matrix import hessian
 from curvprobe.numerics.linalg import inner, norm
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.subspace.gradients import gradient_norms
 from curvprobe.subspace.spaces import Eigenspace, Subspace
 
@@ -45,6 +45,7 @@ def stationarity(
         >>> found.gradient_norm, round(found.newton_decrement, 4), round(found.step_decrease, 4)   # the minimum is 0
         (5.0, 2.5, 2.5)
     """
+    expect_risk(risk)
     mean = sample.mean()
     slope = mean.gradient[0]
     others = sample if fresh is None else fresh

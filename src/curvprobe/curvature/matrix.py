@@ -14,7 +14,7 @@ from curvprobe.curvature.linearisation import Kind, Linearisation, linearise
 from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.linalg import all_finite
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.risk.sample import Microbatch
 
 
@@ -34,6 +34,7 @@ class CurvatureMatrix:
     _compiled: list[Compiled | None] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        expect_risk(self.risk)
         if self.compile and self.kind != "hessian":
             raise ArgumentError(f"compile=True came with {self.kind!r}; only products with the Hessian can be compiled")
 

@@ -17,7 +17,7 @@ from curvprobe.numerics.intervals import freedom, standard_error
 from curvprobe.numerics.linalg import inner, norm
 from curvprobe.numerics.traces import TraceMoments, trace_moments
 from curvprobe.probing.joining import Joining
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
 
 
@@ -65,6 +65,7 @@ def full_space_moment(
         >>> estimate.value, estimate.stderr
         (43.0, 0.0)
     """
+    expect_risk(risk)
     scale, joining = _scale(risk, sigma), Joining(risk, new)
     level = joining.increment_at()
     slope = scale * joining.gradient_gap() * joining.factor
@@ -212,6 +213,7 @@ def full_space_parts(
         >>> cp.full_space_parts(risk, new, sigma=0.5).value.tolist()   # the second changes nothing
         [43.0, 0.0]
     """
+    expect_risk(risk)
     if num_probes < 4:
         raise ArgumentError(f"num_probes is {num_probes}; expected at least 4")
     scale, joining = _scale(risk, sigma), Joining(risk, candidates)

@@ -11,7 +11,7 @@ from torch import Tensor
 from curvprobe.criteria.increment import joining_factor
 from curvprobe.curvature.matrix import hessian
 from curvprobe.risk.displaced import displaced_losses
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,8 @@ class Joining:
     new: EmpiricalRisk
 
     def __post_init__(self) -> None:
+        expect_risk(self.risk)
+        expect_risk(self.new)
         self.risk.check_same_model(self.new)
 
     @cached_property

@@ -15,7 +15,7 @@ from curvprobe.probing.full_space import full_space_moment, quadratic_model_at
 from curvprobe.probing.joining import Joining
 from curvprobe.probing.laws import FullSpaceLaw, Probe, SubspaceLaw, form_of
 from curvprobe.risk.displaced import in_blocks
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
 from curvprobe.runtime.memory import freed_memory_kept
 from curvprobe.subspace.projection import mean_projection
@@ -152,6 +152,7 @@ def closed_form(
         >>> [round(cp.closed_form(risk, new, one).value, 4) for one in (law, cp.IsotropicProbe(0.5))]
         [43.0, 43.0]
     """
+    expect_risk(risk)
     match form_of(law):
         case "point":
             return direct_monte_carlo(risk, new, law, p=p)

@@ -18,7 +18,7 @@ from curvprobe.errors import ArgumentError
 from curvprobe.numerics.linalg import inner
 from curvprobe.probing.joining import Joining
 from curvprobe.risk.displaced import displaced_losses, in_blocks
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
 from curvprobe.subspace.projection import mean_projection, project
 from curvprobe.subspace.spaces import Subspace
@@ -61,6 +61,7 @@ def quadratic_validity(
         >>> cp.quadratic_validity(risk, [1e-4, 10.0]).verdicts
         ('valid', 'invalid')
     """
+    expect_risk(risk)
     if subspace is not None:
         if new is not None:
             Joining(risk, new)

@@ -24,13 +24,14 @@ def split_loss(result: Any, rows: int) -> tuple[Tensor, Tensor]:
         raise CannotProbeTypeError(f"the loss returned a {type(result).__name__}; {_REMEDY}")
     if not isinstance(loss_sum, Tensor) or not loss_sum.is_floating_point():
         raise CannotProbeTypeError(
-            f"the loss returned {type(result).__name__}; expected a floating-point tensor of one loss per example "
-            "(n,), or (loss_sum (n,), weight (n,))"
+            f"the loss returned {_kind(result)}; expected a floating-point tensor of one loss per example (n,), or "
+            "(loss_sum (n,), weight (n,)): see curvprobe.losses for ready ones"
         )
     if loss_sum.dim() == 0:
         raise CannotProbeError(
             f"the loss returned a scalar for {rows} examples; expected one loss per example, shape ({rows},): "
-            "use reduction='none', or a ready loss from curvprobe.losses"
+            "use reduction='none', or a ready loss from curvprobe.losses; a mean over the batch, such as the .loss of "
+            "a Hugging Face model, does not tell one example from another (curvprobe.losses.model_loss does)"
         )
     if loss_sum.shape != (rows,):
         raise CannotProbeError(
@@ -38,6 +39,15 @@ def split_loss(result: Any, rows: int) -> tuple[Tensor, Tensor]:
             "example's own terms, or return (loss_sum, weight)"
         )
     return loss_sum, _weights(result[1], loss_sum) if pair else torch.ones_like(loss_sum)
+
+
+def _kind(result: Any) -> str:
+    """What came, and where None comes from."""
+    if result is None:
+        return (
+            "None (a function without return, or the .loss of a Hugging Face model, which is not given the labels here)"
+        )
+    return f"a tensor of {result.dtype}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
 
 
 def _weights(given: Any, loss_sum: Tensor) -> Tensor:

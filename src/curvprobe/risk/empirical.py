@@ -378,3 +378,12 @@ class EmpiricalRisk:
         """Content hash of every example."""
         with self.undisturbed():  # reading a dataset may run the user's code
             return self.sample.examples.digests()
+
+
+def expect_risk(risk: object) -> None:
+    """Refuse what is given in the place of a risk, a model above all."""
+    if not isinstance(risk, EmpiricalRisk):
+        raise ArgumentTypeError(
+            f"risk is a {type(risk).__name__}; expected a model with its loss and its sample: "
+            "curvprobe.EmpiricalRisk(model, loss, data)"
+        )

@@ -105,22 +105,41 @@ def _recognise(data: Any) -> tuple[Any, int, bool]:
         raise CannotProbeTypeError(
             "data is an IterableDataset, which has no fixed order; expected a map-style dataset or a list"
         )
+    data = _tensors(data)
     if isinstance(data, Tensor):
         return data, _common_length([data]), True
     if isinstance(data, Mapping) and data and all(isinstance(v, Tensor) for v in data.values()):
         return dict(data), _common_length(list(data.values())), True
     if isinstance(data, tuple) and data and all(isinstance(v, Tensor) for v in data):
         return data, _common_length(list(data)), True
-    if isinstance(data, tuple) and data and all(isinstance(v, Tensor | numpy.ndarray) for v in data):
-        raise CannotProbeTypeError(
-            "data is a tuple with NumPy arrays; expected tensors: convert arrays with torch.as_tensor"
-        )
     if isinstance(data, list | TorchSubset | Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         return data, _dataset_length(data), False
     raise CannotProbeTypeError(
         f"data is a {type(data).__name__}; expected tensors (inputs, targets), one tensor, a dict of tensors, "
         "or a map-style dataset"
     )
+
+
+def _tensors(data: Any) -> Any:
+    """NumPy arrays of numbers as tensors: one, or those of a tuple or a mapping that holds nothing but arrays."""
+    if isinstance(data, numpy.ndarray):
+        return _from_array(data)
+    if isinstance(data, tuple) and data and all(isinstance(v, Tensor | numpy.ndarray) for v in data):
+        parts = [_from_array(v) if isinstance(v, numpy.ndarray) else v for v in data]
+        return type(data)(*parts) if hasattr(data, "_fields") else tuple(parts)
+    if isinstance(data, Mapping) and data and all(isinstance(v, Tensor | numpy.ndarray) for v in data.values()):
+        return {k: _from_array(v) if isinstance(v, numpy.ndarray) else v for k, v in data.items()}
+    return data
+
+
+def _from_array(array: numpy.ndarray[Any, Any]) -> Tensor:
+    """A copy: the data of a risk stands still, whatever becomes of the array."""
+    try:
+        return torch.from_numpy(array.copy())
+    except TypeError as error:
+        raise CannotProbeTypeError(
+            f"data holds a NumPy array of {array.dtype}; expected numbers, as tensors or arrays"
+        ) from error
 
 
 def _common_length(tensors: list[Tensor]) -> int:

@@ -8,7 +8,7 @@ from curvprobe.curvature.covariance import covariance_product
 from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.eigensolver.lanczos import lanczos
 from curvprobe.errors import ArgumentError
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.subspace.eigenspace import plan_memory, spanned
 from curvprobe.subspace.spaces import Eigenspace
 
@@ -43,6 +43,7 @@ def deformation_subspace(
         >>> cp.deformation_subspace(risk, dim=1).basis.abs().round(decimals=1).flatten()
         tensor([1., 0., 0.])
     """
+    expect_risk(risk)
     if not 1 <= dim < len(risk):
         raise ArgumentError(
             f"dim is {dim}; the gradients of {len(risk)} examples span at most {len(risk) - 1} directions"

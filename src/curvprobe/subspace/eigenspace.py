@@ -14,7 +14,7 @@ from curvprobe.eigensolver.checkpoint import Checkpoint
 from curvprobe.eigensolver.lanczos import Eigenpairs, lanczos
 from curvprobe.eigensolver.wanted import Which
 from curvprobe.errors import ArgumentError
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime.digest import digest
 from curvprobe.subspace.spaces import Eigenspace, Matrix, Subspace
 
@@ -69,6 +69,7 @@ def top_eigenspace(
         >>> cp.top_eigenspace(risk, dim=2).eigenvalues.round(decimals=4)
         tensor([6.0000, 2.6667], dtype=torch.float64)
     """
+    expect_risk(risk)
     if curvature not in get_args(Kind):
         raise ArgumentError(f"curvature is {curvature!r}; expected one of {list(get_args(Kind))}")
     if start is not None and (not isinstance(start, Subspace) or start.num_params != risk.num_params):

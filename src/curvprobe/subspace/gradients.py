@@ -7,7 +7,7 @@ from torch import Tensor
 
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.linalg import norm, orthogonalise
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
 from curvprobe.subspace.spaces import Subspace
 
@@ -22,6 +22,7 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
         >>> gradient_norms(cp.EmpiricalRisk(model, cp.losses.mse, (torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1))))
         tensor([2., 8.], dtype=torch.float64)
     """
+    expect_risk(risk)
     norms = torch.empty(len(risk), dtype=torch.float64, device="cpu")
     with progress.bar("gradient norms (examples)", len(risk)) as advance:
         for i in range(len(risk)):
@@ -44,6 +45,7 @@ def gradient_subspace(risk: EmpiricalRisk) -> Subspace:
                 [0., 1.],
                 [0., 0.]])
     """
+    expect_risk(risk)
     if len(risk) > risk.num_params:
         raise ArgumentError(f"{len(risk)} gradients of {risk.num_params} parameters; select fewer examples: risk[:D]")
     rows = torch.empty(len(risk), risk.num_params, dtype=risk.dtype, device=risk.device)

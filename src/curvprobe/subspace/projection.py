@@ -17,7 +17,7 @@ from curvprobe.curvature.per_example import TOGETHER, Projected, confirmed, proj
 from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.linalg import inner, quick_inner
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.risk.fast_paths import quietly
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
@@ -55,6 +55,7 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
         >>> sample.loss.tolist(), sample.gradient.flatten().tolist(), sample.hessian.flatten().tolist()
         ([1.0, 4.0], [2.0, 8.0], [2.0, 8.0])
     """
+    expect_risk(risk)
     basis = _basis_for(risk, subspace)
     n, dim = len(risk), subspace.dim
     loss, weight = risk.losses(), risk.weights
@@ -113,6 +114,7 @@ def mean_projection(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
 
     In the Hessian eigenspace of this very risk the last is ``diag(lambda)`` and costs no product.
     """
+    expect_risk(risk)
     basis = _basis_for(risk, subspace)
     if isinstance(subspace, Eigenspace) and subspace.matrix == "hessian" and subspace.risk_key == risk.key():
         curved = torch.diag(subspace.eigenvalues)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.linalg import inner
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 
 Matrix = Literal["hessian", "ggn", "gradient covariance"]
 """Matrices that an eigenspace may belong to."""
@@ -136,6 +136,7 @@ def random_subspace(risk: EmpiricalRisk, dim: int, *, seed: int = 0) -> Subspace
         >>> cp.random_subspace(risk, 2).basis.shape
         torch.Size([4, 2])
     """
+    expect_risk(risk)
     if not 1 <= dim <= risk.num_params:
         raise ArgumentError(f"dim is {dim}; expected 1 to the number of parameters, {risk.num_params}")
     generator = torch.Generator().manual_seed(seed)
