@@ -16,7 +16,7 @@ from curvprobe.criteria.increment import QuadraticIncrement, fresh_increments
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import pseudo_values, standard_error
 from curvprobe.probing.full_space import FullSpaceParts, full_space_parts
-from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
+from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import number, numbers
 from curvprobe.subspace.named import subspace_makers
 from curvprobe.subspace.projection import mean_projection, project
@@ -164,7 +164,6 @@ def concentration_curve(
         >>> round(float(curve.shape), 4)
         1.0
     """
-    expect_risk(risk)
     single = float(check_sigma(sigma))
     makers = subspace_makers(risk, candidates, dim, seed=seed) if subspaces is None else dict(subspaces)
     if not makers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.subspace.deformation import deformation_subspace
 from curvprobe.subspace.eigenspace import top_eigenspace
 from curvprobe.subspace.gradients import gradient_subspace
@@ -52,6 +52,7 @@ def subspace_makers(
     hessian: Subspace | None = None,
 ) -> dict[str, Callable[[], Subspace]]:
     """The same, each to be made when its turn comes: a basis is large, and one at a time is enough."""
+    expect_risk(risk)
     top = partial(top_eigenspace, risk, dim=dim, seed=seed)
     makers: dict[str, Callable[[], Subspace]] = {
         "hessian": partial(top, tol=tol) if hessian is None else lambda: hessian,
