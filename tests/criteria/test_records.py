@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
@@ -38,6 +38,11 @@ THEORY = cp.TheoryChecks(
     SpectralClosedForm(0.5, 0.75, 1.0, 0.25),
     Extremality(3.0, 4.0, (1, 2), 0.5, 10, False),
 )
+AMBIENT = cp.TheoryChecks(
+    RateBound(4.0, 2.0, 1.0, 3.0, 5.0, 9.0),
+    SpectralClosedForm(0.5, 0.75, 1.0, 0.25),
+    Extremality(3.0, 4.0, (1, 2), 0.5, 10, True),
+)
 RANKING = cp.Ranking(
     double(1.0, 3.0, 2.0), double(0.1, 0.2, 0.3), double(5.0, 6.0, 7.0), double(1, 2, 3), double(3, 2, 1)
 )
@@ -67,6 +72,8 @@ RECORDS = {
     "least size": lambda: AT_LEAST,
     "stationarity": lambda: STATIONARITY,
     "theory": lambda: THEORY,
+    "theory with the ambient dimension": lambda: AMBIENT,
+    "expected of many": lambda: cp.expected_criterion(samples()[0], sample_of(300, seed=1), SIGMA),
 }
 
 
@@ -183,6 +190,7 @@ def test_the_text_of_a_required_size():
         "Sample size for an rms of 0.01 loss units: at least 276 (97.5 %); no upper end, the candidates themselves "
         "give 290\n"
     )
+    assert str(replace(AT_LEAST, unseen=math.nan)).endswith("(if the weights stay)")
     refused = cp.RequiredSampleSize(None, None, None, (1.0, 2.0), 0.01, "it is not a minimum", "", 0.012)
     assert str(refused) == "Sample size for an rms of 0.01 loss units: no answer; it is not a minimum"
 
@@ -205,13 +213,8 @@ def test_the_text_of_theory():
         "the shifts;\n  of 10 sets of 2 of the directions found, 50 % bend no more than the leading ones (the "
         "proposition's premise does not hold: the shifts are not all positive and in order, or B mixes them)"
     )
-    ambient = cp.TheoryChecks(
-        RateBound(4.0, 2.0, 1.0, 3.0, 5.0, 9.0),
-        SpectralClosedForm(0.5, 0.75, 1.0, 0.25),
-        Extremality(3.0, 4.0, (1, 2), 0.5, 10, True),
-    )
-    assert "rate bound 4.00e+00 (with N for D at least 9.00e+00)" in str(ambient)
-    assert str(ambient).endswith("(the proposition's premise holds)")
+    assert "rate bound 4.00e+00 (with N for D at least 9.00e+00)" in str(AMBIENT)
+    assert str(AMBIENT).endswith("(the proposition's premise holds)")
 
 
 def test_the_text_of_a_ranking():

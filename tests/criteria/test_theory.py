@@ -163,6 +163,8 @@ def test_the_choice_of_sets_is_by_its_seed_alone():
 def test_all_three_at_once():
     sample, new = sample_of(9, dim=5), sample_of(1, dim=5, seed=3)
     found = cp.theory_checks(sample, new, 0.3, 100)
+    even = cp.theory_checks(sample.truncate(4), new.truncate(4), 0.3)
+    assert (len(found.extremality.best_set), len(even.extremality.best_set)) == (3, 2)
     assert found.rate_bound == cp.rate_bound(sample, new, 0.3, num_params=100)
     assert found.spectral_closed_form == cp.spectral_closed_form(sample, new, 0.3)
     assert found.extremality == cp.extremality(sample, new, 3)

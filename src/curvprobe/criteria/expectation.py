@@ -147,12 +147,12 @@ def _over_pool(sample: ProjectedSample, sigma: float | Tensor, size: int, b: int
     """Over all orders of the sample, when ``b`` join ``size`` of its kind."""
     squares = (b / (size + b)) ** 2 * pool_squares(sample, sigma)
     by_part = squares @ membership(sample.dim)
-    both = (1 / size + 1 / b) * by_part
+    shift, spread = by_part / size, by_part / b
     return _expectation(
-        torch.stack([by_part.mean(0) / size, by_part.mean(0) / b]),
-        (by_part / size, by_part / b),
-        _interval(both.sum(1)),
-        _interval(both[:, 1:].sum(1)),
+        torch.stack([shift.mean(0), spread.mean(0)]),
+        (shift, spread),
+        _interval((shift + spread).sum(1)),
+        _interval((shift + spread)[:, 1:].sum(1)),
         (1 / size + 1 / b) * squares.mean(0) @ along_directions(sample.dim),
         b,
         pool=True,

@@ -71,8 +71,10 @@ class RequiredSampleSize:
         size = f"{self.value} [{low:.0f}, {high:.0f}]"
         if self.value is None:
             size = f"at least {self.at_least} (97.5 %); no upper end, the candidates themselves give {self.observed}"
-        rare = f"a kind of examples rarer than 1 in {1 / self.unseen:.0f} may have been missed" if self.unseen else ""
-        return first + f"{size}\n  (if {self.assumptions}; {rare})"
+        rare = ""
+        if self.unseen > 0:  # results of earlier versions do not tell
+            rare = f"; a kind of examples rarer than 1 in {1 / self.unseen:.0f} may have been missed"
+        return first + f"{size}\n  (if {self.assumptions}{rare})"
 
 
 ASSUMPTIONS = (
