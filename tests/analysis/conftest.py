@@ -3,6 +3,7 @@ import torch
 
 import curvprobe as cp
 from tests import cases
+from tests.analysis.sound import without_doubts
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +18,8 @@ def case() -> cases.Case:
 @pytest.fixture(scope="module")
 def analysis(case) -> cp.Analysis:
     return cp.analyze(case.risk(), case.candidates, dim=4, tol=1e-8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def sound(analysis) -> cp.Analysis:
+    return without_doubts(analysis)

@@ -78,6 +78,19 @@ def test_quiet_prints_nothing_but_errors(task_file, tmp_path):
     assert "returned a int" in invoke("run", f"{task_file}:wrong", "-q", "--out", tmp_path / "out").output
 
 
+def test_a_condition_that_is_met_ends_with_code_3(task_file, tmp_path):
+    options = ["--dim", 2, "--out", tmp_path / "out"]
+    result = invoke("run", f"{task_file}:task", *options, "--fail-if", "loss > 0", "--fail-if", "sigma > 1e9")
+    assert result.exit_code == 3
+    assert "Failed: loss > 0: it is " in result.output
+    assert "sigma > 1e+09" not in result.output
+    assert (tmp_path / "out" / "result.json").exists()
+    assert invoke("run", f"{task_file}:task", *options, "--fail-if", "loss < 0").exit_code == 0
+    result = invoke("run", f"{task_file}:task", *options, "--fail-if", "loss is 0")
+    assert result.exit_code == 2
+    assert "expected one such as" in " ".join(result.output.replace("│", "").split())
+
+
 def test_a_part_of_the_parameters_is_chosen(task_file, tmp_path):
     options = ["--params", "0.weight", "--params", "*.bias", "--device", "cpu", "--dim", 2, "--sigma", 0.01]
     result = invoke("run", f"{task_file}:task", *options, "--out", tmp_path)

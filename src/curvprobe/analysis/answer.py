@@ -108,6 +108,13 @@ def refusal(analysis: Analysis) -> str | None:
     return None
 
 
+def shape_told(analysis: Analysis) -> bool:
+    """Whether what changes the shape can be read from the closed form."""
+    expected = analysis.expected
+    known = expected is not None and not math.isnan(expected.shape) and refusal(analysis) is None
+    return known and _quadratic(analysis)[1] != "invalid"
+
+
 # ---- the findings ----------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +136,7 @@ def _shape(analysis: Analysis, expected: ExpectedCriterion) -> str:
     """How much of it is a constant, and what changes the shape."""
     constant = 1 - expected.shape / expected.value if expected.value > 0 else 0.0
     line = f"{_share(constant)} of its square is a constant, which training does not notice; tilt and bend: "
-    if _quadratic(analysis)[1] == "invalid":
+    if not shape_told(analysis):
         return f"{line}not told, as {_model_off(analysis)}"
     line += _with(expected.shape_rms, expected.shape_rms_interval)
     parts = expected.shape_by_direction

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from curvprobe.analysis.analyze import analyze
+from curvprobe.analysis.conditions import Condition
 from curvprobe.analysis.doctor import examine
 from curvprobe.analysis.examination import Examination
 from curvprobe.cli.app import app
@@ -23,6 +24,7 @@ from curvprobe.cli.options import (
     Concentration,
     Device,
     Dim,
+    FailIf,
     Full,
     K,
     Laws,
@@ -44,6 +46,9 @@ from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import RESULT, Store, write_atomically
 from curvprobe.tasks import Task, load_task
+
+FAILED = 3
+"""Exit code where a condition of --fail-if is met."""
 
 
 class BuiltIn(StrEnum):
@@ -71,6 +76,7 @@ def demo(
     memory_budget: Memory = None,
     compiled: Compile = False,
     allow_overlap: AllowOverlap = False,
+    fail_if: FailIf = None,
     full: Full = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -90,7 +96,7 @@ def demo(
             sigma,
             folder,
             memory_budget,
-            Shown(full, as_json, quiet),
+            Shown(full, as_json, quiet, tuple(fail_if or ())),
             dim=dim,
             num_probes=num_probes,
             tol=tol,
@@ -125,6 +131,7 @@ def run(
     memory_budget: Memory = None,
     compiled: Compile = False,
     allow_overlap: AllowOverlap = False,
+    fail_if: FailIf = None,
     full: Full = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -140,7 +147,7 @@ def run(
             sigma,
             out,
             memory_budget,
-            Shown(full, as_json, quiet),
+            Shown(full, as_json, quiet, tuple(fail_if or ())),
             dim=dim,
             num_probes=num_probes,
             tol=tol,
@@ -207,11 +214,12 @@ def _with(task: Task, params: list[str] | None, device: str | None) -> Task:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a command prints on standard output."""
+    """What a command prints on standard output, and the conditions at which it fails."""
 
     full: bool
     as_json: bool
     quiet: bool
+    fail_if: tuple[str, ...]
 
 
 def _analyse(
@@ -243,6 +251,11 @@ def _analyse(
             typer.echo(f"\n{analysis.table()}\n")
         written = "result.json" + (f" and {count} figures" if count else "")
         tell(f"written to {out}/: {written}" + ("" if shown.full else "; all tables: --full"))
+    met = [reason for text in shown.fail_if if (reason := Condition.parse(text).met_by(analysis)) is not None]
+    for reason in met:
+        say(f"Failed: {reason}", style="red")
+    if met:
+        raise typer.Exit(FAILED)
 
 
 def _sample(task: Task, k: int | None, memory_budget: float | None) -> EmpiricalRisk:

@@ -30,7 +30,8 @@ directions.
 **What a run leaves** in its folder: `result.json` (every number with its standard error and verdict), figures as PNG
 and PDF, and the finished stages; a run that is interrupted goes on from the last finished stage when it is repeated.
 
-Version {curvprobe.__version__}. Exit code: 0 done, 1 the task cannot be analysed (the message says why), 2 wrong usage.
+Version {curvprobe.__version__}. Exit code: 0 done, 1 the task cannot be analysed (the message says why), 2 wrong usage,
+3 a condition of `--fail-if` is met.
 """,
 )
 

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from curvprobe.analysis.conditions import NAMES, Condition
+from curvprobe.errors import ArgumentError
+
 
 def _positive(value: float | None) -> float | None:
     """An option that is left out, or a positive number."""
@@ -38,6 +41,16 @@ def _a_device(name: str | None) -> str | None:
         except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
             raise typer.BadParameter(f"it is {name!r}: {str(error).splitlines()[0]}") from None
     return name
+
+
+def _conditions(texts: list[str] | None) -> list[str] | None:
+    """The values of --fail-if."""
+    for text in texts or ():
+        try:
+            Condition.parse(text)
+        except ArgumentError as error:
+            raise typer.BadParameter(str(error)) from None
+    return texts
 
 
 K = Annotated[
@@ -100,6 +113,15 @@ P = Annotated[
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Also print all tables, not only the answer.")]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CONDITION",
+        callback=_conditions,
+        help="Exit with code 3 where this holds or cannot be told, as --fail-if 'shape_rms > 0.01'; repeat it for "
+        f"several. On: {', '.join(NAMES)}.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
 ]
