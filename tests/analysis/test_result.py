@@ -81,3 +81,14 @@ def test_a_decrement_that_does_not_exist_is_said_so(case):
     analysis = cp.analyze(case.risk(), case.candidates, dim=2, which="smallest")
     assert float(analysis.subspace.eigenvalues[0]) < 0
     assert "is not defined" in analysis.table()
+
+
+def test_every_part_shows_itself_in_one_line(analysis):
+    for name, part in vars(analysis).items():
+        if name in ("config", "versions", "seconds", "examination"):  # words of their own
+            continue
+        assert "\n" not in repr(part), name
+        assert len(repr(part)) < 700, name
+    assert repr(analysis) == f"Analysis(k=30, num_params=45, dim=4, sigma={analysis.sigma:.3g})"
+    assert repr(analysis.subspace).startswith("Eigenspace(basis=<float64 (45, 4)>, eigenvalues=<float64 (4,)>")
+    assert repr(analysis.decay).startswith("DecayCurve(ks=<int64 (27,)>")

@@ -17,7 +17,7 @@ from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import pseudo_values, standard_error
 from curvprobe.probing.full_space import FullSpaceParts, full_space_parts
 from curvprobe.risk.empirical import EmpiricalRisk
-from curvprobe.runtime.plain import number, numbers
+from curvprobe.runtime.plain import brief, number, numbers
 from curvprobe.subspace.named import subspace_makers
 from curvprobe.subspace.projection import mean_projection, project
 from curvprobe.subspace.spaces import Eigenspace, Subspace
@@ -55,6 +55,8 @@ class ConcentrationCurve:
     full_criterion: float
     full_criterion_stderr: float
     full_shape: float
+
+    __repr__ = brief
 
     @property
     def null(self) -> Tensor:

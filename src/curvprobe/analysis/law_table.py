@@ -16,7 +16,7 @@ from curvprobe.errors import ArgumentError
 from curvprobe.probing.laws import Probe, form_of
 from curvprobe.probing.monte_carlo import closed_form, controlled_monte_carlo, direct_monte_carlo
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
-from curvprobe.runtime.plain import numbers
+from curvprobe.runtime.plain import brief, numbers
 
 UNKNOWN = Estimate(math.nan, math.nan, level=math.nan, slope=math.nan, curvature=math.nan)
 """Closed form of a law that has none."""
@@ -41,6 +41,8 @@ class LawTable:
     true: Tensor
     true_stderr: Tensor
     true_reach: Tensor
+
+    __repr__ = brief
 
     @property
     def closed(self) -> Tensor:

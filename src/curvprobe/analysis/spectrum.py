@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.eigensolver.wanted import RELATIVE_TO, Which
-from curvprobe.runtime.plain import number, numbers
+from curvprobe.runtime.plain import brief, number, numbers
 from curvprobe.subspace.spaces import Eigenspace
 
 SHOWN = 6
@@ -36,6 +36,8 @@ class Spectrum:
     num_matvecs: int
     relative_to: str = RELATIVE_TO["algebraic"]
     cut_decided: bool = True
+
+    __repr__ = brief
 
     @classmethod
     def of(cls, space: Eigenspace, which: Which) -> Spectrum:

@@ -22,7 +22,7 @@ from curvprobe.numerics.power_law import PowerLaw, power_law
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime import progress
 from curvprobe.runtime.digest import digest
-from curvprobe.runtime.plain import number, numbers
+from curvprobe.runtime.plain import brief, number, numbers
 from curvprobe.runtime.store import Stage, Store
 from curvprobe.subspace.eigenspace import top_eigenspace
 from curvprobe.subspace.projection import project
@@ -59,6 +59,8 @@ class Trajectory:
     overlap: Tensor
     num_matvecs: Tensor
     fit: PowerLaw
+
+    __repr__ = brief
 
     def __str__(self) -> str:
         lines = [

@@ -16,7 +16,7 @@ from curvprobe.criteria.estimators import check_power, moment_parts
 from curvprobe.criteria.increment import QuadraticIncrement, fresh_increments, prefix_increments
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError
-from curvprobe.runtime.plain import numbers
+from curvprobe.runtime.plain import brief, numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,8 @@ class DecayCurve:
     stderr: Tensor
     shape_stderr: Tensor
     p: float = 2.0
+
+    __repr__ = brief
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -13,6 +13,7 @@ from curvprobe.criteria.draws import check_sigma
 from curvprobe.criteria.increment import QuadraticIncrement
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.quadratic_form import absolute_moment, upper_moment
+from curvprobe.runtime.plain import brief
 
 PRECISION = 1e-8
 """Relative error of the integration above which it is said."""
@@ -45,6 +46,8 @@ class IncrementDistribution:
     level: float
     slope: Tensor
     curvature: Tensor
+
+    __repr__ = brief
 
     @property
     def mean(self) -> float:

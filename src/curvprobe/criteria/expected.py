@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from curvprobe.runtime.plain import number, numbers
+from curvprobe.runtime.plain import brief, number, numbers
 
 PARTS = ("level", "slope", "curvature")
 SOURCES = ("mean shift", "spread")
@@ -45,6 +45,8 @@ class ExpectedCriterion:
     shape_by_direction: Tensor
     pool: bool
     p: float = 2.0
+
+    __repr__ = brief
 
     @property
     def num_candidates(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError
+from curvprobe.runtime.plain import brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,8 @@ class QuadraticIncrement:
     level: Tensor
     slope: Tensor
     curvature: Tensor
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         for name in ("level", "slope", "curvature"):

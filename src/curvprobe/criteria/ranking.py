@@ -15,7 +15,7 @@ from curvprobe.criteria.estimators import moment_parts
 from curvprobe.criteria.increment import fresh_increments
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError
-from curvprobe.runtime.plain import numbers
+from curvprobe.runtime.plain import brief, numbers
 
 SHOWN = 5
 """Candidates in the text."""
@@ -38,6 +38,8 @@ class Ranking:
     loss: Tensor
     gradient_norm: Tensor
     projected_gradient_norm: Tensor
+
+    __repr__ = brief
 
     @property
     def order(self) -> Tensor:

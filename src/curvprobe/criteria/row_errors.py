@@ -14,7 +14,7 @@ from curvprobe.criteria.estimators import Estimate, independent, moment_parts, p
 from curvprobe.criteria.increment import QuadraticIncrement
 from curvprobe.criteria.verdicts import Verdict, verdict_of
 from curvprobe.numerics.intervals import freedom, standard_error, student_reach
-from curvprobe.runtime.plain import number
+from curvprobe.runtime.plain import brief, number
 
 THRESHOLD = 0.1
 """Relative error of a criterion up to which its closed form is called valid: twice that of the increment, whose square
@@ -83,6 +83,8 @@ class RowErrors:
     rows: dict[int, RowError]
     expected: RowError
     num_candidates: int
+
+    __repr__ = brief
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

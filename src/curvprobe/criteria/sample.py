@@ -14,6 +14,7 @@ from torch import Tensor
 
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.rows import resolve_rows
+from curvprobe.runtime.plain import brief
 from curvprobe.runtime.store import write_atomically
 
 FILE_VERSION = "1"
@@ -45,6 +46,8 @@ class ProjectedSample:
     gradient: Tensor
     hessian: Tensor
     digests: tuple[str, ...] = ()
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         for name in _TENSORS:

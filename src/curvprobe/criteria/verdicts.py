@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from curvprobe.runtime.plain import number, numbers
+from curvprobe.runtime.plain import brief, number, numbers
 
 Verdict = Literal["valid", "marginal", "invalid"]
 
@@ -45,6 +45,8 @@ class QuadraticValidity:
     stderr: Tensor
     change: Tensor
     loss: float
+
+    __repr__ = brief
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -25,6 +25,7 @@ from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.linalg import inner, norm, orthogonalise, rotate
 from curvprobe.runtime import progress
 from curvprobe.runtime.memory import freed_memory_kept
+from curvprobe.runtime.plain import brief
 
 LEAN = 10
 """Vectors beyond the wanted ones in the smallest basis; with fewer the number of products explodes, and the search for
@@ -63,6 +64,8 @@ class Eigenpairs:
     num_search_matvecs: int
     next_eigenvalue: float
     cut_decided: bool = True
+
+    __repr__ = brief
 
 
 def lanczos(

@@ -19,6 +19,7 @@ from curvprobe.numerics.traces import TraceMoments, trace_moments
 from curvprobe.probing.joining import Joining
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
+from curvprobe.runtime.plain import brief
 
 
 def full_space_moment(
@@ -158,6 +159,8 @@ class FullSpaceParts:
     curvature: Tensor
     value_terms: Tensor
     shape_terms: Tensor
+
+    __repr__ = brief
 
     @property
     def value(self) -> Tensor:

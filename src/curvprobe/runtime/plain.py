@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
+
+FEW = 4
+"""Items of a tuple, list or dict that are shown one by one."""
 
 
 def to_json(value: Any) -> bytes:
@@ -41,3 +45,31 @@ def numbers(values: Any, absent: float = math.nan) -> Tensor:
         return [filled(part) for part in item] if isinstance(item, list) else number(item, absent)
 
     return torch.tensor(filled(values), dtype=torch.float64, device="cpu")
+
+
+def brief(found: Any) -> str:
+    """A dataclass in one line, as its ``__repr__``: tensors by their type and shape, floats to four digits.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Found:
+        ...     value: float
+        ...     parts: Tensor
+        >>> brief(Found(1 / 3, torch.zeros(60, 3)))
+        'Found(value=0.3333, parts=<float32 (60, 3)>)'
+    """
+    parts = (f"{field.name}={_shown(getattr(found, field.name))}" for field in fields(found) if field.repr)
+    return f"{type(found).__name__}({', '.join(parts)})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple) and value and all(isinstance(item, float) for item in value):
+        return f"({', '.join(f'{item:.4g}' for item in value)})"
+    if isinstance(value, tuple | list | dict) and len(value) > FEW:
+        return f"<{type(value).__name__} of {len(value)}>"
+    return repr(value)

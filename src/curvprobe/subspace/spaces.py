@@ -12,6 +12,7 @@ from torch import Tensor
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.linalg import inner
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
+from curvprobe.runtime.plain import brief
 
 Matrix = Literal["hessian", "ggn", "gradient covariance"]
 """Matrices that an eigenspace may belong to."""
@@ -26,6 +27,8 @@ class Subspace:
     """
 
     basis: Tensor
+
+    __repr__ = brief
 
     @property
     def dim(self) -> int:
@@ -100,6 +103,8 @@ class Eigenspace(Subspace):
     num_search_matvecs: int
     next_eigenvalue: float = math.nan
     cut_decided: bool = True
+
+    __repr__ = brief
 
     def truncate(self, dim: int) -> Eigenspace:
         """The eigenspace of the first ``dim`` eigenvalues."""
