@@ -78,6 +78,24 @@ def test_quiet_prints_nothing_but_errors(task_file, tmp_path):
     assert "returned a int" in invoke("run", f"{task_file}:wrong", "-q", "--out", tmp_path / "out").output
 
 
+def test_a_report_is_written_and_written_anew(task_file, tmp_path):
+    result = invoke("run", f"{task_file}:task", "--dim", 2, "--out", tmp_path / "out")
+    assert "result.json, report.html, 5 figures" in result.stdout
+    assert "<title>out</title>" in (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "names.txt").write_text("".join(f"sine {j}\n" for j in range(12)))
+    more = ["--title", "A sine", "--names", tmp_path / "names.txt", "--out", tmp_path / "other.html"]
+    result = invoke("report", tmp_path / "out", *more)
+    assert result.exit_code == 0, result.output
+    html = (tmp_path / "other.html").read_text()
+    assert "<title>A sine</title>" in html
+    assert "sine 11" in html
+    assert invoke("report", tmp_path / "out", "--names", tmp_path / "none.txt").exit_code == 1
+    assert "no result could be read" in " ".join(invoke("report", tmp_path / "nothing").output.split())
+    left = invoke("run", f"{task_file}:task", "--dim", 2, "--no-report", "--out", tmp_path / "plain")
+    assert "report.html" not in left.stdout
+    assert not (tmp_path / "plain" / "report.html").exists()
+
+
 def test_a_condition_that_is_met_ends_with_code_3(task_file, tmp_path):
     options = ["--dim", 2, "--out", tmp_path / "out"]
     result = invoke("run", f"{task_file}:task", *options, "--fail-if", "loss > 0", "--fail-if", "sigma > 1e9")

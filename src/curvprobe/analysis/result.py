@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from curvprobe.analysis.answer import Answer, answer
@@ -31,6 +33,7 @@ from curvprobe.criteria.theory import TheoryChecks
 from curvprobe.criteria.verdicts import QuadraticValidity, Verdict
 from curvprobe.errors import ArgumentError
 from curvprobe.runtime.plain import number
+from curvprobe.runtime.store import write_atomically
 from curvprobe.subspace.spaces import Eigenspace
 
 ESTIMATES = {
@@ -314,6 +317,24 @@ class Analysis:
 
     def __repr__(self) -> str:
         return f"Analysis(k={self.k}, num_params={self.num_params}, dim={self.spectrum.dim}, sigma={self.sigma:.3g})"
+
+    def to_html(self, path: str | Path, *, title: str = "", names: Sequence[str] | None = None) -> Path:
+        """Write one self-contained page: the answer, the landscape settling, sliders that recompute, and all the rest.
+
+        Args:
+            path: of the file; an earlier one is replaced.
+            title: of the page; the file's folder otherwise.
+            names: of the candidates, in their order, for the ranking; None numbers them.
+
+        Raises:
+            ImportError: without ``pip install 'curvprobe[report]'``.
+            ValueError: for a result that was read without its projections, or names that are not as many as candidates.
+        """
+        from curvprobe.report.page import page
+
+        file = Path(path)
+        write_atomically(file, page(self, title=title or file.resolve().parent.name, names=names).encode())
+        return file
 
     def table(self) -> str:
         """All that was found, as a text."""

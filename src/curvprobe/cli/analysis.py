@@ -15,6 +15,7 @@ from curvprobe.analysis.analyze import analyze
 from curvprobe.analysis.conditions import Condition
 from curvprobe.analysis.doctor import examine
 from curvprobe.analysis.examination import Examination
+from curvprobe.analysis.result import Analysis
 from curvprobe.cli.app import app
 from curvprobe.cli.messages import plain_errors, say, tell
 from curvprobe.cli.options import (
@@ -29,6 +30,7 @@ from curvprobe.cli.options import (
     K,
     Laws,
     Memory,
+    NoReport,
     NumProbes,
     On,
     P,
@@ -46,6 +48,8 @@ from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import RESULT, Store, write_atomically
 from curvprobe.tasks import Task, load_task
+
+REPORT = "report.html"
 
 FAILED = 3
 """Exit code where a condition of --fail-if is met."""
@@ -77,6 +81,7 @@ def demo(
     compiled: Compile = False,
     allow_overlap: AllowOverlap = False,
     fail_if: FailIf = None,
+    no_report: NoReport = False,
     full: Full = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -96,7 +101,7 @@ def demo(
             sigma,
             folder,
             memory_budget,
-            Shown(full, as_json, quiet, tuple(fail_if or ())),
+            Shown(full, as_json, quiet, tuple(fail_if or ()), not no_report),
             dim=dim,
             num_probes=num_probes,
             tol=tol,
@@ -132,6 +137,7 @@ def run(
     compiled: Compile = False,
     allow_overlap: AllowOverlap = False,
     fail_if: FailIf = None,
+    no_report: NoReport = False,
     full: Full = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -147,7 +153,7 @@ def run(
             sigma,
             out,
             memory_budget,
-            Shown(full, as_json, quiet, tuple(fail_if or ())),
+            Shown(full, as_json, quiet, tuple(fail_if or ()), not no_report),
             dim=dim,
             num_probes=num_probes,
             tol=tol,
@@ -214,12 +220,13 @@ def _with(task: Task, params: list[str] | None, device: str | None) -> Task:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a command prints on standard output, and the conditions at which it fails."""
+    """What a command prints on standard output, the conditions at which it fails, and whether it writes a report."""
 
     full: bool
     as_json: bool
     quiet: bool
     fail_if: tuple[str, ...]
+    report: bool
 
 
 def _analyse(
@@ -243,14 +250,15 @@ def _analyse(
         return save_figures(analysis, out)
 
     count = len(_drawn(figures)) // 2
+    reported = shown.report and _reported(analysis, out / REPORT)
     if shown.as_json:
         typer.echo(to_json(analysis.to_json()), nl=False)
     elif not shown.quiet:
         tell(str(analysis.answer))
         if shown.full:
             typer.echo(f"\n{analysis.table()}\n")
-        written = "result.json" + (f" and {count} figures" if count else "")
-        tell(f"written to {out}/: {written}" + ("" if shown.full else "; all tables: --full"))
+        files = ["result.json", *([REPORT] if reported else []), *([f"{count} figures"] if count else [])]
+        tell(f"written to {out}/: {', '.join(files)}" + ("" if shown.full else "; all tables: --full"))
     met = [reason for text in shown.fail_if if (reason := Condition.parse(text).met_by(analysis)) is not None]
     for reason in met:
         say(f"Failed: {reason}", style="red")
@@ -266,6 +274,16 @@ def _sample(task: Task, k: int | None, memory_budget: float | None) -> Empirical
     return risk if k is None else risk[:k]
 
 
+def _reported(analysis: Analysis, path: Path) -> bool:
+    """Write the report, where its packages are installed."""
+    try:
+        analysis.to_html(path)
+    except MissingExtraError as error:
+        say(f"No report: {error}")
+        return False
+    return True
+
+
 def _drawn(figures: Callable[[], list[Path]]) -> list[str]:
     """Names of the figures' files; none where the plotting library is not installed."""
     try:
@@ -273,6 +291,37 @@ def _drawn(figures: Callable[[], list[Path]]) -> list[str]:
     except MissingExtraError as error:
         say(f"No figures: {error}")
         return []
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path | None, typer.Option(help="File. Default: report.html in the folder.")] = None,
+    title: Annotated[str, typer.Option(help="Title of the page. Default: the folder's name.")] = "",
+    names: Annotated[
+        Path | None, typer.Option(help="Text file with a name for every candidate, a line each, for the ranking.")
+    ] = None,
+) -> None:
+    """Write the report of a finished run anew: one page that opens from disk and asks for nothing from anywhere.
+
+    Example: curvprobe report runs/mine --title "Recipe B" --names labels.txt
+    """
+    with plain_errors():
+        from curvprobe.analysis.record import load
+
+        found = load(folder)
+        if not isinstance(found, Analysis):
+            raise ArgumentError(f"{str(folder)!r} is of a trajectory; a report is of a single analysis")
+        lines = None if names is None else _lines(names)
+        written = found.to_html(out or folder / REPORT, title=title or folder.resolve().name, names=lines)
+        tell(f"written to {written}")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ArgumentError(f"--names is {str(path)!r}, which cannot be read: {error}") from error
 
 
 @app.command()

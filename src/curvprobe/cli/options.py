@@ -122,6 +122,7 @@ FailIf = Annotated[
         f"several. On: {', '.join(NAMES)}.",
     ),
 ]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
 ]

@@ -126,7 +126,7 @@ def prefix_increments(sample: ProjectedSample, ks: Sequence[int] | None = None) 
         tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
     chosen = _prefix_lengths(ks, len(sample) - 1)
-    before, following = _prefix_means(sample, chosen), sample[chosen]
+    before, following = prefix_means(sample, chosen), sample[chosen]
     factor = joining_factor(before.weight, following.weight)
     return QuadraticIncrement(
         factor * (following.loss - before.loss),
@@ -156,7 +156,7 @@ def fresh_increments(
     """For every prefix of the sample, the increments (m,) when each of m fresh examples is the next one."""
     if sample.dim != fresh.dim:
         raise ArgumentError(f"the sample is projected on {sample.dim} directions and the fresh examples on {fresh.dim}")
-    before = _prefix_means(sample, _prefix_lengths(ks, len(sample)))
+    before = prefix_means(sample, _prefix_lengths(ks, len(sample)))
     for i in range(len(before)):
         factor = joining_factor(before.weight[i], fresh.weight)
         yield QuadraticIncrement(
@@ -173,7 +173,7 @@ def _prefix_lengths(ks: Sequence[int] | None, last: int) -> list[int]:
     return chosen
 
 
-def _prefix_means(sample: ProjectedSample, ks: list[int]) -> ProjectedSample:
+def prefix_means(sample: ProjectedSample, ks: list[int]) -> ProjectedSample:
     """Weighted mean of the first k examples for every k, as examples that carry the prefixes' total weights."""
     rows = torch.as_tensor(ks, device="cpu") - 1
     total = sample.weight.cumsum(0)[rows]

@@ -1,0 +1,177 @@
+"""The few numbers from which a page recomputes the criteria: sums over examples, never the examples themselves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvprobe.criteria.increment import QuadraticIncrement, fresh_increments, prefix_means
+from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.runtime.plain import brief, plain
+
+POINTS = 60
+"""Sample sizes, at most."""
+
+MOST = 300_000_000
+"""Entries of the candidates' curvatures that are gone through, about; beyond, there are fewer sample sizes."""
+
+PLANE = 6
+"""Leading directions of which any two may span the plane of the landscape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregates:
+    """Sums over examples from which all that a page's sliders change is a polynomial in sigma.
+
+    With a the level, c the slope and B the curvature of the increment by a candidate, in the leading D' directions, the
+    criterion is the mean of ``(a + sigma^2 tr B / 2)^2 + sigma^2 |c|^2 + sigma^4 |B|_F^2 / 2`` over candidates.
+
+    Attributes:
+        ks: (K,), sample sizes, the last one the whole sample.
+        moments: (K, D, 5), means over the candidates of a^2, a tr B, (tr B)^2, |c|^2 and |B|_F^2, for every k and every
+            number of leading directions.
+        cells: (D, 9), at the whole sample: means and variances over the candidates, see :data:`CELLS`.
+        moves: (D, 9), the same without the factor of the increment, for the required size.
+        products: (D, 5, 5), covariances over the candidates of the coefficients of sigma^0, sigma^2 and sigma^4 in
+            their criteria, and of sigma^2 and sigma^4 in their shapes, over their number: the squared standard error of
+            a mean is a quadratic form of it.
+        risk: (K, 1 + P + P^2), loss, gradient and Hessian of the risk on the first k examples, in P directions.
+        candidates: (1 + P + P^2,), the same of the candidates' mean.
+        joined: (1 + P + P^2,), the same of the sample and all candidates together.
+        num_candidates: m.
+    """
+
+    ks: list[int]
+    moments: Tensor
+    cells: Tensor
+    moves: Tensor
+    products: Tensor
+    risk: Tensor
+    candidates: Tensor
+    joined: Tensor
+    num_candidates: int
+
+    __repr__ = brief
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, to twelve digits."""
+        return {name: _rounded(plain(value)) for name, value in vars(self).items()}
+
+
+CELLS = (
+    *("mean_a", "mean_tr", "var_a", "var_tr", "cov_a_tr"),
+    *("mean_c_squared", "var_c", "mean_B_squared", "var_B"),
+)
+"""Columns of :attr:`Aggregates.cells`."""
+
+
+def aggregates(sample: ProjectedSample, fresh: ProjectedSample) -> Aggregates:
+    """Of a projected sample and the candidates."""
+    k, m = len(sample), len(fresh)
+    points = max(8, min(POINTS, MOST // (m * sample.dim**2)))
+    ks = sorted({int(size) for size in torch.logspace(0, math.log10(k), points, device="cpu").round()})
+    moments = torch.stack([_moments(at_k) for at_k in fresh_increments(sample, fresh, ks)])
+    last = next(fresh_increments(sample, fresh, [k]))
+    few = min(PLANE, sample.dim)
+    risk, mean = _flat(prefix_means(sample, ks), few), _flat(fresh.mean(), few)[0]
+    share = float(fresh.weight.sum() / (sample.weight.sum() + fresh.weight.sum()))
+    return Aggregates(
+        ks=ks,
+        moments=moments,
+        cells=_cells(last),
+        moves=_cells(_moves(sample, fresh)),
+        products=_products(last),
+        risk=risk,
+        candidates=mean,
+        joined=(1 - share) * risk[-1] + share * mean,
+        num_candidates=m,
+    )
+
+
+def _moves(sample: ProjectedSample, fresh: ProjectedSample) -> QuadraticIncrement:
+    """What the candidates have beyond the sample, each by its own weight over their mean weight."""
+    before, share = sample.mean(), fresh.weight / fresh.weight.mean()
+    return QuadraticIncrement(
+        share * (fresh.loss - before.loss),
+        share[:, None] * (fresh.gradient - before.gradient),
+        share[:, None, None] * (fresh.hessian - before.hessian),
+    )
+
+
+def _moments(increments: QuadraticIncrement) -> Tensor:
+    """Means over the increments (m,) of a^2, a tr B, (tr B)^2, |c|^2 and |B|_F^2, (D, 5)."""
+    level, trace = increments.level[:, None], _traces(increments.curvature)
+    columns = (
+        level.square().expand_as(trace).mean(0),
+        (level * trace).mean(0),
+        trace.square().mean(0),
+        increments.slope.square().mean(0).cumsum(0),
+        _leading(increments.curvature.square().mean(0)),
+    )
+    return torch.stack(columns, dim=1)
+
+
+def _products(increments: QuadraticIncrement) -> Tensor:
+    """Covariances of the coefficients of the whole and of its shape, over the number of increments, (D, 5, 5).
+
+    The whole has one for sigma^0, sigma^2 and sigma^4, the shape one for sigma^2 and sigma^4.
+    """
+    level, trace = increments.level[:, None], _traces(increments.curvature)
+    slope, squares = increments.slope.square().cumsum(1), increments.curvature.square()
+    # What direction d adds: its square, and those that it shares with the directions before it.
+    bend = (2 * squares.tril(-1).sum(2) + squares.diagonal(dim1=1, dim2=2)).cumsum(1)
+    whole = (level.square().expand_as(trace), level * trace + slope, trace.square() / 4 + bend / 2)
+    coefficients = torch.stack([*whole, slope, bend / 2])
+    deviations, m = coefficients - coefficients.mean(1, keepdim=True), len(level)
+    return torch.einsum("imd,jmd->dij", deviations, deviations) / (m * max(1, m - 1))
+
+
+def _traces(curvature: Tensor) -> Tensor:
+    """tr B in the leading directions, (m, D)."""
+    return curvature.diagonal(dim1=1, dim2=2).cumsum(1)
+
+
+def _leading(matrix: Tensor) -> Tensor:
+    """Sums of the leading square blocks of a matrix (D, D), (D,)."""
+    return matrix.cumsum(0).cumsum(1).diagonal()
+
+
+def _cells(increments: QuadraticIncrement) -> Tensor:
+    """See :data:`CELLS`, (D, 9)."""
+    level, slope, curvature = increments.level, increments.slope, increments.curvature
+    dim, m, trace = slope.shape[1], len(level), _traces(curvature)
+    centred, traces = level - level.mean(), trace - trace.mean(0)
+    divisor = max(1, m - 1)
+
+    def variance(values: Tensor) -> Tensor:
+        return values.var(0, correction=1) if m > 1 else torch.zeros_like(values[0])
+
+    one = torch.ones(dim, dtype=torch.float64, device="cpu")
+    columns = (
+        level.mean() * one,
+        trace.mean(0),
+        centred.square().sum() / divisor * one,
+        traces.square().sum(0) / divisor,
+        (centred[:, None] * traces).sum(0) / divisor,
+        slope.mean(0).square().cumsum(0),
+        variance(slope).cumsum(0),
+        _leading(curvature.mean(0).square()),
+        _leading(variance(curvature)),
+    )
+    return torch.stack(columns, dim=1)
+
+
+def _flat(means: ProjectedSample, few: int) -> Tensor:
+    """Loss, gradient and Hessian in a few directions, (n, 1 + P + P^2)."""
+    hessian = means.hessian[:, :few, :few].flatten(1)
+    return torch.cat([means.loss[:, None], means.gradient[:, :few], hessian], dim=1)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.12g}")
+    return [_rounded(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,208 @@
+"""The charts of a page, as Vega-Lite specifications; their sliders are parameters that the page sets."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from curvprobe.report.aggregates import Aggregates
+from curvprobe.report.drawing import needed
+from curvprobe.report.landscape import ACCENT, landscape
+
+if TYPE_CHECKING:
+    from curvprobe.analysis.result import Analysis
+
+COLOURS = {"level": "#56748a", "slope": "#d1822b", "curvature": "#3f8f6b"}
+"""Of the three parts: told apart by the colour-blind, and in print."""
+
+MUTED = "#8a8a8a"
+
+
+def charts(analysis: Analysis, found: Aggregates) -> dict[str, dict[str, Any]]:
+    """Every chart by its name."""
+    drawn = {
+        "risk": landscape(analysis, found, "risk"),
+        "change": landscape(analysis, found, "change"),
+        "decay": _decay(analysis, found),
+        "shares": _shares(analysis, found),
+        "eigenvalues": _eigenvalues(analysis),
+        "validity": _validity(analysis),
+    }
+    if found.num_candidates > 1:
+        drawn["candidates"] = landscape(analysis, found, "candidates")
+    return {name: chart.to_dict() for name, chart in drawn.items()}
+
+
+# ---- the criterion ---------------------------------------------------------------------------------------------------
+
+PARTS = (
+    ("level", "datum.aa + pow(sigma, 2) * datum.at + pow(sigma, 4) * datum.tt / 4"),
+    ("slope", "pow(sigma, 2) * datum.cc"),
+    ("curvature", "pow(sigma, 4) * datum.bb / 2"),
+)
+"""The parts of the criterion from the moments of one sample size and dimension."""
+
+_MOMENTS = ("aa", "at", "tt", "cc", "bb")
+
+
+def _rows(found: Aggregates, *, last: bool = False) -> list[dict[str, float]]:
+    """The moments by sample size and dimension."""
+    moments = found.moments[-1:] if last else found.moments
+    ks = found.ks[-1:] if last else found.ks
+    return [
+        {
+            "k": k,
+            "D": d + 1,
+            **{name: float(f"{v:.8g}") for name, v in zip(_MOMENTS, moments[i, d].tolist(), strict=True)},
+        }
+        for i, k in enumerate(ks)
+        for d in range(moments.shape[1])
+    ]
+
+
+def _params(alt: Any, analysis: Analysis) -> list[Any]:
+    return [alt.param(name="sigma", value=analysis.sigma), alt.param(name="dim", value=analysis.spectrum.dim)]
+
+
+def _decay(analysis: Analysis, found: Aggregates) -> Any:
+    """Root mean squares against the sample size, with the guide that falls as 1/k."""
+    alt = needed()
+    base = alt.Chart(alt.Data(values=_rows(found))).transform_filter("datum.D == dim")
+    for name, formula in PARTS:
+        base = base.transform_calculate(**{name: formula})
+    base = base.transform_calculate(
+        whole="sqrt(datum.level + datum.slope + datum.curvature)", shape="sqrt(datum.slope + datum.curvature)"
+    )
+    k = alt.X("k:Q", title="examples k", scale=alt.Scale(type="log"))
+    scale = alt.Scale(type="log")
+    lines = (
+        base.transform_fold(["whole", "shape"], as_=["what", "rms"])
+        .transform_filter("datum.rms > 0")
+        .mark_line(point=alt.OverlayMarkDef(size=18))
+        .encode(
+            x=k,
+            y=alt.Y("rms:Q", title="one more moves it by (rms, loss units)", scale=scale, axis=alt.Axis(format=".0~e")),
+            color=alt.Color(
+                "what:N",
+                title=None,
+                scale=alt.Scale(domain=["whole", "shape"], range=[COLOURS["level"], COLOURS["slope"]]),
+                legend=alt.Legend(orient="top"),
+            ),
+            strokeDash=alt.StrokeDash("what:N", legend=None),
+        )
+    )
+    last = found.ks[-1]
+    guide = (
+        base.transform_joinaggregate(end="min(whole)")
+        .transform_calculate(guide=f"datum.end * {last + 1} / (datum.k + 1)")
+        .mark_line(color=MUTED, strokeDash=[2, 3])
+        .encode(x=k, y=alt.Y("guide:Q", scale=scale))
+    )
+    return alt.layer(guide, lines).add_params(*_params(alt, analysis)).properties(width=300, height=230)
+
+
+def _shares(analysis: Analysis, found: Aggregates) -> Any:
+    """The parts' shares at the whole sample, against sigma."""
+    alt = needed()
+    low, high = (math.log10(float(analysis.validity.sigmas[i])) for i in (0, -1))
+    table = [[row[name] for name in _MOMENTS] for row in _rows(found, last=True)]
+    at = "table[dim - 1]"
+    grid = alt.Chart(alt.sequence(low, high + 1e-9, (high - low) / 80, as_="exponent")).transform_calculate(
+        s="pow(10, datum.exponent)"
+    )
+    for name, formula in PARTS:
+        written = formula.replace("sigma", "datum.s")
+        for i, moment in enumerate(_MOMENTS):
+            written = written.replace(f"datum.{moment}", f"{at}[{i}]")
+        grid = grid.transform_calculate(**{name: written})
+    areas = (
+        grid.transform_fold([name for name, _ in PARTS], as_=["part", "size"])
+        .mark_area(opacity=0.85)
+        .encode(
+            x=alt.X("s:Q", title="sigma", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format=".0~e")),
+            y=alt.Y("size:Q", stack="normalize", title="share of the mean square", axis=alt.Axis(format="%")),
+            color=alt.Color(
+                "part:N",
+                title=None,
+                scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())),
+                legend=alt.Legend(orient="top"),
+            ),
+        )
+    )
+    here = (
+        alt.Chart(alt.sequence(0, 1, 1, as_="n"))
+        .transform_calculate(s="sigma")
+        .mark_rule(color=ACCENT, strokeWidth=1.5)
+        .encode(x="s:Q")
+    )
+    params = [alt.param(name="table", value=table), *_params(alt, analysis)]
+    return alt.layer(areas, here).add_params(*params).properties(width=300, height=230)
+
+
+# ---- what the numbers rest on ----------------------------------------------------------------------------------------
+
+
+def _eigenvalues(analysis: Analysis) -> Any:
+    alt = needed()
+    space = analysis.spectrum
+    scale = float(space.eigenvalues[0].abs())
+    rows = [
+        {
+            "index": i + 1,
+            "eigenvalue": value,
+            "low": value - residual * scale,
+            "high": value + residual * scale,
+            "which": "certified" if bool(converged) else "not certified",
+        }
+        for i, (value, residual, converged) in enumerate(
+            zip(space.eigenvalues.tolist(), space.residuals.tolist(), space.converged.tolist(), strict=True)
+        )
+    ]
+    if math.isfinite(space.next_eigenvalue):
+        value = space.next_eigenvalue
+        rows.append(
+            {"index": space.dim + 1, "eigenvalue": value, "low": value, "high": value, "which": "next (estimate)"}
+        )
+    base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("index:Q", title="direction", axis=alt.Axis(tickMinStep=1)))
+    kinds = ["certified", "not certified", "next (estimate)"]
+    points = base.mark_point(size=50, filled=True, opacity=1).encode(
+        y=alt.Y("eigenvalue:Q", title="eigenvalue of the Hessian"),
+        shape=alt.Shape("which:N", title=None, scale=alt.Scale(domain=kinds), legend=alt.Legend(orient="top")),
+        color=alt.Color("which:N", title=None, scale=alt.Scale(domain=kinds, range=[COLOURS["level"], ACCENT, MUTED])),
+        tooltip=[alt.Tooltip("index:Q"), alt.Tooltip("eigenvalue:Q", format=".4g"), "which:N"],
+    )
+    bars = base.mark_rule(color=MUTED).encode(y="low:Q", y2="high")
+    return alt.layer(bars, points).properties(width=300, height=230)
+
+
+def _validity(analysis: Analysis) -> Any:
+    alt = needed()
+    found = analysis.validity
+    rows = [
+        {"sigma_at": s, "error": error, "verdict": verdict}
+        for s, error, verdict in zip(found.sigmas.tolist(), found.error.tolist(), found.verdicts, strict=True)
+        if math.isfinite(error) and error > 0
+    ]
+    x = alt.X("sigma_at:Q", title="sigma", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0~e"))
+    y = alt.Y("error:Q", title="error of the quadratic model", scale=alt.Scale(type="log"), axis=alt.Axis(format=".1%"))
+    verdicts = ["valid", "marginal", "invalid"]
+    base = alt.Chart(alt.Data(values=rows))
+    points = base.mark_point(size=50, filled=True, opacity=1).encode(
+        x=x,
+        y=y,
+        shape=alt.Shape("verdict:N", title=None, scale=alt.Scale(domain=verdicts), legend=alt.Legend(orient="top")),
+        color=alt.Color(
+            "verdict:N",
+            title=None,
+            scale=alt.Scale(domain=verdicts, range=[COLOURS["curvature"], COLOURS["slope"], ACCENT]),
+        ),
+        tooltip=[alt.Tooltip("sigma_at:Q", format=".3g"), alt.Tooltip("error:Q", format=".2%"), "verdict:N"],
+    )
+    line = base.mark_line(color=MUTED).encode(x=x, y=y)
+    bound = (
+        alt.Chart(alt.Data(values=[{"error": found.threshold}]))
+        .mark_rule(color=MUTED, strokeDash=[2, 3])
+        .encode(y="error:Q")
+    )
+    here = alt.Chart(alt.Data(values=[{"sigma_at": analysis.sigma}])).mark_rule(color=ACCENT).encode(x="sigma_at:Q")
+    return alt.layer(bound, here, line, points).properties(width=300, height=230)

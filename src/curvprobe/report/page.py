@@ -1,0 +1,107 @@
+"""A result as one file of HTML that asks for nothing from anywhere else."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from curvprobe.errors import ArgumentError, MissingExtraError
+from curvprobe.report.aggregates import PLANE, aggregates
+from curvprobe.report.charts import charts
+from curvprobe.runtime.plain import plain
+from curvprobe.version import __version__
+
+if TYPE_CHECKING:
+    from curvprobe.analysis.result import Analysis
+
+LISTED = 5000
+"""Candidates in the ranking's table, at most: those that would move it most."""
+
+
+def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = None) -> str:
+    """The whole page.
+
+    Args:
+        analysis: with its projections: computed here, or loaded with the stages that lie beside the result.
+        title: of the page.
+        names: of the candidates, for the ranking; None numbers them.
+
+    Raises:
+        ValueError: where there are not as many names as candidates.
+    """
+    if names is not None and len(names) != analysis.num_candidates:
+        raise ArgumentError(f"{len(names)} names came for {analysis.num_candidates} candidates; expected as many")
+    try:
+        import jinja2
+        import vl_convert
+    except ImportError as error:
+        raise MissingExtraError("a report needs more packages: pip install 'curvprobe[report]'") from error
+    found = aggregates(analysis.sample, analysis.fresh)
+    files = resources.files(__package__)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files.joinpath("page.html").read_text(encoding="utf-8"))
+    data = {
+        "aggregates": found.to_json(),
+        "k": analysis.k,
+        "sigma": analysis.sigma,
+        "dim": analysis.spectrum.dim,
+        "sigmas": plain(analysis.validity.sigmas),
+        "verdicts": list(analysis.validity.verdicts),
+        "tolerance": None if analysis.required is None else analysis.required.tolerance,
+        "ranking": _ranking(analysis, names),
+        "charts": charts(analysis, found),
+    }
+    return template.render(
+        analysis=analysis,
+        answer=analysis.answer,
+        title=title or "curvprobe report",
+        plane=min(PLANE, analysis.spectrum.dim),
+        ks=found.ks,
+        number=_number,
+        version=__version__,
+        bundle=_script(_bundle(vl_convert)),
+        script=_script(files.joinpath("page.js").read_text(encoding="utf-8")),
+        style=_script(files.joinpath("page.css").read_text(encoding="utf-8")),
+        data=_json(data),
+    )
+
+
+def _bundle(vl_convert: Any) -> str:
+    """Vega, Vega-Lite and vegaEmbed."""
+    bundle: str = vl_convert.javascript_bundle()
+    return bundle
+
+
+def _script(text: str) -> Any:
+    """What goes between script or style tags as it is: nothing in it ends them."""
+    import markupsafe
+
+    return markupsafe.Markup(re.sub(r"<(?=/script|/style|!--)", r"\\x3c", text, flags=re.IGNORECASE))
+
+
+def _json(value: Any) -> Any:
+    """Strict JSON between script tags: what users name may hold tags."""
+    import markupsafe
+
+    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
+    return markupsafe.Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))
+
+
+def _ranking(analysis: Analysis, names: Sequence[str] | None) -> dict[str, Any]:
+    """The columns of the ranking, the largest first, to six digits."""
+    found = analysis.ranking
+    order = found.order[:LISTED].tolist()
+    columns = {name: [float(f"{column[j]:.6g}") for j in order] for name, column in found.columns().items()}
+    shown = [str(j) if names is None else str(names[j]) for j in order]
+    return {"position": order, "name": shown, **columns}
+
+
+def _number(value: float) -> str:
+    """Four digits, or a dash for what is not known."""
+    return "–" if math.isnan(value) else f"{value:.4g}"

@@ -1,0 +1,67 @@
+"""The page as text: what it holds, that it asks for nothing, and that names are names."""
+
+import json
+import re
+
+import pytest
+
+import curvprobe as cp
+from curvprobe.analysis.result import Absent, Analysis
+from curvprobe.report.aggregates import aggregates
+from curvprobe.report.page import page
+from curvprobe.runtime.plain import to_json
+from tests.criteria.samples import sample_of
+
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+def data_of(html: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_a_result_writes_itself(analysed, tmp_path):
+    path = analysed.to_html(tmp_path / "digits" / "report.html")
+    html = path.read_text()
+    assert "<title>digits</title>" in html
+    for sentence in (*analysed.answer.findings, analysed.answer.advice):
+        assert sentence in html
+    assert len(html) < 2_000_000
+    found = data_of(html)
+    assert found["sigma"] == analysed.sigma
+    assert found["tolerance"] == 1e-3
+    assert found["ranking"]["position"] == analysed.ranking.order.tolist()
+
+
+def test_nothing_is_asked_for_from_elsewhere(analysed):
+    html = page(analysed)
+    assert "default-src 'none'" in html
+    head = html[: html.index('<script type="module">')]
+    assert not re.search(r'(src|href)="(?!data:)', head)
+
+
+def test_names_are_text(analysed):
+    names = [f"example {j}" for j in range(analysed.num_candidates)]
+    names[3] = HOSTILE
+    html = page(analysed, names=names, title=HOSTILE)
+    assert HOSTILE not in html
+    assert "<title>&lt;/script&gt;" in html
+    assert HOSTILE in data_of(html)["ranking"]["name"]
+    with pytest.raises(cp.ArgumentError, match="2 names came for 270 candidates"):
+        page(analysed, names=["a", "b"])
+
+
+def test_a_loaded_result_needs_its_projections(analysed, tmp_path):
+    bare = Analysis.from_json(
+        json.loads(to_json(analysed.to_json())),
+        subspace=Absent("eigenspace"),
+        sample=Absent("projections"),
+        fresh=Absent("projections"),
+    )
+    with pytest.raises(cp.ArgumentError, match="read without its projections"):
+        bare.to_html(tmp_path / "report.html")
+
+
+def test_a_thousand_candidates_in_forty_five_directions_fit():
+    """The sums do not grow with the examples: 45 directions and 60 sizes take half a megabyte."""
+    found = aggregates(sample_of(1000, dim=45), sample_of(100, dim=45, seed=1)).to_json()
+    assert len(json.dumps(found)) < 600_000
