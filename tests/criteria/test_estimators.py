@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import curvprobe as cp
+from curvprobe.criteria.estimators import corrected, independent, power_excess
+from curvprobe.numerics.intervals import freedom
 from tests import cases, reference
 
 
@@ -271,3 +273,42 @@ def test_a_probe_where_the_loss_is_not_finite_says_so():
     risk = cp.EmpiricalRisk(model, lambda outputs, batch: outputs[:, 0].exp(), torch.ones(2, 1).double())
     with pytest.raises(ValueError, match="at the displaced parameters; take a smaller sigma"):
         cp.direct_monte_carlo(risk, risk, cp.IsotropicProbe(1e5))
+
+
+def test_what_another_order_in_closed_form_says():
+    inc = cp.QuadraticIncrement(torch.tensor(1.0), torch.tensor([0.5, 0.2]), torch.tensor([[0.3, 0.1], [0.1, -0.2]]))
+    found, second = cp.gaussian_moment(inc, sigma=0.7, p=3.0), cp.gaussian_moment(inc, sigma=0.7)
+    assert (found.stderr, found.p, found.num_probes) == (0.0, 3.0, 0)
+    assert found.shape == pytest.approx(second.slope + second.curvature, rel=1e-12)
+    assert cp.quadratic_monte_carlo(inc, sigma=0.7) == cp.quadratic_monte_carlo(inc, sigma=0.7, num_probes=64, seed=0)
+    assert cp.quadratic_monte_carlo(inc, sigma=0.7, num_probes=2).num_probes == 2
+    with pytest.raises(cp.ArgumentError, match="num_probes is 1"):
+        cp.quadratic_monte_carlo(inc, sigma=0.7, num_probes=1)
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 3.0])
+def test_the_excess_of_powers(p):
+    """Far apart and close together, of either sign, and from nothing."""
+    true = torch.tensor([1.0, -1.0, 3.0, 0.1, 0.0, 2.0, 0.4, 1.0 + 1e-9], dtype=torch.float64)
+    model = torch.tensor([1.2, 1.2, 1.0, -2.0, 1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    found = power_excess(true, model, p)
+    naive = true.abs() ** p - model.abs() ** p
+    torch.testing.assert_close(found[:-1], naive[:-1], rtol=1e-12, atol=1e-14)
+    assert float(found[-1]) == pytest.approx(p * 1e-9, rel=1e-6)
+
+
+def test_what_a_corrected_estimate_says_of_itself():
+    """The two errors by Welch and Satterthwaite: of the excess with its own freedom, of the traces with theirs."""
+    true = torch.tensor([1.0, 2.0, -1.0, 3.0, 0.5, -2.0, 1.5, 1.0], dtype=torch.float64)
+    model = torch.tensor([1.1, 1.8, -1.2, 2.5, 0.7, -2.2, 1.4, 1.3], dtype=torch.float64)
+    terms = independent(power_excess(true, model, 2.0))
+    own = float(terms.std()) / 2
+    plain = corrected(cp.Estimate(5.0, 0.0), true, model)
+    assert (plain.stderr, plain.freedom) == (pytest.approx(own), max(1.0, freedom(terms)))
+    both = corrected(cp.Estimate(5.0, 0.3, freedom=7.0), true, model)
+    stderr = (own**2 + 0.3**2) ** 0.5
+    assert both.stderr == pytest.approx(stderr)
+    assert both.freedom == pytest.approx(max(1.0, stderr**4 / (own**4 / freedom(terms) + 0.3**4 / 7)))
+    assert both.value == pytest.approx(5.0 + float((true.square() - model.square()).mean()))
+    assert (both.num_probes, both.p) == (8, 2.0)
+    assert corrected(cp.Estimate(5.0, 0.0, p=3.0), true, model).p == 3.0

@@ -3,8 +3,9 @@ import torch
 from torch import Tensor
 
 import curvprobe as cp
-from curvprobe.criteria.increment import fresh_increments
+from curvprobe.criteria.increment import fresh_increments, last_increments
 from tests import cases, reference
+from tests.criteria.samples import sample_of
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -185,3 +186,15 @@ def test_model_of_the_true_increment_is_right_to_third_order():
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"expected \(\.\.\.\), \(\.\.\., D\) and"):
         cp.QuadraticIncrement(torch.zeros(2), torch.zeros(3, 4), torch.zeros(2, 4, 4))
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_each_example_as_the_next_of_all_others(n):
+    pool = sample_of(n, weighted=True)
+    found = last_increments(pool)
+    for i in range(n):
+        one = cp.increment(pool[[j for j in range(n) if j != i]], pool[i])
+        for part in ("level", "slope", "curvature"):
+            torch.testing.assert_close(getattr(found, part)[i], getattr(one, part), rtol=1e-10, atol=1e-12)
+    with pytest.raises(cp.ArgumentError, match="needs at least 2"):
+        last_increments(pool[:1])

@@ -123,6 +123,8 @@ def test_the_first_directions_alone():
         few = whole.truncate(dim)
         assert torch.equal(few.gradient, whole.gradient[:, :dim])
         assert torch.equal(few.hessian, whole.hessian[:, :dim, :dim])
+    known = cp.ProjectedSample(whole.loss, whole.weight, whole.gradient, whole.hessian, tuple("abcd"))
+    assert known.truncate(2).digests == tuple("abcd")
     for dim in (0, 4):
         with pytest.raises(cp.ArgumentError, match=f"dim is {dim}"):
             whole.truncate(dim)

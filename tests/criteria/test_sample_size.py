@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import brentq
 
 import curvprobe as cp
 from curvprobe.criteria import sample_size
+from curvprobe.criteria.expectation import features
+from curvprobe.criteria.sample_size import size_with
 from curvprobe.criteria.stationarity import moving_ratio
+from curvprobe.numerics.intervals import ShiftAndSpread
 from tests.criteria.samples import SIGMA, sample_of
 from tests.population import drawn, logistic
 
@@ -139,3 +143,37 @@ def test_candidates_that_are_all_alike_determine_nothing():
     same = sample_of(1)[[0] * 8]
     size = cp.required_sample_size(same[:4], same, SIGMA, 1e-3)
     assert (size.value, size.at_least, size.interval) == (None, 1, (1.0, math.inf))
+
+
+@pytest.mark.parametrize("tolerance", [10.0, 0.5, 0.05, 0.005])
+def test_the_size_solves_the_formula(tolerance):
+    """Of candidates of unequal weight, on either side of k, against a root finder on the formula of the docstring."""
+    sample, fresh = sample_of(9, weighted=True), sample_of(30, seed=1, weighted=True)
+    share = sample.weight / sample.weight.sum()
+    distance = features(fresh, SIGMA) - share @ features(sample, SIGMA)
+    moves = (fresh.weight / fresh.weight.mean())[:, None] * distance
+    spread = float(moves.var(0).sum())
+    shift = float(moves.mean(0).square().sum()) - spread / 30
+
+    def beyond(n):
+        pulled = min(1.0, 9 / n) ** 2 * shift
+        return (pulled + spread * (1 + max(0.0, n - 9) / n**2)) / (n + 1) ** 2 - tolerance**2
+
+    size, (low, high) = size_with(sample, fresh, SIGMA, tolerance)
+    exact = 1.0 if beyond(1.0) <= 0 else brentq(beyond, 1.0, 1e9, rtol=1e-14)
+    assert size == pytest.approx(exact, rel=1e-8)
+    assert 1.0 <= low <= size
+    assert high == math.inf
+
+
+def test_the_ends_of_the_size_are_where_those_of_the_mean_square_meet_the_tolerance():
+    sample, fresh = sample_of(9), sample_of(400, seed=1)
+    size, (low, high) = size_with(sample, fresh, SIGMA, 0.01)
+    assert low < size < high < math.inf
+    distance = features(fresh, SIGMA) - features(sample, SIGMA).mean(0)
+    for end, which in ((low, 0), (high, 1)):
+        alpha = torch.tensor([min(1.0, 9 / end) ** 2 / (end + 1) ** 2], dtype=torch.float64)
+        beta = torch.tensor([(1 + (end - 9) / end**2) / (end + 1) ** 2], dtype=torch.float64)
+        at = float(ShiftAndSpread(distance).intervals(alpha, beta)[which])
+        assert at**0.5 == pytest.approx(0.01, rel=0.01)
+    assert size_with(sample, fresh, SIGMA, 1e3)[1][0] == 1.0

@@ -121,6 +121,8 @@ def test_extremality_by_brute_force():
     assert found.best == pytest.approx(max(values.values()), rel=1e-12)
     assert found.best_set == max(values, key=values.__getitem__)
     assert found.share_below == sum(v <= values[0, 1, 2] for v in values.values()) / 4
+    single = cp.extremality(*bent(torch.zeros(4, 4), 2 * B), dim=1)
+    assert single.best == pytest.approx(3 * float(B.diagonal().square().max()), rel=1e-12)
     whole = cp.extremality(*bent(torch.zeros(4, 4), 2 * B), dim=4)
     assert (whole.num_sets, whole.share_below, whole.leading) == (1, 1.0, whole.best)
 

@@ -63,3 +63,35 @@ def test_no_upper_end_where_a_few_terms_make_the_whole_mean():
     assert high == float("inf")
     one = torch.ones(1, dtype=torch.float64)
     assert intervals.ShiftAndSpread(terms.sqrt()[:, None]).intervals(one, one)[1] == float("inf")
+
+
+def test_degrees_of_freedom():
+    """n - 1 where the squares are alike, 1 where one makes the whole, and Kish's number less one between."""
+    alternating = torch.tensor([1.0, -1.0] * 8, dtype=torch.float64)
+    assert intervals.freedom(alternating) == 15
+    assert intervals.freedom(alternating + 5) == 15
+    one = torch.zeros(400, dtype=torch.float64)
+    one[3] = 1.0
+    assert intervals.freedom(one) == 1.0
+    assert intervals.freedom(torch.tensor([1.0, 3.0], dtype=torch.float64)) == 1.0
+    assert intervals.freedom(torch.tensor([1.0], dtype=torch.float64)) == 1.0
+    assert intervals.freedom(torch.full((6,), 2.0, dtype=torch.float64)) == 5.0
+    assert intervals.freedom(torch.full((2,), 2.0, dtype=torch.float64)) == 1.0
+    terms = torch.tensor([4.0, -4.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    assert intervals.freedom(terms) == pytest.approx((2 * 16 + 6) ** 2 / (2 * 256 + 6) - 1)
+
+
+def test_logarithmic_intervals():
+    t = 4.302652729911275  # Student's 97.5 % quantile of 2 degrees of freedom
+    low, high = intervals.log_interval(2.0, 0.5, 2)
+    factor = float(torch.tensor(t * 0.25, dtype=torch.float64).exp())
+    assert (low, high) == (pytest.approx(2 / factor), pytest.approx(2 * factor))
+    nothing = (0.0, float("inf"))
+    for value, stderr, freedom in ((0.0, 1.0, 2), (-1.0, 1.0, 2), (1.0, float("nan"), 2), (1.0, 0.1, 0)):
+        assert intervals.log_interval(value, stderr, freedom) == nothing
+    assert intervals.log_interval(1.0, 1e9, 1)[1] == pytest.approx(2.718281828459045**700)
+
+
+def test_the_reach_is_students():
+    assert intervals.student_reach(2.0, 2) == pytest.approx(2 * 4.302652729911275)
+    assert intervals.student_reach(1.0, float("inf")) == pytest.approx(1.959963984540054)

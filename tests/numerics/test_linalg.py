@@ -138,3 +138,37 @@ def test_a_vector_almost_inside_the_rows_is_left_orthogonal_to_them():
     taken = linalg.orthogonalise(vector, rows)
     assert float((rows.double() @ vector.double()).norm()) < 1e-6 * float(vector.norm())
     assert torch.allclose(before.double(), vector.double() + taken @ rows.double(), rtol=0, atol=1e-3)
+
+
+@pytest.fixture
+def inexact_products():
+    """float32 products as an accelerator may make them: then everything is combined in float64."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_are_rotated_and_taken_out_either_way(dtype, exactly, request):
+    if not exactly:
+        request.getfixturevalue("inexact_products")
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(3000, 5, generator=draw, dtype=torch.float64)).Q.T.to(dtype).contiguous()
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=draw, dtype=torch.float64)).Q[:, :3]
+    expected = turn.T @ rows.double()
+    turned = rows.clone()
+    linalg.rotate(turned, turn)
+    close = 1e-6 if dtype == torch.float32 else 1e-14
+    assert turned.dtype == dtype
+    assert float((turned[:3].double() - expected).abs().max()) < close
+    assert torch.equal(turned[3:], rows[3:])
+    vector = torch.randn(3000, generator=draw, dtype=torch.float64).to(dtype)
+    before = vector.clone()
+    found = linalg.orthogonalise(vector, rows)
+    assert found.dtype == torch.float64
+    assert vector.dtype == dtype
+    assert float((rows.double() @ before.double() - found).abs().max()) < 20 * close
+    assert float((rows.double() @ vector.double()).abs().max()) < 20 * close
+    assert float((before.double() - found @ rows.double() - vector.double()).abs().max()) < 20 * close

@@ -145,36 +145,6 @@ def judged(*verdicts: str, error: list[float] | None = None) -> QuadraticValidit
     return QuadraticValidity(sigmas, errors, None, 0.05, verdicts, 8, 0 * sigmas, sigmas, 1.0)
 
 
-@pytest.mark.parametrize(
-    ("verdicts", "expected"),
-    [
-        (("valid", "valid", "marginal", "invalid"), 1e-3),
-        (("invalid", "valid", "valid", "invalid"), 1e-2),
-        (("valid", "invalid", "valid", "invalid"), 1e-4),
-        (("valid", "valid", "valid", "valid"), 1e-1),
-        (("marginal", "invalid", "invalid", "invalid"), None),
-        (("invalid",), None),
-    ],
-)
-def test_validated_sigma_is_the_end_of_the_valid_run(verdicts, expected):
-    found = judged(*verdicts).validated_sigma
-    assert found == expected or abs(found / expected - 1) < 1e-12
-
-
-def test_validated_run_starts_where_the_error_is_least():
-    validity = judged("valid", "invalid", "valid", "invalid", error=[0.02, 0.9, 0.001, 0.9])
-    assert abs(validity.validated_sigma / 1e-2 - 1) < 1e-12
-    unknown = judged("invalid", "valid", error=[math.nan, 0.01])
-    assert abs(unknown.validated_sigma / 1e-3 - 1) < 1e-12
-
-
-def test_verdict_between_and_beyond_the_grid():
-    validity = judged("valid", "marginal", "invalid")
-    assert [validity.verdict(s) for s in (1e-9, 1e-4, 2e-4, 1e-3, 5e-3, 1e-2, 1.0)] == [
-        "valid", "valid", "marginal", "marginal", "invalid", "invalid", "invalid",
-    ]  # fmt: skip
-
-
 def test_thresholds_of_the_verdicts():
     risk, _ = network()
     exact = cp.quadratic_validity(risk, [0.1], num_probes=4)

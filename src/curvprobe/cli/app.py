@@ -28,8 +28,9 @@ directions.
 - `curvprobe run my_task.py:task --out runs/mine` analyses your own model: `task` is a function that returns
   `curvprobe.Task(model, loss, data, candidates)`.
 
-**What a run leaves** in its folder: `report.html` (a page with sliders, to open and to send), `result.json` (every number
-with its standard error and verdict), figures as PNG and PDF, and the finished stages; a run that is interrupted goes on from the last finished stage when it is repeated.
+**What a run leaves** in its folder: `report.html` (a page with sliders, to open and to send), `result.json` (every
+number with its standard error and verdict), figures as PNG and PDF, and the finished stages; a run that is interrupted
+goes on from the last finished stage when it is repeated.
 
 Version {curvprobe.__version__}. Exit code: 0 done, 1 the task cannot be analysed (the message says why), 2 wrong usage,
 3 a condition of `--fail-if` is met.
