@@ -1,8 +1,8 @@
 """How often nominal 95 % intervals hold the truth, given that they were given, over populations that are known.
 
 Sets of m candidates are drawn again and again from a population: of losses of a known law, or the held-out examples of
-trained networks. Counted is how often the interval of the expected criterion, and of the required sample size, holds
-the population's own value, and how often it has an upper end. Two populations show where it cannot work.
+trained networks. Counted is how often the interval of the expected criterion, of its shape and of the required sample
+size holds the population's own value, and how often it has an upper end. Two populations show where it cannot work.
 Run: python benchmarks/coverage_of_intervals.py [--repetitions 400]
 """
 
@@ -118,9 +118,9 @@ def drawn(whole: cp.ProjectedSample, count: int, seed: int) -> cp.ProjectedSampl
     return cp.ProjectedSample(chosen.loss, chosen.weight, chosen.gradient, chosen.hessian)
 
 
-def moments(sample: cp.ProjectedSample, whole: cp.ProjectedSample) -> tuple[float, float]:
-    """Squared shift and spread of the population about the sample."""
-    distance = features(whole, SIGMA) - features(sample, SIGMA).mean(0)
+def moments(sample: cp.ProjectedSample, whole: cp.ProjectedSample, first: int = 0) -> tuple[float, float]:
+    """Squared shift and spread of the population about the sample, of the features from this one on."""
+    distance = (features(whole, SIGMA) - features(sample, SIGMA).mean(0))[:, first:]
     return float(squared_mean(distance).sum()), float(distance.var(0).sum())
 
 
@@ -146,15 +146,20 @@ def measure(options: Namespace) -> dict[str, Any]:
         truth = (shift + spread) / (len(sample) + 1) ** 2
         tolerance = math.sqrt(truth) / 3
         size = size_at(shift, spread, len(sample), tolerance)
+        shape = sum(moments(sample, whole, first=1)) / (len(sample) + 1) ** 2
         for m in options.sizes:
-            expected, required = [], []
+            expected, shapes, required = [], [], []
             for seed in range(options.repetitions):
                 fresh = drawn(whole, m, seed)
-                expected.append(cp.expected_criterion(sample, fresh, SIGMA).interval)
+                found = cp.expected_criterion(sample, fresh, SIGMA)
+                expected.append(found.interval)
+                shapes.append(found.shape_interval)
                 required.append(cp.required_sample_size(sample, fresh, SIGMA, tolerance).interval)
             rows.append({"population": name, "m": m, "what": "expected criterion"} | counted(truth, expected))
             rows.append({"population": name, "m": m, "what": "required size"} | counted(size, required))
-            print(rows[-2], rows[-1], sep="\n", flush=True)
+            if shape > 0:  # losses alone have none
+                rows.append({"population": name, "m": m, "what": "shape"} | counted(shape, shapes))
+            print(*rows[-3:], sep="\n", flush=True)
     return {"repetitions": options.repetitions, "rows": rows}
 
 
@@ -173,8 +178,8 @@ def counted(truth: float, intervals: list[Interval]) -> dict[str, Any]:
 
 
 HEAD = (
-    "| population | candidates m | expected criterion covers | upper end, covers then | required size covers | "
-    "upper end, covers then |"
+    "| population | candidates m | expected criterion covers | upper end, covers then | its shape covers | "
+    "upper end, covers then | required size covers | upper end, covers then |"
 )
 
 
@@ -182,13 +187,16 @@ def table(result: dict[str, Any]) -> str:
     kinds = {(row["population"], row["m"], row["what"]): row for row in result["rows"]}
     rows = []
     for name, m in dict.fromkeys((name, m) for name, m, _ in kinds):
-        cells = [cell for what in ("expected criterion", "required size") for cell in shown(kinds[name, m, what])]
+        what = ("expected criterion", "shape", "required size")
+        cells = [cell for one in what for cell in shown(kinds.get((name, m, one)))]
         limit = " (out of reach)" if name in BEYOND else ""
         rows.append(f"| {' | '.join([name + limit, str(m), *cells])} |")
     return page(result, markdown(HEAD, rows), note=f"Of {result['repetitions']} repetitions each")
 
 
-def shown(row: dict[str, Any]) -> tuple[str, str]:
+def shown(row: dict[str, Any] | None) -> tuple[str, str]:
+    if row is None:
+        return "", ""
     then = row["covered_when_bounded"]
     bounded = f"{100 * row['bounded']:.0f} %" + (f", {100 * then:.1f} %" if then is not None else "")
     return f"{100 * row['covered']:.1f} %", bounded

@@ -271,3 +271,22 @@ def test_a_tolerance_that_makes_no_sense_is_refused_before_any_work(case, monkey
     x, y = case.candidates
     with pytest.raises(ValueError, match="3 examples came to judge by"):
         cp.analyze(case.risk(), (x[:3], y[:3]), dim=2, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("more", [{}, {"laws": True, "concentration": True}, {"p": 3.0}])
+def test_every_stage_is_told_as_it_begins(case, tmp_path, caplog, more):
+    told, options = [], {"dim": 2, "sigma": 0.01, "num_probes": 8, "out": tmp_path, **more}
+    with caplog.at_level("INFO", logger="curvprobe"):
+        found = cp.analyze(case.risk(), case.candidates, progress=lambda *at: told.append(at), **options)
+    assert [name for name, _, _ in told] == list(found.seconds)
+    assert [at for _, at, _ in told] == list(range(len(told)))
+    assert {count for _, _, count in told} == {len(told)}
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "eigenspace ..."
+    assert said[1].startswith("eigenspace: ")
+    assert said[1].endswith(" s")
+    assert len(said) == 2 * len(told)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="curvprobe"):
+        cp.analyze(case.risk(), case.candidates, **options)
+    assert {record.getMessage().split(": ")[1] for record in caplog.records} == {f"found in {tmp_path}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,8 +20,8 @@ from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.eigensolver.wanted import Which
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
-from curvprobe.runtime import progress
 from curvprobe.runtime.digest import overlap
+from curvprobe.runtime.progress import bar
 from curvprobe.runtime.store import Stage, Store
 from curvprobe.subspace.eigenspace import plan_memory
 
@@ -49,6 +50,7 @@ def analyze(
     out: str | Path | None = None,
     compile: bool = False,  # noqa: A002 - torch's word
     allow_overlap: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Analysis:
     """Measure how much the landscape around the solution still moves when one more example is added.
 
@@ -79,6 +81,8 @@ def analyze(
         compile: compile the Hessian product, see :func:`hessian`.
         allow_overlap: take candidates that the sample holds too, by their content, and say how many: where equal rows
             are different examples (a few binary features, say), leaving them out would change the population.
+        progress: called as each stage begins, with its name, its number from 0 and how many there are. On a terminal
+            bars are shown besides; the logger "curvprobe" tells the stages and their seconds at level INFO.
 
     Returns:
         The frozen result.
@@ -106,7 +110,7 @@ def analyze(
     store, job = Store.at(out), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sorted({*SIGMA_GRID, *([] if settings.sigma == "auto" else [settings.sigma])})
-    seen = _seen(job, store, grid, notes, laws=laws, concentration=concentration)
+    seen = _seen(job, store, grid, notes, progress, laws=laws, concentration=concentration)
     config = {
         "tolerance": tolerance,
         "tolerance_on": tolerance_on,
@@ -119,12 +123,24 @@ def analyze(
     return found
 
 
-def _seen(job: Job, store: Store, grid: list[float], notes: list[str], *, laws: bool, concentration: bool) -> Seen:
+def _seen(
+    job: Job,
+    store: Store,
+    grid: list[float],
+    notes: list[str],
+    told: Callable[[str, int, int], None] | None,
+    *,
+    laws: bool,
+    concentration: bool,
+) -> Seen:
     """What the stages find, one after the other."""
     settings, second = job.settings, job.settings.p == 2
-    with progress.bar("analysis (stages)", 9 + 2 * second + laws + concentration) as advance:
+    count = 9 + 2 * second + laws + concentration
+    with bar("analysis (stages)", count) as advance:
 
         def result(stage: Stage[T]) -> T:
+            if told is not None:
+                told(stage.name, len(store.finished), count)
             found = store.result(stage)
             advance(1)
             return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import tempfile
@@ -21,6 +22,9 @@ from curvprobe.runtime.digest import digest
 from curvprobe.runtime.plain import plain, to_json
 
 T = TypeVar("T")
+
+LOG = logging.getLogger("curvprobe")
+"""Says at level INFO which stage begins and what it took; silent unless a program turns it on."""
 
 STAGE_VERSION = 2
 """Raised when a stage file's meaning changes; older files are then computed again."""
@@ -124,7 +128,9 @@ class Store:
             found = read_stage(self.directory, stage.name, stage.kind, key)
             if found is not None:
                 self.finished[stage.name] = Finished(key, found[1], True)
+                LOG.info("%s: found in %s", stage.name, self.directory)
                 return found[0]
+        LOG.info("%s ...", stage.name)
         start = time.perf_counter()
         result = stage.compute()
         if isinstance(result, dict):
@@ -134,6 +140,7 @@ class Store:
             _forget_result(self.directory, stage.name, key)
             _write(self.directory, stage, key, result, seconds)
         self.finished[stage.name] = Finished(key, seconds, False)
+        LOG.info("%s: %.3g s", stage.name, seconds)
         return result
 
     def write_result(self, record: dict[str, Any]) -> None:
