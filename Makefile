@@ -44,6 +44,7 @@ lint: .venv/dev
 figures: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/curvprobe demo --tolerance 1e-4 --out runs/numbers
 	cp runs/numbers/*.png docs/figures/
+	$(BIN)/python benchmarks/picture.py runs/numbers/report.html
 
 # The paper's experiments for docs/paper.md, with the released procedure beside; about an hour.
 EXPERIMENTS := validity convergence error-map timing decay ratio fc

@@ -83,6 +83,9 @@ def test_every_number_is_that_of_python(opened, analysed, sigma, dim, k, toleran
     assert number(page, "whole") == pytest.approx(float(curve.value[0, 0, 0]), rel=1e-6)
     assert number(page, "whole-root") == pytest.approx(float(curve.value[0, 0, 0]) ** 0.5, rel=1e-6)
     assert number(page, "shape") == pytest.approx(float(curve.shape[0, 0, 0]), rel=1e-6)
+    risk = [*data["aggregates"]["risk"], data["aggregates"]["joined"]]
+    here = data["aggregates"]["ks"].index(int(size))
+    assert number(page, "constant") == pytest.approx(risk[here + 1][0] - risk[here][0], rel=1e-6)
     expected = cp.expected_criterion(sample, fresh, at)
     for row, source in enumerate(("shift", "spread")):
         for column, part in enumerate(("level", "slope", "curvature")):

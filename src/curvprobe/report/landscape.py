@@ -30,7 +30,7 @@ def half_width(analysis: Analysis, found: Aggregates) -> float:
 
 
 class _Quadratic:
-    """A quadratic function of the plane, as expressions of the parameters ``table``, ``first`` and ``second``."""
+    """A quadratic function of the plane without its constant, by the parameters ``table``, ``first`` and ``second``."""
 
     def __init__(self, kind: Kind, size: int) -> None:
         row = "table[0]" if kind == "candidates" else "table[k_index]"
@@ -41,7 +41,6 @@ class _Quadratic:
         def bend(i: str, j: str) -> str:
             return entry(f"{1 + size} + {i} * {size} + {j}")
 
-        self.constant = entry("0") if kind == "change" else "0"
         self.slope = entry("1 + first"), entry("1 + second")
         self.bends = bend("first", "first"), bend("first", "second"), bend("second", "second")
 
@@ -49,13 +48,13 @@ class _Quadratic:
         """At ``datum.x`` and ``datum.y``."""
         (c1, c2), (b11, b12, b22) = self.slope, self.bends
         bent = f"{b11} * {_X} * {_X} + 2 * {b12} * {_X} * {_Y} + {b22} * {_Y} * {_Y}"
-        return f"{self.constant} + {c1} * {_X} + {c2} * {_Y} + ({bent}) / 2"
+        return f"{c1} * {_X} + {c2} * {_Y} + ({bent}) / 2"
 
     def reach(self, width: float) -> str:
         """Which its height does not exceed within so much of the centre."""
         (c1, c2), (b11, b12, b22) = self.slope, self.bends
         bent = f"(abs({b11}) + 2 * abs({b12}) + abs({b22})) * {width**2} / 2"
-        return f"abs({self.constant}) + (abs({c1}) + abs({c2})) * {width} + {bent}"
+        return f"(abs({c1}) + abs({c2})) * {width} + {bent}"
 
     def minimum(self) -> tuple[str, str]:
         """Where it is least; null where it is not convex."""

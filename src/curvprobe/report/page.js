@@ -70,6 +70,7 @@ function show() {
   const found = parts(k, dim, sigma), shape = found.slope + found.curvature;
   const rows = { ...found, whole: total(found), shape };
   for (const [name, value] of Object.entries(rows)) { put(name, value); put(`${name}-root`, Math.sqrt(Math.max(0, value))); }
+  put("constant", (k < last ? sums.risk[k + 1] : sums.joined)[0] - sums.risk[k][0]);
   const table = cells(sums.cells[dim - 1], sums.num_candidates, sigma);
   for (const source of ["shift", "spread"])
     for (const part of ["level", "slope", "curvature"])
