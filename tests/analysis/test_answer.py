@@ -9,17 +9,18 @@ import torch
 import curvprobe as cp
 from curvprobe.analysis.answer import short
 from curvprobe.criteria.row_errors import RowErrors
+from curvprobe.criteria.sample_size import OF_MEAN_WEIGHT
 from tests.analysis.sound import GOOD, shape_of, sized
 
 
 def test_what_is_printed_line_by_line(sound):
     assert str(sound.answer).split("\n") == [
-        "45 parameters (float64), k = 30, 10 held out",
+        "45 parameters (float64), k = 30, 10 candidates",
         "one more example moves the loss here by 0.001 [5e-4, 0.002] (0.2 % of 0.500); as many again by 0.01 [0.005, "
-        "0.02]",
-        "over 99.9 % of its square is a constant, which training does not notice; tilt and bend: 2e-5 [1e-5, 3e-5], "
+        "0.02]; 3 of 10 (4, 1, 2) make 70 % of that mean square",
+        "over 99.9 % of its square is its mean over the probe (level); tilt and bend about that: 2e-5 [1e-5, 3e-5], "
         "60 % along direction 2, 30 % along direction 4",
-        "training loss 0.500, held out 0.612; 3 of 10 examples (4, 1, 2) make 70 % of it",
+        "loss 0.500 on the sample, 0.612 on the candidates",
         "trust: minimum YES (|g| 1e-8, whole space) | quadratic YES (1.1 % of the whole, 3 % of tilt and bend) | "
         "eigenspace YES (4 of 4) | precision YES (float64)",
         f"next: to compare runs, give all of them this sigma: {sound.sigma:.3g}",
@@ -45,7 +46,7 @@ def test_a_point_that_training_leaves_gets_no_numbers(sound):
     assert "moves the loss" not in text
     assert "tolerance 0.001: CANNOT TELL; see above" in text
     assert "3,2" not in text
-    assert "make" not in text
+    assert "make " not in text
     assert (moving.answer.judgement, moving.answer.word) == ("cannot tell", "no")
 
 
@@ -53,9 +54,14 @@ def test_a_point_that_training_leaves_gets_no_numbers(sound):
     ("error", "said", "unsaid", "word"),
     [
         (replace(GOOD, total=0.8), "NO ANSWER: the quadratic model is off (total invalid", "moves the loss", "no"),
-        (replace(GOOD, shape=0.8), "tilt and bend: not told, as the quadratic model is off", "direction 2", "doubt"),
+        (
+            replace(GOOD, shape=0.8),
+            "tilt and bend about that: not told, as the quadratic model is off",
+            "direction 2",
+            "doubt",
+        ),
         (replace(GOOD, total=0.3), "moves the loss", "NO ANSWER", "doubt"),
-        (replace(GOOD, shape=0.3), "tilt and bend: 2e-5", "NO ANSWER", "doubt"),
+        (replace(GOOD, shape=0.3), "tilt and bend about that: 2e-5", "NO ANSWER", "doubt"),
         (replace(GOOD, shape=math.nan), "quadratic YES (1.1 % of the whole)", "tilt and bend)", "yes"),
     ],
 )
@@ -158,9 +164,11 @@ def test_other_orders_and_single_candidates(case, sound):
     cubic = cp.analyze(case.risk(), case.candidates, dim=2, p=3.0, num_probes=8)
     assert f"moves the loss here (order 3) by {short(cubic.expected.rms)} [" in str(cubic.answer)
     alone = cp.analyze(case.risk(), dim=2, num_probes=8)
-    assert "1 held out, so the sample stands for what comes" in alone.answer.model
-    assert "of the sample's 29 examples" in str(alone.answer)
-    assert "held out 0" not in str(alone.answer).split("\n", 1)[1]
+    assert "1 candidate, so the sample stands for what comes" in alone.answer.model
+    assert "of the sample's 29 (" in str(alone.answer)
+    assert "on the candidates" not in str(alone.answer)
+    assert ", no upper end]" in str(alone.answer)
+    assert "give examples that the weights were not fitted to" in alone.answer.advice
     assert math.isnan(alone.held_out_loss)
     few = cp.analyze(case.risk()[:2], dim=2, num_probes=8)
     assert "NO ANSWER" in str(few.answer)
@@ -176,3 +184,67 @@ def test_shares_are_never_rounded_to_all_or_nothing(sound):
     for shape, said in ((1e-6, "none of its square"), (1e-10, "over 99.9 %"), (5e-9, "99.5 %"), (0.3e-6, "70 %")):
         expected = replace(sound.expected, **shape_of(shape))
         assert f"{said}" in str(replace(sound, expected=expected).answer).split("\n")[2]
+
+
+def test_what_is_not_told_from_noise_has_no_number(sound):
+    noise = replace(sound, doubling=replace(sound.doubling, value=-1e-4, interval=(0.0, math.inf)))
+    assert "; what as many again do is not told from noise; 3 of 10" in str(noise.answer)
+    assert "as many again by" not in str(noise.answer)
+
+
+def test_a_maximum_and_a_saddle(sound):
+    space = sound.spectrum
+    down = replace(sound, spectrum=replace(space, eigenvalues=-space.eigenvalues.abs())).answer
+    assert "NO ANSWER: the point is no minimum: the loss bends upwards along none of the 4 directions" in str(down)
+    assert "minimum NO (|g| 1e-8, whole space, curvature -" in str(down)
+    assert down.advice.startswith("train on")
+    values = space.eigenvalues.clone()
+    values[3] = -0.1 * values[0]
+    saddle = replace(sound, spectrum=replace(space, eigenvalues=values)).answer
+    assert f"minimum DOUBT (|g| 1e-8, whole space, curvature {short(float(values[3]))} along one direction)" in str(
+        saddle
+    )
+    assert "moves the loss" in str(saddle)
+    values[3] = -1e-9 * values[0]
+    assert replace(sound, spectrum=replace(space, eigenvalues=values)).answer.word == "yes"
+
+
+def test_one_example_leaves_nothing_to_judge_a_minimum_by(sound):
+    alone = replace(sound, stationarity=replace(sound.stationarity, moving_ratio=math.nan)).answer
+    assert "minimum DOUBT (|g| 1e-8, whole space, and no scatter to judge it by)" in str(alone)
+
+
+def test_another_order_does_not_judge_a_root_mean_square(sound):
+    other = sized(replace(sound, expected=replace(sound.expected, p=1.0), doubling=None), 3e-3)
+    assert other.answer.judgement == "cannot tell"
+    assert "tolerance 0.003 (of the root mean square, which order 1 is not): CANNOT TELL; if the" in str(other.answer)
+    assert "holds the tolerance" not in other.answer.advice
+
+
+def test_the_sample_itself_never_shows_that_a_tolerance_is_met(sound):
+    own = sized(replace(sound, expected=replace(sound.expected, pool=True)), 1.0)
+    assert own.answer.judgement == "cannot tell"
+    assert sized(own, 1e-5).answer.judgement == "not within"
+
+
+def test_sizes_of_unequal_weight_say_how_they_count(sound):
+    assert "counted at the candidates' mean weight" in str(sized(sound, 1e-3, assumptions=OF_MEAN_WEIGHT).answer)
+    assert "mean weight" not in str(sized(sound, 1e-3).answer)
+
+
+def test_sizes_are_rounded_up(sound):
+    found = sized(sound, 1e-3, value=1231, interval=(1000.0, 99.2)).answer
+    assert "from k = 1,240 [1,000, 100]" in str(found)
+
+
+def test_a_loss_of_nothing_has_no_share(sound):
+    for loss in (0.0, -0.3, 1e-30):
+        assert "% of " not in str(replace(sound, loss=loss).answer).split("\n")[1].split("; 3 of")[0]
+
+
+def test_a_tolerance_needs_something_to_be_on(case):
+    with pytest.raises(cp.ArgumentError, match="tolerance_on is 'shape' without a tolerance"):
+        cp.analyze(case.risk(), case.candidates, tolerance_on="shape")
+    zero = cp.EmpiricalRisk(case.model, lambda outputs, _: 0 * outputs.sum(1), case.data)
+    with pytest.raises(cp.ArgumentError, match="the loss at the solution is 0, and no tolerance is relative to it"):
+        cp.analyze(zero, case.candidates, tolerance=0.1, tolerance_on="relative")

@@ -44,7 +44,7 @@ def invoke(*arguments: object):
 def test_run_prints_the_answer_and_leaves_the_files(task_file, tmp_path):
     result = invoke("run", f"{task_file}:task", "--dim", 3, "--k", 10, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "k = 10, 12 held out" in result.stdout
+    assert "k = 10, 12 candidates" in result.stdout
     assert len(result.stdout.splitlines()) <= 10
     assert "Sample: 10 examples" not in result.output
     names = {path.name for path in (tmp_path / "out").iterdir()}

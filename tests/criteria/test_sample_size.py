@@ -10,7 +10,7 @@ import curvprobe as cp
 from curvprobe.criteria import sample_size
 from curvprobe.criteria.expectation import features
 from curvprobe.criteria.sample_size import size_with
-from curvprobe.criteria.stationarity import moving_ratio
+from curvprobe.criteria.stationarity import moving_ratio, over_scatter
 from curvprobe.numerics.intervals import ShiftAndSpread
 from tests.criteria.samples import SIGMA, sample_of
 from tests.population import drawn, logistic
@@ -140,9 +140,13 @@ def test_no_answer_where_the_quadratic_model_does_not_hold(sigma):
 
 
 def test_candidates_that_are_all_alike_determine_nothing():
-    same = sample_of(1)[[0] * 8]
+    one = sample_of(1)
+    same = cp.ProjectedSample(one.loss, one.weight, 0 * one.gradient, one.hessian)[[0] * 8]
     size = cp.required_sample_size(same[:4], same, SIGMA, 1e-3)
     assert (size.value, size.at_least, size.interval) == (None, 1, (1.0, math.inf))
+    moving = cp.required_sample_size(one[[0] * 4], one[[0] * 8], SIGMA, 1e-3)  # one gradient, and nothing to explain it
+    assert moving.at_least is None
+    assert "inf times what the scatter" in moving.verdict
 
 
 @pytest.mark.parametrize("tolerance", [10.0, 0.5, 0.05, 0.005])
@@ -177,3 +181,28 @@ def test_the_ends_of_the_size_are_where_those_of_the_mean_square_meet_the_tolera
         at = float(ShiftAndSpread(distance).intervals(alpha, beta)[which])
         assert at**0.5 == pytest.approx(0.01, rel=0.01)
     assert size_with(sample, fresh, SIGMA, 1e3)[1][0] == 1.0
+
+
+def test_a_size_says_when_it_counts_at_a_mean_weight():
+    said = "examples of unequal weight are counted at the candidates' mean weight"
+    even, uneven = sample_of(9), sample_of(9, weighted=True)
+    fresh = sample_of(8, seed=1)
+    assert said not in cp.required_sample_size(even, fresh, SIGMA, 0.1).assumptions
+    assert said in cp.required_sample_size(uneven, fresh, SIGMA, 0.1).assumptions
+    assert said in cp.required_sample_size(even, sample_of(8, seed=1, weighted=True), SIGMA, 0.1).assumptions
+    assert said in cp.required_sample_size(uneven, None, SIGMA, 0.1).assumptions
+
+
+@pytest.mark.parametrize(
+    ("square", "scatter", "count", "ratio"),
+    [
+        (2.0, 4.0, 3, 0.5),
+        (0.0, 0.0, 1, 0.0),
+        (0.0, 0.0, 3, 0.0),
+        (2.0, 0.0, 3, math.inf),
+        (2.0, -1.0, 3, math.nan),
+        (2.0, 4.0, 1, math.nan),
+    ],
+)
+def test_a_gradient_over_its_scatter(square, scatter, count, ratio):
+    assert over_scatter(square, scatter, count) == pytest.approx(ratio, nan_ok=True)

@@ -91,3 +91,13 @@ def test_a_large_problem_has_fewer_sizes(monkeypatch):
     found = aggregates(sample_of(400, dim=3), sample_of(9, dim=3, seed=1))
     assert len(found.ks) <= 10
     assert found.ks[-1] == 400
+
+
+def test_the_last_size_is_the_whole_sample_however_many():
+    """Of a million examples too, which a logarithm in float32 would miss."""
+    k = 1_070_609
+    one = sample_of(1, dim=1)
+    many = cp.ProjectedSample(
+        *(getattr(one, f).expand(k, *getattr(one, f).shape[1:]) for f in ("loss", "weight", "gradient", "hessian"))
+    )
+    assert aggregates(many, sample_of(3, dim=1, seed=1)).ks[-1] == k

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -170,3 +171,43 @@ def test_the_keyboard_reaches_the_sliders(opened):
     assert page.locator("#k-shown").text_content() != before
     for name in ("sigma", "dim", "k", "tolerance"):
         assert page.locator(f'label[for="{name}"]').count() == 1
+
+
+def test_two_directions_are_never_the_same(opened):
+    page, seen = opened
+    page.locator("#first").select_option(value="1")
+    assert page.locator("#second").input_value() == "2"
+    page.locator("#second").select_option(value="1")
+    assert page.locator("#first").input_value() == "2"
+    assert seen == []
+
+
+def test_a_size_on_the_shape_leaves_the_level_out(browser, analysed, tmp_path):
+    required = cp.required_sample_size(analysed.sample, analysed.fresh, analysed.sigma, 1e-4, of="shape")
+    file = replace(analysed, required=required).to_html(tmp_path / "report.html")
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    page.wait_for_selector("body[data-drawn=yes]")
+    assert number(page, "size") == pytest.approx(required.observed, abs=1)
+    assert "on tilt and bend" in page.locator('label[for="tolerance"]').text_content()
+    page.close()
+
+
+def test_one_direction_has_no_plane(browser, analysed, tmp_path):
+    line = replace(
+        analysed,
+        spectrum=replace(
+            analysed.spectrum,
+            **{n: getattr(analysed.spectrum, n)[:1] for n in ("eigenvalues", "residuals", "converged")},
+        ),
+        sample=analysed.sample.truncate(1),
+        fresh=analysed.fresh.truncate(1),
+    )
+    page, seen = browser.new_page(), []
+    page.on("pageerror", lambda error: seen.append(str(error)))
+    page.goto(line.to_html(tmp_path / "report.html").as_uri())
+    page.wait_for_selector("body[data-drawn=yes]")
+    assert page.locator(".chart svg.marks").count() == 4
+    assert page.locator("#first").count() == 0
+    assert seen == []
+    page.close()

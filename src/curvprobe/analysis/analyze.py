@@ -105,6 +105,10 @@ def analyze(
     risk, new = _sample_and_candidates(risk, candidates, settings, notes)
     if tolerance_on not in ("total", "shape", "relative"):
         raise ArgumentError(f"tolerance_on is {tolerance_on!r}; expected 'total', 'shape' or 'relative'")
+    if tolerance is None and tolerance_on != "total":
+        raise ArgumentError(f"tolerance_on is {tolerance_on!r} without a tolerance; expected both, or neither")
+    if tolerance_on == "relative" and risk.value() == 0:
+        raise ArgumentError("the loss at the solution is 0, and no tolerance is relative to it; give one in loss units")
     if tolerance is not None:
         check_request(tolerance, len(new) if len(new) > 1 else len(risk))
     store, job = Store.at(out), Job(risk, new, settings)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from curvprobe.criteria.expected import ExpectedCriterion
+from curvprobe.criteria.sample_size import OF_MEAN_WEIGHT, Of
+from curvprobe.criteria.stationarity import REMEDY
 from curvprobe.criteria.verdicts import Verdict
 from curvprobe.numerics.intervals import FEWEST_FOR_UPPER
 
@@ -79,8 +81,9 @@ def answer(analysis: Analysis) -> Answer:
     """What an analysis says in ten lines."""
     judgement, tolerance = _tolerance(analysis)
     notes = len(analysis.notes)
-    candidates = "1 held out, so the sample stands for what comes" if analysis.num_candidates == 1 else ""
-    candidates = candidates or f"{analysis.num_candidates:,} held out"
+    candidates = f"{analysis.num_candidates:,} candidates"
+    if analysis.num_candidates == 1:
+        candidates = "1 candidate, so the sample stands for what comes"
     return Answer(
         model=f"{analysis.num_params:,} parameters ({analysis.dtype}), k = {analysis.k:,}, {candidates}",
         findings=(*_findings(analysis), _losses(analysis)),
@@ -98,6 +101,9 @@ def refusal(analysis: Analysis) -> str | None:
     moving = analysis.stationarity.refusal()
     if moving is not None:
         return moving
+    if not float(analysis.spectrum.eigenvalues.max()) > 0:
+        dim = analysis.spectrum.dim
+        return f"the point is no minimum: the loss bends upwards along none of the {dim} directions found; {REMEDY}"
     if analysis.expected is None:
         return "one example and one candidate say nothing of those to come; give more candidates"
     if not bool(analysis.spectrum.converged.any()):
@@ -122,23 +128,32 @@ def _findings(analysis: Analysis) -> list[str]:
     refused, expected = refusal(analysis), analysis.expected
     if refused is not None or expected is None:
         return [f"NO ANSWER: {refused}"]
-    relative = (
-        f" ({short(100 * expected.rms / abs(analysis.loss))} % of {three(analysis.loss)})" if analysis.loss else ""
-    )
-    order = "" if expected.p == 2 else f" (order {expected.p:g})"
-    moves = f"one more example moves the loss here{order} by {_with(expected.rms, expected.rms_interval)}{relative}"
-    if analysis.doubling is not None:
-        moves += f"; as many again by {_with(analysis.doubling.rms, analysis.doubling.rms_interval)}"
+    relative, order = "", "" if expected.p == 2 else f" (order {expected.p:g})"
+    if analysis.loss > 0.1 * expected.rms:
+        relative = f" ({short(100 * expected.rms / analysis.loss)} % of {three(analysis.loss)})"
+    moves = f"one more example moves the loss here{order} by {_with(expected.rms, rms_interval(expected))}{relative}"
+    doubling = analysis.doubling
+    if doubling is not None and doubling.value > 0:
+        moves += f"; as many again by {_with(doubling.rms, rms_interval(doubling))}"
+    elif doubling is not None:
+        moves += "; what as many again do is not told from noise"
+    moves += _carried(expected)
     return [moves] if math.isnan(expected.shape) else [moves, _shape(analysis, expected)]
 
 
+def rms_interval(expected: ExpectedCriterion, of: Of = "total") -> tuple[float, float]:
+    """That of the whole or of its shape; without an upper end over the sample, to which the weights were fitted."""
+    low, high = expected.shape_rms_interval if of == "shape" else expected.rms_interval
+    return low, math.inf if expected.pool else high
+
+
 def _shape(analysis: Analysis, expected: ExpectedCriterion) -> str:
-    """How much of it is a constant, and what changes the shape."""
-    constant = 1 - expected.shape / expected.value if expected.value > 0 else 0.0
-    line = f"{_share(constant)} of its square is a constant, which training does not notice; tilt and bend: "
+    """How much of it is the mean over the probe, and what changes the shape about that."""
+    level = 1 - expected.shape / expected.value if expected.value > 0 else 0.0
+    line = f"{_share(level)} of its square is its mean over the probe (level); tilt and bend about that: "
     if not shape_told(analysis):
         return f"{line}not told, as {_model_off(analysis)}"
-    line += _with(expected.shape_rms, expected.shape_rms_interval)
+    line += _with(expected.shape_rms, rms_interval(expected, "shape"))
     parts = expected.shape_by_direction
     whole = float(parts.sum())
     if len(parts) < 2 or not whole > 0:
@@ -148,17 +163,20 @@ def _shape(analysis: Analysis, expected: ExpectedCriterion) -> str:
     return f"{line}, {shares}"
 
 
-def _losses(analysis: Analysis) -> str:
-    held_out = analysis.held_out_loss
-    line = f"training loss {three(analysis.loss)}"
-    line += "" if math.isnan(held_out) else f", held out {three(held_out)}"
-    expected = analysis.expected
-    if expected is None or expected.num_candidates <= 2 * CARRYING or refusal(analysis) is not None:
-        return line
+def _carried(expected: ExpectedCriterion) -> str:
+    """How few examples make much of the mean."""
+    if expected.num_candidates <= 2 * CARRYING:
+        return ""
     positions, share = expected.largest_contributors(CARRYING)
     whose = "of the sample's " if expected.pool else "of "
+    mean = "mean square" if expected.p == 2 else "mean"
     names = ", ".join(map(str, positions))
-    return f"{line}; {CARRYING} {whose}{expected.num_candidates:,} examples ({names}) make {_share(share)} of it"
+    return f"; {CARRYING} {whose}{expected.num_candidates:,} ({names}) make {_share(share)} of that {mean}"
+
+
+def _losses(analysis: Analysis) -> str:
+    line = f"loss {three(analysis.loss)} on the sample"
+    return line if math.isnan(analysis.held_out_loss) else f"{line}, {three(analysis.held_out_loss)} on the candidates"
 
 
 # ---- the tolerance ---------------------------------------------------------------------------------------------------
@@ -176,17 +194,20 @@ def _tolerance(analysis: Analysis) -> tuple[Judgement | None, str]:
         name += " on tilt and bend"
     if required.at_least is None or expected is None or refusal(analysis) is not None:
         return "cannot tell", f"{name}: CANNOT TELL; {required.verdict if required.at_least is None else 'see above'}"
-    low, high = expected.shape_rms_interval if required.of == "shape" else expected.rms_interval
+    low, high = rms_interval(expected, required.of)
     judgement: Judgement = "cannot tell"
-    if high <= required.tolerance:
+    if expected.p != 2:
+        name += f" (of the root mean square, which order {expected.p:g} is not)"
+    elif high <= required.tolerance:
         judgement = "within tolerance"
     elif low > required.tolerance:
         judgement = "not within"
+    size = f"if the weights stay, from k = {_count(required.at_least)} at the earliest"
     if required.value is not None:
         ends = f"[{_count(required.interval[0])}, {_count(required.interval[1])}]"
         size = f"if the weights stay, from k = {_count(required.value)} {ends}"
-    else:
-        size = f"if the weights stay, from k = {_count(required.at_least)} at the earliest"
+    if OF_MEAN_WEIGHT in required.assumptions:
+        size += ", counted at the candidates' mean weight"
     return judgement, f"{name}: {judgement.upper()}; {size}"
 
 
@@ -218,8 +239,15 @@ def _marks(analysis: Analysis) -> tuple[Mark, ...]:
 
 
 def _minimum(analysis: Analysis) -> Mark:
-    norm = f"|g| {short(analysis.gradient_norm)}, whole space"
-    return Mark("minimum", "no" if analysis.stationarity.refusal() is not None else "yes", norm)
+    said, found = f"|g| {short(analysis.gradient_norm)}, whole space", analysis.spectrum
+    least, largest = float(found.eigenvalues.min()), float(found.eigenvalues.abs().max())
+    if analysis.stationarity.refusal() is not None or not float(found.eigenvalues.max()) > 0:
+        return Mark("minimum", "no", said if least >= 0 else f"{said}, curvature {short(least)}")
+    if least < -max(1e-6, float(found.residuals.max())) * largest:
+        return Mark("minimum", "doubt", f"{said}, curvature {short(least)} along one direction")
+    if math.isnan(analysis.stationarity.moving_ratio):
+        return Mark("minimum", "doubt", f"{said}, and no scatter to judge it by")
+    return Mark("minimum", "yes", said)
 
 
 def _model(analysis: Analysis) -> Mark:
@@ -264,14 +292,15 @@ def _advice(analysis: Analysis, judgement: Judgement | None) -> str:
     refused = refusal(analysis)
     if refused is not None:
         return refused.rsplit("; ", 1)[-1]
-    found = analysis.spectrum
+    found, expected = analysis.spectrum, analysis.expected
+    if expected is not None and expected.pool:
+        return "give examples that the weights were not fitted to: the sample's own set no upper end"
     if not bool(found.converged.all()):
         return "raise max_matvecs or lower dim, until all eigenpairs are certified"
     if not found.cut_decided:
         return f"take another D than {found.dim}, or a smaller tol: the directions around the cut are not told apart"
     if _quadratic(analysis) != ("valid", "valid"):
         return f"take a smaller sigma than {analysis.sigma:.3g}, where the increments follow the quadratic model"
-    expected = analysis.expected
     if expected is not None and not math.isfinite(expected.interval[1]):
         few = expected.num_candidates < FEWEST_FOR_UPPER
         return (
@@ -279,7 +308,7 @@ def _advice(analysis: Analysis, judgement: Judgement | None) -> str:
             if few
             else "a few examples make the whole mean, and no upper end can be set: look at them"
         )
-    if judgement == "cannot tell":
+    if judgement == "cannot tell" and expected is not None and expected.p == 2:
         return "give more held-out examples: the interval holds the tolerance"
     return f"to compare runs, give all of them this sigma: {analysis.sigma:.3g}"
 
@@ -315,7 +344,7 @@ def three(value: float) -> str:
         >>> [three(x) for x in (0.5, 12.345, 2.0e-5)]
         ['0.500', '12.3', '2.00e-5']
     """
-    return _without_padding(f"{value:#.3g}")
+    return _without_padding(f"{value:#.3g}").rstrip(".")
 
 
 def _with(value: float, interval: tuple[float, float]) -> str:
@@ -337,5 +366,8 @@ def _share(part: float) -> str:
 
 
 def _count(number: float) -> str:
-    """Three digits of a number of examples."""
-    return f"{int(float(f'{number:.3g}')):,}" if math.isfinite(number) else "no upper end"
+    """Three digits of a number of examples that are needed, rounded up."""
+    if not math.isfinite(number):
+        return "no upper end"
+    unit = 10 ** max(0, len(str(int(number))) - 3)
+    return f"{math.ceil(number / unit - 1e-9) * unit:,}"

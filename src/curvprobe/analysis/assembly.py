@@ -113,7 +113,8 @@ def assemble(
 
 def _curves(seen: Seen, k: int, grid: list[float]) -> dict[str, Any]:
     """The second-order criterion along the sample size, and at the whole sample along sigma."""
-    ks = sorted({int(size) for size in torch.logspace(0, math.log10(k), DECAY_POINTS, device="cpu").round()})
+    sizes = torch.logspace(0, math.log10(k), DECAY_POINTS, dtype=torch.float64, device="cpu").round()
+    ks = sorted({*(min(k, int(size)) for size in sizes), k})
     dim = seen.space.dim
     return {
         "decay": decay_curve(seen.sample, ks, seen.sigma, sorted({1, min(4, dim), dim}), fresh=seen.fresh),

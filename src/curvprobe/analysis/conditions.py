@@ -7,7 +7,7 @@ import operator
 import re
 from dataclasses import dataclass
 
-from curvprobe.analysis.answer import refusal, shape_told
+from curvprobe.analysis.answer import refusal, rms_interval, shape_told
 from curvprobe.analysis.result import Analysis
 from curvprobe.errors import ArgumentError
 
@@ -81,12 +81,12 @@ def conditioned(analysis: Analysis) -> dict[str, float]:
     expected, doubling, required = analysis.expected, analysis.doubling, analysis.required
     if expected is None or refusal(analysis) is not None:
         return values
-    low, high = expected.rms_interval
+    low, high = rms_interval(expected)
     values |= {"rms": expected.rms, "rms_low": low, "rms_high": high}
     values["rms_relative"] = expected.rms / abs(analysis.loss) if analysis.loss else math.inf
-    values["doubling_rms"] = math.nan if doubling is None else doubling.rms
+    values["doubling_rms"] = doubling.rms if doubling is not None and doubling.value > 0 else math.nan
     if shape_told(analysis):
-        low, high = expected.shape_rms_interval
+        low, high = rms_interval(expected, "shape")
         values |= {"shape_rms": expected.shape_rms, "shape_rms_low": low, "shape_rms_high": high}
     if required is not None and required.value is not None:
         values["required_sample_size"] = float(required.value)

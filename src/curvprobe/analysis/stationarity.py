@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.criteria.sample import ProjectedSample
-from curvprobe.criteria.stationarity import Stationarity
+from curvprobe.criteria.stationarity import Stationarity, over_scatter
 from curvprobe.curvature.matrix import hessian
 from curvprobe.numerics.linalg import inner, norm
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
@@ -79,4 +79,4 @@ def _moving_ratio(square: float, norms: Tensor, shares: Tensor) -> float:
     """The squared mean gradient over ``sum s_i^2 (|g_i|^2 - |g|^2)``: for equal shares s_i, its expectation at a
     minimiser of the population's risk."""
     scatter = float((shares.cpu().square() * (norms.double().square() - square)).sum())
-    return square / scatter if len(norms) > 1 and scatter > 0 else 0.0
+    return over_scatter(square, scatter, len(norms))

@@ -319,8 +319,8 @@ def report(
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"--names is {str(path)!r}, which cannot be read: {error}") from error
 
 

@@ -82,6 +82,8 @@ ASSUMPTIONS = (
     "model holds at this sigma"
 )
 
+OF_MEAN_WEIGHT = "examples of unequal weight are counted at the candidates' mean weight"
+
 SUBSPACE_ONLY = "the gradient vanishes outside the subspace, which was not looked at"
 
 LARGEST = 1e18
@@ -161,7 +163,9 @@ def required_sample_size(
     refused = _refusal(sample, sigma, tolerance, validity, stationarity)
     bounded = not refused and math.isfinite(interval[1])
     observed = math.ceil(size - 1e-9) if math.isfinite(size) else None
-    assumptions = ASSUMPTIONS if stationarity is not None else f"{ASSUMPTIONS}; {SUBSPACE_ONLY}"
+    weight = (sample if fresh is None else fresh).weight
+    unequal = bool((weight != weight[0]).any()) or bool((sample.weight != weight[0]).any())
+    parts = [ASSUMPTIONS, *([OF_MEAN_WEIGHT] if unequal else []), *([SUBSPACE_ONLY] if stationarity is None else [])]
     return RequiredSampleSize(
         value=observed if bounded else None,
         at_least=None if refused else max(1, math.ceil(interval[0] - 1e-9)),
@@ -169,7 +173,7 @@ def required_sample_size(
         interval=interval,
         tolerance=tolerance,
         verdict=refused or ("supported" if bounded else "at least"),
-        assumptions=assumptions,
+        assumptions="; ".join(parts),
         unseen=MISSED / len(sample if fresh is None else fresh),
         of=of,
     )

@@ -30,7 +30,7 @@ class Stationarity:
             ``|g|^2 / (2 lambda)`` with the largest curvature that is known.
         moving_ratio: squared mean gradient in all parameters over what the examples' scatter explains: about 0 where
             the sample was fitted to the end, 1 at a minimiser of the population's risk, large where training would
-            still move the point.
+            still move the point; NaN where one example leaves nothing to judge by.
         slope_share: ``|U^T g^(k)|^2`` over the mean of ``|U^T (g_j - g^(k))|^2`` over the next examples: how much of
             the slope term is the solution's own gradient, which the paper sets to zero.
     """
@@ -91,7 +91,16 @@ def moving_ratio(sample: ProjectedSample) -> float:
     share = sample.weight / sample.weight.sum()
     mean = share @ sample.gradient
     scatter = float((share.square()[:, None] * (sample.gradient - mean).square()).sum())
-    return float(torch.sum(mean.square())) / scatter if scatter > 0 else 0.0
+    return over_scatter(float(torch.sum(mean.square())), scatter, len(sample))
+
+
+def over_scatter(square: float, scatter: float, count: int) -> float:
+    """A squared mean gradient over what the scatter of ``count`` examples explains; NaN where that cannot be said."""
+    if square == 0:
+        return 0.0
+    if count < 2 or scatter < 0:
+        return math.nan
+    return square / scatter if scatter > 0 else math.inf
 
 
 def moving(ratio: float, where: str) -> str | None:

@@ -73,7 +73,8 @@ def aggregates(sample: ProjectedSample, fresh: ProjectedSample) -> Aggregates:
     """Of a projected sample and the candidates."""
     k, m = len(sample), len(fresh)
     points = max(8, min(POINTS, MOST // (m * sample.dim**2)))
-    ks = sorted({int(size) for size in torch.logspace(0, math.log10(k), points, device="cpu").round()})
+    sizes = torch.logspace(0, math.log10(k), points, dtype=torch.float64, device="cpu").round()
+    ks = sorted({*(min(k, int(size)) for size in sizes), k})
     moments = torch.stack([_moments(at_k) for at_k in fresh_increments(sample, fresh, ks)])
     last = next(fresh_increments(sample, fresh, [k]))
     few = min(PLANE, sample.dim)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from curvprobe.report.aggregates import Aggregates
 from curvprobe.report.drawing import needed
-from curvprobe.report.landscape import ACCENT, landscape
+from curvprobe.report.landscape import ACCENT, Kind, landscape
 
 if TYPE_CHECKING:
     from curvprobe.analysis.result import Analysis
@@ -21,15 +21,14 @@ MUTED = "#8a8a8a"
 def charts(analysis: Analysis, found: Aggregates) -> dict[str, dict[str, Any]]:
     """Every chart by its name."""
     drawn = {
-        "risk": landscape(analysis, found, "risk"),
-        "change": landscape(analysis, found, "change"),
         "decay": _decay(analysis, found),
         "shares": _shares(analysis, found),
         "eigenvalues": _eigenvalues(analysis),
         "validity": _validity(analysis),
     }
-    if found.num_candidates > 1:
-        drawn["candidates"] = landscape(analysis, found, "candidates")
+    if analysis.spectrum.dim > 1:  # there is no plane of one direction
+        kinds: tuple[Kind, ...] = ("risk", "change", *(("candidates",) if found.num_candidates > 1 else ()))
+        drawn |= {kind: landscape(analysis, found, kind) for kind in kinds}
     return {name: chart.to_dict() for name, chart in drawn.items()}
 
 
@@ -184,7 +183,7 @@ def _validity(analysis: Analysis) -> Any:
         if math.isfinite(error) and error > 0
     ]
     x = alt.X("sigma_at:Q", title="sigma", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0~e"))
-    y = alt.Y("error:Q", title="error of the quadratic model", scale=alt.Scale(type="log"), axis=alt.Axis(format=".1%"))
+    y = alt.Y("error:Q", title="error of the quadratic model", scale=alt.Scale(type="log"), axis=alt.Axis(format="~%"))
     verdicts = ["valid", "marginal", "invalid"]
     base = alt.Chart(alt.Data(values=rows))
     points = base.mark_point(size=50, filled=True, opacity=1).encode(

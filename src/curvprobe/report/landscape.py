@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 Kind = Literal["risk", "change", "candidates"]
 """The loss of the first k examples, what the next step of k adds to it, and the loss of the candidates."""
 
+DESCRIPTIONS: dict[Kind, str] = {
+    "risk": "Bands of equal height of the loss of the first k examples over the plane of two directions.",
+    "change": "Bands of equal height of what the next step of k adds to the loss over the plane of two directions.",
+    "candidates": "Bands of equal height of the loss of the candidates over the plane of two directions.",
+}
+
 SIDE = 45
 """Cells along a side."""
 
@@ -83,7 +89,7 @@ def landscape(analysis: Analysis, found: Aggregates, kind: Kind) -> Any:
         "sigma": analysis.sigma,
     }
     made = [alt.param(name=name, value=value) for name, value in params.items()]
-    return alt.layer(*layers).add_params(*made).properties(width=230, height=230)
+    return alt.layer(*layers).add_params(*made).properties(width=230, height=230, description=DESCRIPTIONS[kind])
 
 
 def _colours(alt: Any, found: Aggregates, kind: Kind, function: _Quadratic, width: float, size: int) -> Any:
@@ -92,10 +98,11 @@ def _colours(alt: Any, found: Aggregates, kind: Kind, function: _Quadratic, widt
         reach = f"({function.reach(width)})"
         scheme = alt.SchemeParams(name="blueorange", count=13)
         return alt.Scale(type="quantize", scheme=scheme, domain=alt.ExprRef(f"[-{reach}, {reach}]"))
-    bends = found.risk[-1, 1 + size :].reshape(size, size).diagonal()[:2].abs()
-    top = float(bends.sum()) * width**2 / 2 or 1.0
+    bends = found.risk[-1, 1 + size :].reshape(size, size).diagonal()[:2]
+    top = float(bends.abs().sum()) * width**2 / 2 or 1.0
     scheme = alt.SchemeParams(name="lightgreyteal", count=14)
-    return alt.Scale(type="quantize", scheme=scheme, domain=[-top / 8, top], reverse=True)
+    low = -top / 8 if float(bends.min()) >= 0 else -top
+    return alt.Scale(type="quantize", scheme=scheme, domain=[low, top], reverse=True)
 
 
 def _ground(alt: Any, function: _Quadratic, width: float, scale: Any) -> Any:
@@ -113,7 +120,7 @@ def _ground(alt: Any, function: _Quadratic, width: float, scale: Any) -> Any:
         # A little wider than a cell: between cells that only touch, the ground would shine through.
         .transform_calculate(right=f"datum.left + {1.05 * step}", high=f"datum.low + {1.05 * step}")
         .transform_calculate(height=function.height())
-        .mark_rect(clip=True)
+        .mark_rect(clip=True, aria=False)
         .encode(
             x=alt.X("left:Q", title="along the first direction", scale=plane, axis=axis),
             x2="right",

@@ -35,7 +35,8 @@ function standardError(dim, sigma, weights) {
 
 function requiredSize(dim, sigma, tolerance) {
   const found = cells(sums.moves[dim - 1], sums.num_candidates, sigma);
-  const shift = total(found.shift), spread = total(found.spread), k = data.k;
+  const counted = data.of === "shape" ? (of) => of.slope + of.curvature : total;
+  const shift = counted(found.shift), spread = counted(found.spread), k = data.k;
   const square = (n) =>
     (Math.min(1, k / n) ** 2 * shift + spread * (1 + Math.max(0, n - k) / n ** 2)) / (n + 1) ** 2;
   if (square(1) <= tolerance ** 2) return 1;
@@ -83,6 +84,7 @@ function show() {
   const words = { k: sums.ks[k].toLocaleString("en"), sigma: short(sigma), dim, tolerance: short(tolerance) };
   for (const [name, word] of Object.entries(words)) {
     $(`${name}-shown`).textContent = word;
+    $(name).setAttribute("aria-valuetext", word);
     for (const place of document.querySelectorAll(`[data-shows="${name}"]`)) place.textContent = word;
   }
   document.body.dataset.sigma = sigma;
@@ -114,7 +116,8 @@ function slider(id, toValue, toPosition) {
 }
 
 Object.assign($("sigma"), { min: lowest, max: highest });
-const whole = total(parts(last, data.dim, data.sigma));
+const start = parts(last, data.dim, data.sigma);
+const whole = data.of === "shape" ? start.slope + start.curvature : total(start);
 asAnalysed.tolerance = state.tolerance = data.tolerance ?? Number(Math.sqrt(whole).toPrecision(2));
 Object.assign($("tolerance"), { min: Math.log10(state.tolerance) - 3, max: Math.log10(state.tolerance) + 3 });
 const power = (x) => 10 ** x;
@@ -123,11 +126,16 @@ const resets = [
   slider("k", (x) => x, (x) => x), slider("tolerance", power, Math.log10),
 ];
 $("reset").addEventListener("click", () => resets.forEach((reset) => reset()));
-for (const id of ["first", "second"])
-  $(id).addEventListener("change", () => signal(id, Number($(id).value), LANDSCAPES));
+const choices = ["first", "second"].filter((id) => $(id));
+for (const id of choices)
+  $(id).addEventListener("change", () => {
+    const other = choices.find((one) => one !== id), count = $(id).options.length;
+    if ($(other).value === $(id).value) $(other).value = String((Number($(id).value) + 1) % count);
+    for (const one of choices) signal(one, Number($(one).value), LANDSCAPES);
+  });
 
 $("copy").addEventListener("click", async () => {
-  const text = `cp.expected_criterion(analysis.sample.truncate(${state.dim}), analysis.fresh.truncate(${state.dim}), sigma=${state.sigma})`;
+  const text = `cp.decay_curve(analysis.sample, [${sums.ks[state.k]}], ${state.sigma}, [${state.dim}], fresh=analysis.fresh).value`;
   try { await navigator.clipboard.writeText(text); $("copy").textContent = "copied"; }
   catch { $("copy").textContent = text; }
 });
@@ -150,7 +158,8 @@ function fill() {
     }
     return row;
   }));
-  $("shown-count").textContent = `${Math.min(rank.count, chosen.length)} of ${chosen.length}`;
+  const beyond = data.candidates > rank.order.length ? `, the first of ${data.candidates} by total` : "";
+  $("shown-count").textContent = `${Math.min(rank.count, chosen.length)} of ${chosen.length}${beyond}`;
   $("more").hidden = chosen.length <= rank.count;
 }
 
@@ -200,7 +209,7 @@ async function draw() {
     views[name] = drawn.view;
   }
   for (const name of ["sigma", "dim", "k"]) changed(name);
-  for (const id of ["first", "second"]) signal(id, Number($(id).value), LANDSCAPES);
+  for (const id of choices) signal(id, Number($(id).value), LANDSCAPES);
   document.body.dataset.drawn = "yes";
 }
 

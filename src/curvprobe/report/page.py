@@ -10,7 +10,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from curvprobe.errors import ArgumentError, MissingExtraError
-from curvprobe.report.aggregates import PLANE, aggregates
+from curvprobe.report.aggregates import PLANE, Aggregates, aggregates
 from curvprobe.report.charts import charts
 from curvprobe.runtime.plain import plain
 from curvprobe.version import __version__
@@ -46,7 +46,25 @@ def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = N
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(files.joinpath("page.html").read_text(encoding="utf-8"))
-    data = {
+    return template.render(
+        analysis=analysis,
+        answer=analysis.answer,
+        title=title or "curvprobe report",
+        plane=min(PLANE, analysis.spectrum.dim),
+        ks=found.ks,
+        of="total" if analysis.required is None else analysis.required.of,
+        number=_number,
+        version=__version__,
+        bundle=_script(_bundle(vl_convert)),
+        script=_script(files.joinpath("page.js").read_text(encoding="utf-8")),
+        style=_script(files.joinpath("page.css").read_text(encoding="utf-8")),
+        data=_json(_data(analysis, found, names)),
+    )
+
+
+def _data(analysis: Analysis, found: Aggregates, names: Sequence[str] | None) -> dict[str, Any]:
+    """What the page's script is given."""
+    return {
         "aggregates": found.to_json(),
         "k": analysis.k,
         "sigma": analysis.sigma,
@@ -54,22 +72,11 @@ def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = N
         "sigmas": plain(analysis.validity.sigmas),
         "verdicts": list(analysis.validity.verdicts),
         "tolerance": None if analysis.required is None else analysis.required.tolerance,
+        "candidates": analysis.num_candidates,
         "ranking": _ranking(analysis, names),
+        "of": "total" if analysis.required is None else analysis.required.of,
         "charts": charts(analysis, found),
     }
-    return template.render(
-        analysis=analysis,
-        answer=analysis.answer,
-        title=title or "curvprobe report",
-        plane=min(PLANE, analysis.spectrum.dim),
-        ks=found.ks,
-        number=_number,
-        version=__version__,
-        bundle=_script(_bundle(vl_convert)),
-        script=_script(files.joinpath("page.js").read_text(encoding="utf-8")),
-        style=_script(files.joinpath("page.css").read_text(encoding="utf-8")),
-        data=_json(data),
-    )
 
 
 def _bundle(vl_convert: Any) -> str:
