@@ -1,6 +1,7 @@
 """Verdicts on the quadratic model over a grid, at the grid's edges and between."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,8 @@ def test_where_the_rounding_of_losses_hides_the_change():
     assert changing(2.0, 0.9, 3.0, 5.0).rounding_floor(torch.bfloat16) == pytest.approx(1e-2)
     assert changing(2.0, 2.0, 3.0, 5.0).rounding_floor(torch.bfloat16) == pytest.approx(1e-4)
     assert changing(2.0, 2.0, 3.0, 0.5).rounding_floor(torch.bfloat16) is None
+    larger = replace(changing(2.0, 2.0, 3.0, 5.0), loss=2.5)
+    assert larger.rounding_floor(torch.bfloat16) == pytest.approx(1e-2)
 
 
 def test_the_edges_of_a_verdict():
