@@ -14,6 +14,7 @@ from .analysis.law_table import compare_laws as compare_laws
 from .analysis.record import load as load
 from .analysis.result import Analysis as Analysis
 from .analysis.stationarity import stationarity as stationarity
+from .analysis.sweep import sweep as sweep
 from .analysis.trajectory import Trajectory as Trajectory
 from .analysis.trajectory import trajectory as trajectory
 from .criteria.decay import DecayCurve as DecayCurve

@@ -61,6 +61,17 @@ class DecayCurve:
         names = ("sigmas", "delta1", "value", "level", "slope", "curvature", "stderr", "shape_stderr")
         return cls(**whole, **{name: numbers(record[name]) for name in names}, p=record.get("p", 2.0))
 
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame with a row for every k, dimension and sigma."""
+        import pandas
+
+        grid = torch.cartesian_prod(*(torch.arange(len(at), device="cpu") for at in (self.ks, self.dims, self.sigmas)))
+        k, dim, sigma = grid.view(-1, 3).unbind(1)
+        names = ("value", "level", "slope", "curvature", "shape", "stderr", "shape_stderr")
+        columns = {name: getattr(self, name)[k, dim, sigma].numpy() for name in names}
+        at = {"k": self.ks[k].numpy(), "dim": self.dims[dim].numpy(), "sigma": self.sigmas[sigma].numpy()}
+        return pandas.DataFrame({**at, "delta1": self.delta1[k].numpy(), **columns})
+
     @property
     def shape(self) -> Tensor:
         """Shape criterion, (K, M, S): the second moment without its level part."""

@@ -87,6 +87,17 @@ class ExpectedCriterion:
         """The value without its level parts."""
         return float(self.table[:, 1:].sum())
 
+    def to_dataframe(self) -> Any:
+        """The table as a pandas DataFrame with a row for every source and part."""
+        import pandas
+
+        rows = [
+            {"source": source, "part": part, "value": float(self.table[i, j]), "stderr": float(self.table_stderr[i, j])}
+            for i, source in enumerate(SOURCES)
+            for j, part in enumerate(PARTS)
+        ]
+        return pandas.DataFrame(rows)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; the table by source and part."""
         rows = zip(SOURCES, self.table.tolist(), self.table_stderr.tolist(), strict=True)

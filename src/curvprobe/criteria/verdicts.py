@@ -75,6 +75,14 @@ class QuadraticValidity:
             loss=number(record["loss"]),
         )
 
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame with a row for every sigma."""
+        import pandas
+
+        names = ("loss_error", "increment_error", "stderr", "change")
+        known = {name: part.numpy() for name in names if (part := getattr(self, name)) is not None}
+        return pandas.DataFrame({"sigma": self.sigmas.numpy(), **known, "verdict": self.verdicts})
+
     @property
     def error(self) -> Tensor:
         """The error that the verdicts go by, (S,)."""
