@@ -170,10 +170,26 @@ def test_a_device_that_is_not_there_is_refused(task_file, tmp_path):
     assert "it is 'gpu'" in result.output
 
 
-def test_an_error_in_the_tasks_own_code_keeps_its_traceback(task_file, tmp_path):
+def test_an_error_in_the_tasks_own_code_is_shown_from_there_on(task_file, tmp_path):
     result = invoke("run", f"{task_file}:broken", "--out", tmp_path / "out")
-    assert isinstance(result.exception, ValueError)
-    assert "user's own code" in str(result.exception)
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[1].startswith(f'  File "{task_file}", line ')
+    assert lines[-1] == "ValueError: in the user's own code"
+    assert "curvprobe/cli" not in result.output
+
+
+def test_a_fault_of_our_own_is_shown_whole(task_file, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("within")
+
+    monkeypatch.setattr("curvprobe.cli.analysis._sample", broken)
+    monkeypatch.setattr("curvprobe.cli.messages._is_the_users", lambda _: False)
+    result = invoke("run", f"{task_file}:task", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "RuntimeError: within" in result.output
+    assert "please report it" in result.output
 
 
 def test_the_doctor_says_a_line_for_each_check(task_file):

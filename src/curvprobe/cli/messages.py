@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import shutil
 import sys
+import sysconfig
 import textwrap
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
+import curvprobe
 from curvprobe.errors import CurvprobeError
 from curvprobe.runtime import progress
+
+_PACKAGE = Path(curvprobe.__file__).parent
 
 _quiet: ContextVar[bool] = ContextVar("curvprobe_quiet", default=False)
 
@@ -36,9 +42,30 @@ def tell(text: str) -> None:
     typer.echo("\n".join(lines))
 
 
+def _from_the_users_code(error: Exception) -> str:
+    """The traceback from the first line of the user's own on; the whole of it where there is none, which is a bug."""
+    told = traceback.TracebackException.from_exception(error)
+    ours = [Path(frame.filename).is_relative_to(_PACKAGE) for frame in told.stack]
+    first = next((i for i, inside in enumerate(ours) if not inside and _is_the_users(told.stack[i].filename)), None)
+    if first is None:
+        return "".join(told.format()) + "This is a fault of curvprobe: please report it with these lines."
+    told.stack = traceback.StackSummary.from_list(told.stack[first:])
+    return "".join(told.format()).rstrip()
+
+
+def _is_the_users(filename: str) -> bool:
+    """Whether a file is none of an installed package, of Python, or of the machinery that loads a module."""
+    return (
+        not filename.startswith("<")
+        and not Path(filename).is_relative_to(sys.prefix)
+        and "site-packages" not in (Path(filename).parts)
+        and not Path(filename).is_relative_to(sysconfig.get_path("stdlib"))
+    )
+
+
 @contextmanager
 def plain_errors(*, quiet: bool = False) -> Iterator[None]:
-    """Show warnings and what this package refuses as plain lines; other errors with their traceback. Exit code 1.
+    """Show warnings and what this package refuses as plain lines, errors in the user's code from there on. Exit code 1.
 
     Where quiet is asked for, neither warnings nor progress.
     """
@@ -53,6 +80,11 @@ def plain_errors(*, quiet: bool = False) -> Iterator[None]:
             yield
     except CurvprobeError as error:
         say(f"Error: {error}", style="red")
+        raise typer.Exit(1) from error
+    except typer.Exit:
+        raise
+    except Exception as error:
+        say(_from_the_users_code(error), style="red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         say("Interrupted; the finished stages are kept. Repeat the command to go on.")
