@@ -4,6 +4,9 @@ from . import losses as losses
 from .analysis.analyze import analyze as analyze
 from .analysis.answer import Answer as Answer
 from .analysis.answer import Mark as Mark
+from .analysis.comparison import ComparedRun as ComparedRun
+from .analysis.comparison import Comparison as Comparison
+from .analysis.comparison import compare as compare
 from .analysis.concentration import ConcentrationCurve as ConcentrationCurve
 from .analysis.concentration import concentration_curve as concentration_curve
 from .analysis.doctor import examine as examine

@@ -96,6 +96,29 @@ def test_a_report_is_written_and_written_anew(task_file, tmp_path):
     assert not (tmp_path / "plain" / "report.html").exists()
 
 
+def test_finished_runs_are_compared(task_file, tmp_path):
+    for sigma in (0.01, 0.02):
+        invoke(
+            "run",
+            f"{task_file}:task",
+            "--dim",
+            2,
+            "--sigma",
+            sigma,
+            "--no-report",
+            "-q",
+            "--out",
+            tmp_path / f"at{sigma}",
+        )
+    result = invoke("compare", tmp_path / "at0.01", tmp_path / "at0.02")
+    assert result.exit_code == 0, result.output
+    assert "sigma 0.01 for all" in result.stdout
+    assert "at0.02" in result.stdout
+    record = json.loads(invoke("compare", tmp_path / "at0.01", tmp_path / "at0.02", "--json").stdout)
+    assert [run["name"] for run in record["runs"]] == ["at0.01", "at0.02"]
+    assert invoke("compare", tmp_path / "at0.01").exit_code == 1
+
+
 def test_a_condition_that_is_met_ends_with_code_3(task_file, tmp_path):
     options = ["--dim", 2, "--out", tmp_path / "out"]
     result = invoke("run", f"{task_file}:task", *options, "--fail-if", "loss > 0", "--fail-if", "sigma > 1e9")

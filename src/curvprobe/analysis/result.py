@@ -60,6 +60,9 @@ single rows and other orders than the second; 2 what was checked; 1 besides, of 
 of expectations the candidates' own contributions, and the keys of the stages."""
 
 
+REPORT = "report.html"
+"""The page that a run of the command leaves beside its result."""
+
 _OPTIONAL: tuple[tuple[str, str, Any], ...] = (
     ("expected", "expected", ExpectedCriterion),
     ("doubling", "doubling", ExpectedCriterion),

@@ -5,11 +5,11 @@ Imports everything; nothing imports it.
 
 import sys
 
-from curvprobe.cli import analysis, experiment
+from curvprobe.cli import analysis, experiment, results
 from curvprobe.cli.app import app
 from curvprobe.runtime.memory import freed_memory_kept
 
-__all__ = ["analysis", "app", "experiment", "main"]
+__all__ = ["analysis", "app", "experiment", "main", "results"]
 
 
 def main() -> None:

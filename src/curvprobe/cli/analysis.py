@@ -15,7 +15,7 @@ from curvprobe.analysis.analyze import analyze
 from curvprobe.analysis.conditions import Condition
 from curvprobe.analysis.doctor import examine
 from curvprobe.analysis.examination import Examination
-from curvprobe.analysis.result import Analysis
+from curvprobe.analysis.result import REPORT, Analysis
 from curvprobe.cli.app import app
 from curvprobe.cli.messages import plain_errors, say, tell
 from curvprobe.cli.options import (
@@ -48,8 +48,6 @@ from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import RESULT, Store, write_atomically
 from curvprobe.tasks import Task, load_task
-
-REPORT = "report.html"
 
 FAILED = 3
 """Exit code where a condition of --fail-if is met."""
@@ -291,37 +289,6 @@ def _drawn(figures: Callable[[], list[Path]]) -> list[str]:
     except MissingExtraError as error:
         say(f"No figures: {error}")
         return []
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    out: Annotated[Path | None, typer.Option(help="File. Default: report.html in the folder.")] = None,
-    title: Annotated[str, typer.Option(help="Title of the page. Default: the folder's name.")] = "",
-    names: Annotated[
-        Path | None, typer.Option(help="Text file with a name for every candidate, a line each, for the ranking.")
-    ] = None,
-) -> None:
-    """Write the report of a finished run anew: one page that opens from disk and asks for nothing from anywhere.
-
-    Example: curvprobe report runs/mine --title "Recipe B" --names labels.txt
-    """
-    with plain_errors():
-        from curvprobe.analysis.record import load
-
-        found = load(folder)
-        if not isinstance(found, Analysis):
-            raise ArgumentError(f"{str(folder)!r} is of a trajectory; a report is of a single analysis")
-        lines = None if names is None else _lines(names)
-        written = found.to_html(out or folder / REPORT, title=title or folder.resolve().name, names=lines)
-        tell(f"written to {written}")
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"--names is {str(path)!r}, which cannot be read: {error}") from error
 
 
 @app.command()

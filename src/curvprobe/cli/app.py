@@ -24,6 +24,7 @@ directions.
 - `curvprobe demo --task text` does the same with a small language model: some minutes.
 - `curvprobe experiment decay` repeats an experiment of the paper; `curvprobe experiment --help` lists them.
 - `curvprobe doctor my_task.py:task` checks your own model, loss and data, and says how long an analysis will take.
+- `curvprobe compare runs/a runs/b` sets finished runs side by side: checkpoints, seeds, recipes.
 - `curvprobe report runs/mine` writes its report anew, with names for the candidates.
 - `curvprobe run my_task.py:task --out runs/mine` analyses your own model: `task` is a function that returns
   `curvprobe.Task(model, loss, data, candidates)`.

@@ -1,0 +1,64 @@
+"""report and compare: what is done with finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curvprobe.analysis.result import REPORT, Analysis
+from curvprobe.cli.app import app
+from curvprobe.cli.messages import plain_errors, tell
+from curvprobe.cli.options import AsJson
+from curvprobe.errors import ArgumentError
+from curvprobe.runtime.plain import to_json
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path | None, typer.Option(help="File. Default: report.html in the folder.")] = None,
+    title: Annotated[str, typer.Option(help="Title of the page. Default: the folder's name.")] = "",
+    names: Annotated[
+        Path | None, typer.Option(help="Text file with a name for every candidate, a line each, for the ranking.")
+    ] = None,
+) -> None:
+    """Write the report of a finished run anew: one page that opens from disk and asks for nothing from anywhere.
+
+    Example: curvprobe report runs/mine --title "Recipe B" --names labels.txt
+    """
+    with plain_errors():
+        from curvprobe.analysis.record import load
+
+        found = load(folder)
+        if not isinstance(found, Analysis):
+            raise ArgumentError(f"{str(folder)!r} is of a trajectory; a report is of a single analysis")
+        lines = None if names is None else _lines(names)
+        written = found.to_html(out or folder / REPORT, title=title or folder.resolve().name, names=lines)
+        tell(f"written to {written}")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"--names is {str(path)!r}, which cannot be read: {error}") from error
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs, two or more; the first is the baseline.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Set several finished runs side by side, at one sigma, and say which differences exceed their error.
+
+    Example: curvprobe compare runs/seed0 runs/seed1 runs/recipe_b
+    """
+    with plain_errors():
+        from curvprobe.analysis.comparison import compare as side_by_side
+
+        found = side_by_side(folders)
+        typer.echo(to_json(found.to_json()) if as_json else str(found), nl=not as_json)
