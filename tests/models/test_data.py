@@ -104,8 +104,7 @@ def test_lists_of_numbers():
 
 def test_arrays_of_numpy():
     (x, y), model = vectors(), classifier()
-    risk = cp.EmpiricalRisk(model, CE, (x.numpy(), y.numpy()))
-    assert risk.value() == cp.EmpiricalRisk(model, CE, (x, y)).value()
+    check_works(cp.EmpiricalRisk(model, CE, (x.numpy(), y.numpy())), model, x, y)
 
 
 def test_entry_that_nobody_takes():
