@@ -73,7 +73,9 @@ def test_a_damaged_file_is_not_used(tmp_path, content):
     checkpoint.save(grown(MATRIX, 5))
     whole = checkpoint.path.read_bytes()
     if content == "cut":
-        content = whole[:-9]
+        # The list of the file's parts stands at its end, and is all of what is missing: with only some bytes of it cut
+        # off, torch's reader may find them in the memory behind, and then the state, which is whole.
+        content = whole[:-200]
     if isinstance(content, bytes):
         checkpoint.path.write_bytes(content)
     else:
