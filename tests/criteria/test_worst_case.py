@@ -68,3 +68,12 @@ def test_a_constant_and_arguments():
     for radius in (0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="radius is"):
             cp.worst_case(flat, radius)
+
+
+def test_the_bound_by_eigenvalues_term_by_term():
+    """|a| + r |c| + r^2 |B| / 2: above the worst case where c and the leading eigenvector point apart."""
+    slope, curvature = (torch.tensor(v, dtype=torch.float64) for v in ([0.6, 0.8], [[2.0, 0.0], [0.0, -3.0]]))
+    found = cp.worst_case(cp.QuadraticIncrement(torch.tensor(-0.5).double(), slope, curvature), radius=0.7)
+    assert found.bound == pytest.approx(0.5 + 0.7 * 1.0 + 0.7**2 * 3 / 2, rel=1e-12)
+    assert found.value < found.bound
+    assert found.radius == 0.7
