@@ -1,5 +1,6 @@
 """The answer in ten lines: each sentence against the numbers that it stands for, and what is not said."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import curvprobe as cp
 from curvprobe.analysis.answer import short
 from curvprobe.criteria.row_errors import RowErrors
 from curvprobe.criteria.sample_size import OF_MEAN_WEIGHT
+from curvprobe.runtime.plain import to_json
 from tests.analysis.sound import GOOD, shape_of, sized
 
 
@@ -248,3 +250,24 @@ def test_a_tolerance_needs_something_to_be_on(case):
     zero = cp.EmpiricalRisk(case.model, lambda outputs, _: 0 * outputs.sum(1), case.data)
     with pytest.raises(cp.ArgumentError, match="the loss at the solution is 0, and no tolerance is relative to it"):
         cp.analyze(zero, case.candidates, tolerance=0.1, tolerance_on="relative")
+
+
+def test_the_bottom_of_the_spectrum_says_nothing_of_its_top(sound):
+    values = -0.01 * sound.spectrum.eigenvalues.abs()
+    bottom = replace(sound, spectrum=replace(sound.spectrum, eigenvalues=values), config={"which": "smallest"})
+    assert "NO ANSWER" not in str(bottom.answer)
+    assert "minimum DOUBT" in str(bottom.answer)
+
+
+def test_nothing_that_moves_is_no_fault_of_sigma(sound):
+    flat = replace(sound, expected=replace(sound.expected, value=0.0, **shape_of(0.0)))
+    assert "NO ANSWER: on the quadratic model nothing moves" in str(flat.answer)
+    assert "smaller sigma" not in str(flat.answer)
+
+
+def test_a_point_that_nothing_explains_stays_one_when_it_is_read_back(sound):
+    moving = replace(sound, stationarity=replace(sound.stationarity, moving_ratio=math.inf))
+    record = json.loads(to_json(moving.to_json()))
+    bulk = {"subspace": sound.subspace, "sample": sound.sample, "fresh": sound.fresh}
+    assert str(cp.Analysis.from_json(record, **bulk)) == str(moving)
+    assert "minimum NO" in str(moving)

@@ -7,34 +7,7 @@ from typer.testing import CliRunner
 
 import curvprobe
 from curvprobe.cli import app
-
-TASK = """
-import torch
-import curvprobe as cp
-
-def task():
-    torch.manual_seed(0)
-    x = torch.linspace(-2, 2, 24, dtype=torch.float64)[:, None]
-    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
-    return cp.Task(model, cp.losses.mse, (x[::2], x[::2].sin()), (x[1::2], x[1::2].sin()), description="a sine")
-
-def wrong():
-    return 3
-
-def broken():
-    raise ValueError("in the user's own code")
-
-def noisy():
-    made = task()
-    return cp.Task(torch.nn.Sequential(made.model, torch.nn.Dropout()), made.loss, made.data)
-"""
-
-
-@pytest.fixture
-def task_file(tmp_path):
-    path = tmp_path / "my_task.py"
-    path.write_text(TASK)
-    return path
+from tests.cli.conftest import TASK
 
 
 def invoke(*arguments: object):
@@ -76,60 +49,6 @@ def test_quiet_prints_nothing_but_errors(task_file, tmp_path):
     assert (result.exit_code, result.output) == (0, "")
     assert (tmp_path / "out" / "result.json").exists()
     assert "returned a int" in invoke("run", f"{task_file}:wrong", "-q", "--out", tmp_path / "out").output
-
-
-def test_a_report_is_written_and_written_anew(task_file, tmp_path):
-    result = invoke("run", f"{task_file}:task", "--dim", 2, "--out", tmp_path / "out")
-    assert "result.json, report.html, 5 figures" in result.stdout
-    assert "<title>out</title>" in (tmp_path / "out" / "report.html").read_text()
-    (tmp_path / "names.txt").write_text("".join(f"sine {j}\n" for j in range(12)))
-    more = ["--title", "A sine", "--names", tmp_path / "names.txt", "--out", tmp_path / "other.html"]
-    result = invoke("report", tmp_path / "out", *more)
-    assert result.exit_code == 0, result.output
-    html = (tmp_path / "other.html").read_text()
-    assert "<title>A sine</title>" in html
-    assert "sine 11" in html
-    assert invoke("report", tmp_path / "out", "--names", tmp_path / "none.txt").exit_code == 1
-    assert "no result could be read" in " ".join(invoke("report", tmp_path / "nothing").output.split())
-    left = invoke("run", f"{task_file}:task", "--dim", 2, "--no-report", "--out", tmp_path / "plain")
-    assert "report.html" not in left.stdout
-    assert not (tmp_path / "plain" / "report.html").exists()
-
-
-def test_finished_runs_are_compared(task_file, tmp_path):
-    for sigma in (0.01, 0.02):
-        invoke(
-            "run",
-            f"{task_file}:task",
-            "--dim",
-            2,
-            "--sigma",
-            sigma,
-            "--no-report",
-            "-q",
-            "--out",
-            tmp_path / f"at{sigma}",
-        )
-    result = invoke("compare", tmp_path / "at0.01", tmp_path / "at0.02")
-    assert result.exit_code == 0, result.output
-    assert "sigma 0.01 for all" in result.stdout
-    assert "at0.02" in result.stdout
-    record = json.loads(invoke("compare", tmp_path / "at0.01", tmp_path / "at0.02", "--json").stdout)
-    assert [run["name"] for run in record["runs"]] == ["at0.01", "at0.02"]
-    assert invoke("compare", tmp_path / "at0.01").exit_code == 1
-
-
-def test_a_condition_that_is_met_ends_with_code_3(task_file, tmp_path):
-    options = ["--dim", 2, "--out", tmp_path / "out"]
-    result = invoke("run", f"{task_file}:task", *options, "--fail-if", "loss > 0", "--fail-if", "sigma > 1e9")
-    assert result.exit_code == 3
-    assert "Failed: loss > 0: it is " in result.output
-    assert "sigma > 1e+09" not in result.output
-    assert (tmp_path / "out" / "result.json").exists()
-    assert invoke("run", f"{task_file}:task", *options, "--fail-if", "loss < 0").exit_code == 0
-    result = invoke("run", f"{task_file}:task", *options, "--fail-if", "loss is 0")
-    assert result.exit_code == 2
-    assert "expected one such as" in " ".join(result.output.replace("│", "").split())
 
 
 def test_a_part_of_the_parameters_is_chosen(task_file, tmp_path):
@@ -201,6 +120,17 @@ def test_an_error_in_the_tasks_own_code_is_shown_from_there_on(task_file, tmp_pa
     assert lines[1].startswith(f'  File "{task_file}", line ')
     assert lines[-1] == "ValueError: in the user's own code"
     assert "curvprobe/cli" not in result.output
+
+
+def test_memory_that_does_not_suffice_is_no_fault(task_file, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError("of 8 GiB")
+
+    monkeypatch.setattr("curvprobe.cli.analysis._sample", full)
+    result = invoke("run", f"{task_file}:task", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "the memory does not suffice: of 8 GiB; try a smaller --memory-budget" in " ".join(result.output.split())
+    assert "report" not in result.output
 
 
 def test_a_fault_of_our_own_is_shown_whole(task_file, tmp_path, monkeypatch):

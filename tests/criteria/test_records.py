@@ -71,6 +71,8 @@ RECORDS = {
     "required size": lambda: SIZE,
     "least size": lambda: AT_LEAST,
     "stationarity": lambda: STATIONARITY,
+    "stationarity that nothing explains": lambda: replace(STATIONARITY, moving_ratio=math.inf),
+    "stationarity that cannot be judged": lambda: replace(STATIONARITY, moving_ratio=math.nan),
     "theory": lambda: THEORY,
     "theory with the ambient dimension": lambda: AMBIENT,
     "expected of many": lambda: cp.expected_criterion(samples()[0], sample_of(300, seed=1), SIGMA),

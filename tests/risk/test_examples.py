@@ -295,11 +295,12 @@ class Endless(Dataset):
     [
         (X.numpy(), X),
         (X.numpy()[::-1], X.flip(0)),
+        (X.numpy().astype(X.numpy().dtype.newbyteorder(">")), X),
         ((X.numpy(), Y.numpy()), (X, Y)),
         ((X, Y.numpy()), (X, Y)),
         ({"x": X.numpy(), "y": Y}, {"x": X, "y": Y}),
     ],
-    ids=["array", "backwards", "tuple", "tensor and array", "dict"],
+    ids=["array", "backwards", "of another byte order", "tuple", "tensor and array", "dict"],
 )
 def test_arrays_are_tensors(arrays, tensors):
     found, expected = Examples(arrays), Examples(tensors)

@@ -101,17 +101,26 @@ def refusal(analysis: Analysis) -> str | None:
     moving = analysis.stationarity.refusal()
     if moving is not None:
         return moving
-    if not float(analysis.spectrum.eigenvalues.max()) > 0:
+    if _only_down(analysis):
         dim = analysis.spectrum.dim
         return f"the point is no minimum: the loss bends upwards along none of the {dim} directions found; {REMEDY}"
     if analysis.expected is None:
         return "one example and one candidate say nothing of those to come; give more candidates"
     if not bool(analysis.spectrum.converged.any()):
         return "no eigenpair is certified; raise max_matvecs, or analyse the model in float64"
+    if analysis.expected.value == 0:
+        return (
+            "on the quadratic model nothing moves, for any candidate; see the Monte Carlo on the true loss in the table"
+        )
     total, _ = _quadratic(analysis)
     if total == "invalid":
         return f"{_model_off(analysis)} at sigma {analysis.sigma:.3g}; take a smaller sigma"
     return None
+
+
+def _only_down(analysis: Analysis) -> bool:
+    """Whether none of the directions of largest curvature bends upwards; the smallest ones say nothing of these."""
+    return analysis.config.get("which") != "smallest" and not float(analysis.spectrum.eigenvalues.max()) > 0
 
 
 def shape_told(analysis: Analysis) -> bool:
@@ -241,7 +250,7 @@ def _marks(analysis: Analysis) -> tuple[Mark, ...]:
 def _minimum(analysis: Analysis) -> Mark:
     said, found = f"|g| {short(analysis.gradient_norm)}, whole space", analysis.spectrum
     least, largest = float(found.eigenvalues.min()), float(found.eigenvalues.abs().max())
-    if analysis.stationarity.refusal() is not None or not float(found.eigenvalues.max()) > 0:
+    if analysis.stationarity.refusal() is not None or _only_down(analysis):
         return Mark("minimum", "no", said if least >= 0 else f"{said}, curvature {short(least)}")
     if least < -max(1e-6, float(found.residuals.max())) * largest:
         return Mark("minimum", "doubt", f"{said}, curvature {short(least)} along one direction")

@@ -16,6 +16,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from torch import OutOfMemoryError
 
 import curvprobe
 from curvprobe.errors import CurvprobeError
@@ -83,6 +84,9 @@ def plain_errors(*, quiet: bool = False) -> Iterator[None]:
         raise typer.Exit(1) from error
     except typer.Exit:
         raise
+    except (MemoryError, OutOfMemoryError) as error:
+        say(f"Error: the memory does not suffice: {error}; try a smaller --memory-budget, --dim or --k", style="red")
+        raise typer.Exit(1) from error
     except Exception as error:
         say(_from_the_users_code(error), style="red")
         raise typer.Exit(1) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -65,14 +65,16 @@ class Stationarity:
         return None if found is None else f"{found}; {REMEDY}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self) | {"outside": self.outside}
+        """Plain values; JSON knows neither NaN nor infinity, and which of the two the moving ratio is decides."""
+        return asdict(self) | {"outside": self.outside, "moving_known": not math.isnan(self.moving_ratio)}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Stationarity:
         """What :meth:`to_json` has written; results of schema 3 or before hold the moving ratio of the subspace."""
-        known = {"step_decrease": math.nan} | {name: number(value) for name, value in record.items()}
-        return cls(**{name: value for name, value in known.items() if name != "outside"})
+        known = {"step_decrease": None} | record
+        ratio = number(known["moving_ratio"], math.inf if known.get("moving_known") else math.nan)
+        names = [field.name for field in fields(cls) if field.name != "moving_ratio"]
+        return cls(moving_ratio=ratio, **{name: number(known[name]) for name in names})
 
     def __str__(self) -> str:
         promised = "is not defined (not all eigenvalues are positive)"

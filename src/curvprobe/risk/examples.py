@@ -135,8 +135,8 @@ def _tensors(data: Any) -> Any:
 def _from_array(array: numpy.ndarray[Any, Any]) -> Tensor:
     """A copy: the data of a risk stands still, whatever becomes of the array."""
     try:
-        return torch.from_numpy(array.copy())
-    except TypeError as error:
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError) as error:
         raise CannotProbeTypeError(
             f"data holds a NumPy array of {array.dtype}; expected numbers, as tensors or arrays"
         ) from error

@@ -1,0 +1,59 @@
+"""What is done with finished runs: reports, comparisons, conditions."""
+
+import json
+
+from tests.cli.test_cli import invoke
+
+
+def test_finished_runs_are_compared(task_file, tmp_path):
+    for sigma in (0.01, 0.02):
+        invoke(
+            "run",
+            f"{task_file}:task",
+            "--dim",
+            2,
+            "--sigma",
+            sigma,
+            "--no-report",
+            "-q",
+            "--out",
+            tmp_path / f"at{sigma}",
+        )
+    result = invoke("compare", tmp_path / "at0.01", tmp_path / "at0.02")
+    assert result.exit_code == 0, result.output
+    assert "sigma 0.01 for all" in result.stdout
+    assert "at0.02" in result.stdout
+    record = json.loads(invoke("compare", tmp_path / "at0.01", tmp_path / "at0.02", "--json").stdout)
+    assert [run["name"] for run in record["runs"]] == ["at0.01", "at0.02"]
+    assert invoke("compare", tmp_path / "at0.01").exit_code == 1
+
+
+def test_a_report_is_written_and_written_anew(task_file, tmp_path):
+    result = invoke("run", f"{task_file}:task", "--dim", 2, "--out", tmp_path / "out")
+    assert "result.json, report.html, 5 figures" in result.stdout
+    assert "<title>out</title>" in (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "names.txt").write_text("".join(f"sine {j}\n" for j in range(12)))
+    more = ["--title", "A sine", "--names", tmp_path / "names.txt", "--out", tmp_path / "other.html"]
+    result = invoke("report", tmp_path / "out", *more)
+    assert result.exit_code == 0, result.output
+    html = (tmp_path / "other.html").read_text()
+    assert "<title>A sine</title>" in html
+    assert "sine 11" in html
+    assert invoke("report", tmp_path / "out", "--names", tmp_path / "none.txt").exit_code == 1
+    assert "no result could be read" in " ".join(invoke("report", tmp_path / "nothing").output.split())
+    left = invoke("run", f"{task_file}:task", "--dim", 2, "--no-report", "--out", tmp_path / "plain")
+    assert "report.html" not in left.stdout
+    assert not (tmp_path / "plain" / "report.html").exists()
+
+
+def test_a_condition_that_is_met_ends_with_code_3(task_file, tmp_path):
+    options = ["--dim", 2, "--out", tmp_path / "out"]
+    result = invoke("run", f"{task_file}:task", *options, "--fail-if", "loss > 0", "--fail-if", "sigma > 1e9")
+    assert result.exit_code == 3
+    assert "Failed: loss > 0: it is " in result.output
+    assert "sigma > 1e+09" not in result.output
+    assert (tmp_path / "out" / "result.json").exists()
+    assert invoke("run", f"{task_file}:task", *options, "--fail-if", "loss < 0").exit_code == 0
+    result = invoke("run", f"{task_file}:task", *options, "--fail-if", "loss is 0")
+    assert result.exit_code == 2
+    assert "expected one such as" in " ".join(result.output.replace("│", "").split())
