@@ -271,3 +271,11 @@ def test_a_point_that_nothing_explains_stays_one_when_it_is_read_back(sound):
     bulk = {"subspace": sound.subspace, "sample": sound.sample, "fresh": sound.fresh}
     assert str(cp.Analysis.from_json(record, **bulk)) == str(moving)
     assert "minimum NO" in str(moving)
+
+
+def test_a_step_that_takes_more_than_is_measured_is_a_doubt(sound):
+    """The gradient of few examples may be within their scatter at a point that was hardly trained."""
+    for step, word in ((0.9e-3, "YES"), (0.06, "DOUBT")):
+        found = replace(sound, stationarity=replace(sound.stationarity, step_decrease=step)).answer
+        assert f"minimum {word} (|g| 1e-8, whole space" in str(found)
+    assert "; a gradient step takes 0.06 off the loss)" in str(found)

@@ -256,6 +256,9 @@ def _minimum(analysis: Analysis) -> Mark:
         return Mark("minimum", "doubt", f"{said}, curvature {short(least)} along one direction")
     if math.isnan(analysis.stationarity.moving_ratio):
         return Mark("minimum", "doubt", f"{said}, and no scatter to judge it by")
+    step, expected = analysis.stationarity.step_decrease, analysis.expected
+    if expected is not None and step > expected.rms:  # within the examples' scatter, and more than what is measured
+        return Mark("minimum", "doubt", f"{said}; a gradient step takes {short(step)} off the loss")
     return Mark("minimum", "yes", said)
 
 
