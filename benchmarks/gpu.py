@@ -28,6 +28,7 @@ OPTIONS = {
     "vocabulary": (32768, "of the byte-pair encoding"),
     "context": (512, "tokens in a sequence"),
     "steps": (300, "of training"),
+    "repeats_stage1": (1, "of stage I"),
     **shared(dim=45, k=8, num_probes=64, repeats=3),
 }
 
@@ -71,24 +72,22 @@ def make_task(options: Namespace) -> tuple[cp.Task, float]:
 def measure(options: Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     task, training_loss = make_task(options)
-    comparison = compare(task, options.dim, num_probes=options.num_probes, repeats=options.repeats)
-    on_gpu = torch.device(options.device).type == "cuda"
+    sizes = {name: getattr(options, name) for name in ("num_probes", "repeats", "repeats_stage1")}
+    comparison = compare(task, options.dim, **sizes)
     return {
         "device": options.device,
         "model": {name: getattr(options, name) for name in ("hidden_size", "layers", "vocabulary", "context", "steps")},
         "training_loss": training_loss,
         **comparison,
-        "peak_bytes": torch.cuda.max_memory_allocated(options.device) if on_gpu else None,
         "total_seconds": time.perf_counter() - start,
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    model, peak = result["model"], result["peak_bytes"]
-    memory = "" if peak is None else f", peak memory {peak / 2**30:.1f} GiB"
+    model = result["model"]
     note = (
         f"hidden size {model['hidden_size']}, {model['layers']} layers, vocabulary {model['vocabulary']}, context "
-        f"{model['context']}: {result['num_params']} parameters, k = {result['k']}{memory}, the whole run "
+        f"{model['context']}: {result['num_params']} parameters, k = {result['k']}, the whole run "
         f"{result['total_seconds']:.0f} s"
     )
     return page(result, markdown(STAGES, stage_rows(result)), note=note)

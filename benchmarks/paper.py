@@ -51,6 +51,7 @@ def eigenspace_rows(stage: dict[str, Any]) -> list[str]:
         f"copies) | {theirs['products']} | {ours['products']} | {stage['products_ratio']:.1f}",
         f"I: largest residual | {theirs['largest_residual']:.0e} | {ours['largest_residual']:.0e} |",
         f"I: error of orthogonality | {theirs['orthogonality_error']:.0e} | {ours['orthogonality_error']:.0e} |",
+        *peak_row("I", stage),
     ]
 
 
@@ -62,7 +63,16 @@ def increment_rows(stage: dict[str, Any]) -> list[str]:
         f"| {stage['four_rows_seconds_ratio']:.1f}",
         f"II: error of B | {full['curvature_error']:.1e}; four rows {100 * four['curvature_error']:.0f} % "
         f"| {ours['curvature_error']:.1e} |",
+        *peak_row("II", stage),
     ]
+
+
+def peak_row(name: str, stage: dict[str, Any]) -> list[str]:
+    """Of an accelerator; what else lies there, the model and the other side's basis, counts with both."""
+    theirs, ours = (stage["peak_bytes"][side] for side in ("paper", "ours"))
+    if ours is None:
+        return []
+    return [f"{name}: peak memory, GiB | {theirs / 2**30:.1f} | {ours / 2**30:.1f} | {theirs / ours:.1f}"]
 
 
 def moment_rows(moment: dict[str, Any], comparison: dict[str, Any]) -> list[str]:

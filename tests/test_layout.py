@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 FILES = [path for folder in ("src", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
 
-LONGER = {"analyze": 60, "_seen": 50, "demo": 60, "run": 60}
-"""Lines of a function that may have more than 40: the list of stages, and of a command's options."""
+LONGER = {"analyze": 60, "assemble": 45, "_seen": 50, "demo": 60, "run": 60, "surface": 50}
+"""Lines of a function that may have more than 40: the list of stages, of a result's fields, of a command's options."""
 
 
 def lines_of(function: ast.FunctionDef) -> int:

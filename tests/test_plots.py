@@ -53,7 +53,7 @@ def test_every_figure_is_written_as_png_and_pdf_without_pyplot(analysis, tmp_pat
 
     paths = plots.save_figures(analysis, tmp_path)
     assert {path.suffix for path in paths} == {".png", ".pdf"}
-    assert len(paths) == 2 * len(plots.FIGURES) == 10
+    assert len(paths) == 2 * (len(plots.FIGURES) + 1) == 12  # and the plane
     assert all(path.stat().st_size > 1000 for path in paths)
     assert "matplotlib.pyplot" not in sys.modules
 
@@ -89,3 +89,33 @@ def test_the_expected_table_is_drawn_and_a_single_candidate_has_none(analysis):
     assert heights[-len(positive) :] == positive
     alone = plots.plot_expected(replace(analysis, expected=None)).axes[0]
     assert not alone.patches
+
+
+def test_figures_are_drawn_on_given_axes(analysis):
+    figure, axes = plots.panels(2, 3)
+    draws = [draw for _, draw in plots.FIGURES]
+    for draw, ax in zip(draws, axes.flat, strict=False):
+        assert draw(analysis, ax=ax) is figure
+        assert ax.has_data()
+    assert plots.plot_plane(analysis.plane, ax=axes[1, 2]) is figure
+    assert len(figure.axes) == 7  # and the bar of colours
+
+
+def test_a_plane_is_drawn_with_its_model_and_the_probe(analysis):
+    figure = plots.plot_plane(analysis.plane, sigma=analysis.sigma)
+    axes = figure.axes[0]
+    circle = axes.get_lines()[-1]
+    assert circle.get_xdata().max() == pytest.approx(analysis.sigma)
+    assert axes.get_xlim() == pytest.approx((-4 * analysis.sigma, 4 * analysis.sigma))
+    assert axes.get_xlabel() == "eigenvector 1"
+    assert plots.plot_surface(analysis.plane).axes[0].name == "3d"
+
+
+def test_points_that_are_not_finite_leave_a_gap(analysis, tmp_path):
+    from dataclasses import replace
+
+    loss = analysis.plane.loss.clone()
+    loss[0, 0], loss[3, 4] = torch.inf, torch.nan
+    broken = replace(analysis.plane, loss=loss)
+    figures = {"plane": plots.plot_plane(broken), "surface": plots.plot_surface(broken)}
+    assert all(path.stat().st_size > 1000 for path in plots.save(figures, tmp_path))

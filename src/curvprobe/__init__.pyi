@@ -143,9 +143,13 @@ from .probing.monte_carlo import (
     direct_monte_carlo as direct_monte_carlo,
 )
 from .probing.named_laws import default_laws as default_laws
+from .probing.plane import Plane as Plane
+from .probing.plane import plane as plane
 from .probing.validity import quadratic_validity as quadratic_validity
 from .risk.empirical import EmpiricalRisk as EmpiricalRisk
 from .subspace.deformation import deformation_subspace as deformation_subspace
+from .subspace.directions import checkpoint_directions as checkpoint_directions
+from .subspace.directions import filter_directions as filter_directions
 from .subspace.eigenspace import top_eigenspace as top_eigenspace
 from .subspace.gradients import gradient_norms as gradient_norms
 from .subspace.gradients import gradient_subspace as gradient_subspace

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from curvprobe.analysis.concentration import ConcentrationCurve
     from curvprobe.analysis.trajectory import Trajectory
+    from curvprobe.probing.plane import Plane
 
 _PARTS = (("level", "#4c72b0"), ("slope", "#dd8452"), ("curvature", "#55a868"))
 _SAVED = ("png", "pdf")
@@ -33,18 +34,21 @@ def panels(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (5.2,
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _new_figure() -> tuple[Figure, Axes]:
+def _on(ax: Axes | None) -> tuple[Figure, Axes]:
+    """Given axes with their figure, or new ones."""
+    if ax is not None:
+        return ax.figure, ax  # type: ignore[return-value]
     figure, axes = panels()
     return figure, axes[0, 0]
 
 
-def plot_eigenvalues(analysis: Analysis) -> Figure:
+def plot_eigenvalues(analysis: Analysis, ax: Axes | None = None) -> Figure:
     """Eigenvalues against their index, with residuals as error bars; hollow where not converged."""
     space = analysis.spectrum
     values, converged = space.eigenvalues.numpy(), space.converged.numpy()
     bounds = (space.residuals * space.eigenvalues[0].abs()).numpy()
     index = numpy.arange(1, len(values) + 1)
-    figure, axes = _new_figure()
+    figure, axes = _on(ax)
     axes.errorbar(index, values, yerr=bounds, fmt="none", ecolor="0.4", capsize=3, label="residual")
     axes.plot(index[converged], values[converged], "o", color="#4c72b0", label="certified")
     if not converged.all():
@@ -58,11 +62,11 @@ def plot_eigenvalues(analysis: Analysis) -> Figure:
     return figure
 
 
-def plot_decay(analysis: Analysis) -> Figure:
+def plot_decay(analysis: Analysis, ax: Axes | None = None) -> Figure:
     """Criteria against the sample size, averaged over the candidates, with a guide that falls as k^-2."""
     curve = analysis.decay
     ks, value, stderr = curve.ks.numpy(), curve.value[:, -1, 0].numpy(), curve.stderr[:, -1, 0].nan_to_num().numpy()
-    figure, axes = _new_figure()
+    figure, axes = _on(ax)
     axes.loglog(ks, value, ".-", color="#4c72b0", label=rf"$\Delta_2^{{({int(curve.dims[-1])})}}$")
     axes.fill_between(ks, numpy.maximum(value - stderr, value * 1e-2), value + stderr, color="#4c72b0", alpha=0.2)
     axes.loglog(ks, curve.delta1.square().numpy(), ".-", color="0.5", label=r"(mean $\Delta_1)^2$")
@@ -77,12 +81,12 @@ def plot_decay(analysis: Analysis) -> Figure:
     return figure
 
 
-def plot_shares(analysis: Analysis) -> Figure:
+def plot_shares(analysis: Analysis, ax: Axes | None = None) -> Figure:
     """Shares of level, slope and curvature in the subspace criterion against sigma, at the full sample."""
     curve = analysis.shares
     sigmas = curve.sigmas.numpy()
     total = curve.value[0, -1].numpy()
-    figure, axes = _new_figure()
+    figure, axes = _on(ax)
     bottom = numpy.zeros_like(total)
     for part, color in _PARTS:
         share = getattr(curve, part)[0, -1].numpy() / total
@@ -97,11 +101,11 @@ def plot_shares(analysis: Analysis) -> Figure:
     return figure
 
 
-def plot_validity(analysis: Analysis) -> Figure:
+def plot_validity(analysis: Analysis, ax: Axes | None = None) -> Figure:
     """Error of the quadratic model against sigma, with the validated regime marked."""
     validity = analysis.validity
     sigmas = validity.sigmas.numpy()
-    figure, axes = _new_figure()
+    figure, axes = _on(ax)
     axes.loglog(sigmas, validity.loss_error.numpy(), "s--", color="0.5", markersize=4, label="change of the loss")
     if validity.increment_error is not None:
         axes.loglog(sigmas, validity.increment_error.numpy(), "o-", color="#4c72b0", label="change of the increment")
@@ -119,9 +123,9 @@ def plot_validity(analysis: Analysis) -> Figure:
     return figure
 
 
-def plot_expected(analysis: Analysis) -> Figure:
+def plot_expected(analysis: Analysis, ax: Axes | None = None) -> Figure:
     """The parts of the expected criterion, {mean shift, spread} x {level, slope, curvature}, with standard errors."""
-    figure, axes = _new_figure()
+    figure, axes = _on(ax)
     expected = analysis.expected
     if expected is None:
         axes.text(0.5, 0.5, "one candidate: no expectation", ha="center", va="center", transform=axes.transAxes)
@@ -149,9 +153,9 @@ def plot_expected(analysis: Analysis) -> Figure:
     return figure
 
 
-def plot_concentration(curve: ConcentrationCurve) -> Figure:
+def plot_concentration(curve: ConcentrationCurve, ax: Axes | None = None) -> Figure:
     """Share of the full-space shape signal in the first D directions of every subspace, beside D / N."""
-    figure, axes = _new_figure()
+    figure, axes = _on(ax)
     dims = curve.dims.numpy()
     for name, share, error in zip(curve.names, curve.shape.numpy(), curve.shape_stderr.numpy(), strict=True):
         reach = [numpy.minimum(error, 0.9 * share), error]
@@ -161,13 +165,15 @@ def plot_concentration(curve: ConcentrationCurve) -> Figure:
     axes.set_yscale("log")
     axes.set(xlabel="directions D", ylabel="share of the shape signal")
     axes.set_title(f"sigma = {curve.sigma:g}, N = {curve.num_params}")
-    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize="small") if ax is not None else figure.legend(
+        loc="outside right center", frameon=False, fontsize="small"
+    )
     return figure
 
 
-def plot_trajectory(path: Trajectory) -> Figure:
+def plot_trajectory(path: Trajectory, ax: Axes | None = None) -> Figure:
     """Landscape dispersion against the sample size, with the fitted power law."""
-    figure, axes = _new_figure()
+    figure, axes = _on(ax)
     ks, value, error = path.ks.numpy(), path.dispersion.numpy(), path.dispersion_stderr.numpy()
     axes.errorbar(ks, value, yerr=[numpy.minimum(error, 0.9 * value), error], fmt="o", color="black", label="V")
     for part, (name, color) in enumerate(_PARTS):
@@ -180,6 +186,54 @@ def plot_trajectory(path: Trajectory) -> Figure:
     axes.set(xlabel="sample size k", ylabel="dispersion V (squared loss units)")
     axes.set_title("Landscape dispersion at the weights of each sample size")
     axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def plot_plane(found: Plane, ax: Axes | None = None, *, sigma: float | None = None) -> Figure:
+    """The loss over a plane as bands of equal height, and its quadratic model as dashed lines at the same heights.
+
+    Args:
+        found: see :func:`curvprobe.plane`.
+        ax: to draw on; None makes a figure.
+        sigma: standard deviation of a probe, drawn as a circle about the solution.
+    """
+    figure, axes = _on(ax)
+    x, y, loss, model = (part.numpy() for part in (found.x, found.y, found.loss, found.model))
+    loss = numpy.ma.masked_invalid(loss)
+    low, high = float(min(loss.min(), model.min())), _ceiling(found.loss.numpy())
+    levels = low + (high - low) * numpy.linspace(0, 1, 15) ** 2  # close together at the bottom
+    bands = axes.contourf(x, y, loss, levels=levels, cmap="YlGnBu_r", extend="both")
+    axes.contour(x, y, model, levels=levels[1:], colors="black", linewidths=0.6, linestyles="dashed")
+    axes.plot(0, 0, "+", color="#c44e52", markersize=9, markeredgewidth=1.5)
+    if sigma is not None:
+        around = numpy.linspace(0, 2 * numpy.pi, 100)
+        across, up = (sigma / length for length in found.lengths)
+        axes.plot(across * numpy.cos(around), up * numpy.sin(around), color="#c44e52", linewidth=1)
+    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=found.names[0], ylabel=found.names[1])
+    axes.set_title("loss; dashed: its quadratic model", fontsize="medium")
+    figure.colorbar(bands, ax=axes, format="%.3g")
+    return figure
+
+
+def _ceiling(loss: numpy.ndarray[Any, Any]) -> float:
+    """The largest loss, or where a few points rise far above all others, some way above these."""
+    finite = loss[numpy.isfinite(loss)]
+    low, most = float(finite.min()), float(numpy.quantile(finite, 0.9))
+    return min(float(finite.max()), low + 4 * (most - low)) if most > low else float(finite.max()) + 1e-12
+
+
+def plot_surface(found: Plane) -> Figure:
+    """The loss over a plane as a surface in three dimensions, with the solution marked."""
+    figure, _ = panels()
+    figure.clear()
+    axes: Any = figure.add_subplot(projection="3d")
+    x, y = numpy.meshgrid(found.x.numpy(), found.y.numpy())
+    loss = found.loss.numpy()
+    ceiling = _ceiling(loss)
+    axes.plot_surface(x, y, numpy.clip(loss, None, ceiling), cmap="YlGnBu_r", linewidth=0, rcount=100, ccount=100)
+    axes.plot([0], [0], [found.at_solution], "o", color="#c44e52", markersize=4, zorder=5)
+    axes.set(xlabel=found.names[0], ylabel=found.names[1], zlabel="loss")
+    axes.view_init(elev=35, azim=-60)
     return figure
 
 
@@ -212,6 +266,8 @@ def save_figures(analysis: Analysis, directory: str | Path) -> list[Path]:
     figures = {name: draw(analysis) for name, draw in FIGURES}
     if analysis.concentration is not None:
         figures["concentration"] = plot_concentration(analysis.concentration)
+    if analysis.plane is not None:
+        figures["plane"] = plot_plane(analysis.plane, sigma=analysis.sigma)
     return save(figures, directory)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import curvprobe as cp
 from curvprobe.plots import save_figures
+from tests import cases
 from tests.analysis.test_trajectory import fitted
 
 
@@ -68,7 +69,7 @@ def test_a_run_comes_back_from_its_folder_as_it_was(run, tmp_path):
     for field in fields(analysis):
         if field.name not in ("config", "seconds"):
             assert same(getattr(again, field.name), getattr(analysis, field.name)), field.name
-    assert len(save_figures(again, tmp_path)) == 12
+    assert len(save_figures(again, tmp_path)) == 14
 
 
 def test_a_result_file_alone_tells_all_but_the_bulk(run, tmp_path):
@@ -202,3 +203,18 @@ def test_what_is_no_result_is_refused(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(cp.ArgumentError, match=message):
         cp.load(path)
+
+
+def test_the_picture_of_the_loss_comes_back_with_the_run(tmp_path):
+    case = cases.make("mlp")
+    first = cp.analyze(case.risk(), case.candidates, dim=2, surface=5, out=tmp_path)
+    again = cp.load(tmp_path)
+    assert torch.equal(again.plane.loss, first.plane.loss)
+    assert str(again.plane) == str(first.plane)
+    (tmp_path / "surface.json").unlink()
+    assert cp.load(tmp_path).plane is None
+    without = cp.analyze(case.risk(), case.candidates, dim=2, surface=0, out=tmp_path)
+    assert without.plane is None
+    assert "surface" not in without.seconds
+    assert cp.load(tmp_path).plane is None
+    assert cp.analyze(case.risk(), case.candidates, dim=1).plane is None

@@ -46,6 +46,7 @@ def test_an_interrupted_run_goes_on_from_the_last_finished_stage(case, tmp_path,
         "full_space",
         "gradient_norms",
         "stationarity",
+        "surface",
     ]
 
 
@@ -106,7 +107,7 @@ def test_a_key_does_not_depend_on_float32_rounding():
 
 
 def test_an_interrupted_eigenspace_is_continued(case, tmp_path, monkeypatch):
-    options = {"dim": 4, "sigma": 1e-2, "tol": 1e-8}
+    options = {"dim": 4, "sigma": 1e-2, "tol": 1e-8, "surface": 0}
     whole = cp.analyze(case.risk(), case.candidates, **options).subspace
     product, calls = cp.CurvatureMatrix.__matmul__, []
 
@@ -133,7 +134,7 @@ def test_an_interrupted_eigenspace_is_continued(case, tmp_path, monkeypatch):
 
 
 def test_a_larger_max_matvecs_continues_the_eigenspace_in_the_folder(case, tmp_path):
-    options = {"dim": 6, "sigma": 1e-2, "tol": 1e-8, "out": tmp_path}
+    options = {"dim": 6, "sigma": 1e-2, "tol": 1e-8, "surface": 0, "out": tmp_path}
     with pytest.warns(cp.ConvergenceWarning):
         cp.analyze(case.risk(), case.candidates, **options, max_matvecs=14)
     product, calls = cp.CurvatureMatrix.__matmul__, []

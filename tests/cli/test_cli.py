@@ -126,7 +126,7 @@ def test_memory_that_does_not_suffice_is_no_fault(task_file, tmp_path, monkeypat
     def full(*_, **__):
         raise MemoryError("of 8 GiB")
 
-    monkeypatch.setattr("curvprobe.cli.analysis._sample", full)
+    monkeypatch.setattr("curvprobe.cli.analysis.sample_of", full)
     result = invoke("run", f"{task_file}:task", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "the memory does not suffice: of 8 GiB; try a smaller --memory-budget" in " ".join(result.output.split())
@@ -137,7 +137,7 @@ def test_a_fault_of_our_own_is_shown_whole(task_file, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("within")
 
-    monkeypatch.setattr("curvprobe.cli.analysis._sample", broken)
+    monkeypatch.setattr("curvprobe.cli.analysis.sample_of", broken)
     monkeypatch.setattr("curvprobe.cli.messages._is_the_users", lambda _: False)
     result = invoke("run", f"{task_file}:task", "--out", tmp_path / "out")
     assert result.exit_code == 1

@@ -30,7 +30,7 @@ def test_finished_runs_are_compared(task_file, tmp_path):
 
 def test_a_report_is_written_and_written_anew(task_file, tmp_path):
     result = invoke("run", f"{task_file}:task", "--dim", 2, "--out", tmp_path / "out")
-    assert "result.json, report.html, 5 figures" in result.stdout
+    assert "result.json, report.html, 6 figures" in result.stdout
     assert "<title>out</title>" in (tmp_path / "out" / "report.html").read_text()
     (tmp_path / "names.txt").write_text("".join(f"sine {j}\n" for j in range(12)))
     more = ["--title", "A sine", "--names", tmp_path / "names.txt", "--out", tmp_path / "other.html"]

@@ -129,6 +129,22 @@ class Words(nn.Module):
 WORDS = torch.tensor([[1, 2, 0, 0], [3, 1, 4, 0], [5, 5, 2, 1], [2, 0, 0, 0], [4, 3, 5, 1]])
 
 
+class Tempered(nn.Module):
+    """A classifier with a temperature, whose parameter has no dimension, as in CLIP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.log_scale = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).tanh() * self.log_scale.exp()
+
+
+def test_scalar_parameter():
+    check_works(Tempered().double())
+
+
 def test_padding_row():
     check_works(Words(padding_idx=0).double(), (WORDS, torch.arange(5) % 3))
 

@@ -91,6 +91,9 @@ def test_the_quick_inner_product_is_the_inner_product(dtype, size):
     for found, true, scale in (
         (linalg.quick_inner(rows, vectors), exact, norms),
         (linalg.quick_inner(rows, vectors[:, 1]), exact[:, 1], norms[:, 1]),
+        (linalg.inner_of_pieces(rows, vectors), exact, norms),
+        (linalg.inner_of_pieces(rows.T.contiguous().T, vectors.contiguous()), exact, norms),
+        (linalg.inner_of_pieces(rows, vectors[:, 1]), exact[:, 1], norms[:, 1]),
     ):
         assert found.dtype == torch.float64
         assert found.shape == true.shape
@@ -103,12 +106,15 @@ def test_the_quick_inner_product_adds_its_parts_in_float64():
     exact = LONG * float(vector[0]) ** 2
     assert abs(float(linalg.quick_inner(vector[None], vector)[0]) / exact - 1) < 2e-5
     gaussian, other = rows_of(2, LONG, torch.float32)
-    scale = float(gaussian.double().norm() * other.double().norm())
-    assert abs(float(linalg.quick_inner(gaussian[None], other)[0] - gaussian.double() @ other.double())) < 1e-8 * scale
+    scale, inner = float(gaussian.double().norm() * other.double().norm()), gaussian.double() @ other.double()
+    for found in (linalg.quick_inner(gaussian[None], other)[0], linalg.inner_of_pieces(gaussian[None], other)[0]):
+        assert abs(float(found - inner)) < 1e-8 * scale
 
 
 def test_the_quick_inner_product_of_nothing():
-    assert linalg.quick_inner(torch.empty(0, 5), torch.ones(5)).shape == (0,)
+    for way in (linalg.quick_inner, linalg.inner_of_pieces):
+        assert way(torch.empty(0, 5), torch.ones(5)).shape == (0,)
+        assert way(torch.empty(0, 1 << 15), torch.ones(1 << 15, 2)).shape == (0, 2)
 
 
 def test_lower_matmul_precision_does_not_reach_the_quick_inner_product():

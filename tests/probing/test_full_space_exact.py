@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import curvprobe as cp
+from curvprobe.numerics.noise import sign_vector
 
 S, SIGMA, SEED = 6, 0.7, 3
 
@@ -37,8 +38,8 @@ def test_every_part_of_every_candidate(network, by_parameter):
         else torch.ones(26, dtype=torch.float64)
     )
     found = cp.full_space_parts(risk, new, sigma=scale if by_parameter else SIGMA, num_probes=S, seed=SEED)
-    signs = 2.0 * torch.randint(0, 2, (S, risk.num_params), generator=torch.Generator().manual_seed(SEED)) - 1
-    signs, factor = signs.double(), 1 / 11
+    generator, place = torch.Generator().manual_seed(SEED), {"dtype": torch.float64, "device": "cpu"}
+    signs, factor = torch.stack([sign_vector(generator, risk.num_params, **place) for _ in range(S)]), 1 / 11
     value_terms, shape_terms = torch.zeros(2, S, dtype=torch.float64)
     for j in range(len(new)):
         one = new[[j]]

@@ -6,6 +6,7 @@ from torch import nn
 
 import curvprobe as cp
 from curvprobe.criteria.verdicts import QuadraticValidity
+from curvprobe.numerics.noise import normal_vector
 from curvprobe.probing.validity import subspace_validity
 from tests import cases, reference
 
@@ -79,7 +80,8 @@ def test_isotropic_directions_use_the_full_hessian():
     case = cases.make("layer_norm")
     risk = case.risk()
     validity = cp.quadratic_validity(risk, [0.1], num_probes=4, seed=2)
-    directions = torch.randn(risk.num_params, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    generator, place = torch.Generator().manual_seed(2), {"dtype": torch.float64, "device": "cpu"}
+    directions = torch.stack([normal_vector(generator, risk.num_params, **place) for _ in range(4)], dim=1)
     value = reference.risk_value(case.model, case.loss, case.batches())
     params = reference.trainable(case.model)
     g, H = reference.gradient(value, params).detach(), reference.dense_hessian(value, params)

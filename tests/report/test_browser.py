@@ -57,7 +57,7 @@ def number(page, name):
 
 def test_it_opens_without_an_error_or_a_request(opened):
     page, seen = opened
-    assert page.locator(".chart svg.marks").count() == 7
+    assert page.locator(".chart svg.marks").count() == 9
     assert seen == []
 
 

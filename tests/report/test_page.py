@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -65,3 +66,17 @@ def test_a_thousand_candidates_in_forty_five_directions_fit():
     """The sums do not grow with the examples: 45 directions and 60 sizes take half a megabyte."""
     found = aggregates(sample_of(1000, dim=45), sample_of(100, dim=45, seed=1)).to_json()
     assert len(json.dumps(found)) < 600_000
+
+
+def test_the_loss_itself_is_shown_where_it_was_evaluated(analysed):
+    found = data_of(page(analysed))["charts"]
+    cells = found["measured"]["layer"][0]["data"]["values"]
+    assert len(cells) == 21 * 21
+    rise = analysed.plane.loss - analysed.plane.at_solution
+    assert cells[30]["height"] == pytest.approx(float(rise[1, 9]), rel=1e-4)
+    assert (cells[30]["x"], cells[30]["y"]) == pytest.approx((float(analysed.plane.x[9]), float(analysed.plane.y[1])))
+    missed = found["departure"]["layer"][0]["data"]["values"]
+    assert missed[30]["height"] == pytest.approx(float(analysed.plane.departure[1, 9]), rel=1e-4)
+    without = page(replace(analysed, plane=None))
+    assert "measured" not in data_of(without)["charts"]
+    assert "chart-measured" not in without

@@ -285,9 +285,10 @@ def test_the_projection_keeps_to_the_budget(risks, monkeypatch):
         taken.append(len(examples))
         return together(model, examples, basis)
 
-    def counted_one(model, example, basis, at_once):
-        held.append(at_once)
-        return one(model, example, basis, at_once)
+    def counted_one(model, example, basis, products_held, at_once):
+        held.append(products_held)
+        assert at_once == 1  # on a processor
+        return one(model, example, basis, products_held, at_once)
 
     monkeypatch.setattr("curvprobe.subspace.projection.project_together", counted_together)
     monkeypatch.setattr("curvprobe.subspace.projection.project_one", counted_one)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import curvprobe as cp
+from curvprobe.curvature.linearisation import Linearisation
 from curvprobe.risk.budget import SMALL_EXAMPLE, Budget
 from curvprobe.runtime.digest import digest
 from tests import cases
@@ -115,6 +116,22 @@ def test_directions_in_several_blocks_are_those_of_one(block):
     narrow = with_budget(risk, replace(risk.budget, total=2 * block * risk.footprint.vector))
     assert narrow.budget.products_held() == block < risk.budget.products_held()
     assert same(cp.project(narrow, subspace), cp.project(risk, subspace))
+
+
+def test_directions_taken_through_the_graph_together_give_the_same(monkeypatch):
+    """As an accelerator takes them; blocks of three and one of the rest."""
+    risk = taking("one by one", cases.make("mlp").risk())
+    subspace = given(risk, dim=7)
+    apart, batches, together = cp.project(risk, subspace), [], Linearisation._together
+
+    def recorded(self, chunk):
+        batches.append(chunk.shape[1])
+        return together(self, chunk)
+
+    monkeypatch.setattr(Linearisation, "_together", recorded)
+    monkeypatch.setattr(Budget, "tangents_at_once", lambda self, rows: 3)
+    assert same(cp.project(risk, subspace), apart)
+    assert sorted(set(batches)) == [2, 3]  # the comparison with one, and the batches
 
 
 def test_a_selection_of_parameters_projects_the_sub_block():

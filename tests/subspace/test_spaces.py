@@ -83,6 +83,31 @@ def test_from_basis_takes_orthonormal_columns_only():
         cp.Subspace.from_basis(basis[:, 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_long_decomposition_has_left_in_a_basis_is_taken_out(dtype):
+    """Columns that are off by what QR in float32 leaves at ten million rows, and by as much as is taken for that."""
+    exact = orthonormal(5000, 4)
+    for off in (3e-4, 4e-3):
+        oblique = exact @ (torch.eye(4, dtype=torch.float64) + off * torch.ones(4, 4))
+        given = oblique.to(dtype)
+        before = given.clone()
+        found = cp.Subspace.from_basis(given).basis
+        assert torch.equal(given, before)  # the user's own is left as it is
+        assert found.dtype == dtype
+        tolerance = 3e-7 if dtype == torch.float32 else 1e-12
+        assert torch.allclose(found.double().T @ found.double(), torch.eye(4, dtype=torch.float64), atol=tolerance)
+        assert float((projector(found.double()) - projector(exact)).norm()) < 2e-6  # the span stays
+        assert float((found.double() - exact).abs().max()) < 2 * off  # and no column turns into another
+
+
+def test_a_random_subspace_of_many_parameters_is_orthonormal():
+    risk = cp.EmpiricalRisk(
+        torch.nn.Linear(2_000_000, 1), cp.losses.mse, (torch.zeros(1, 2_000_000), torch.zeros(1, 1))
+    )
+    basis = cp.random_subspace(risk, 3).basis.double()
+    assert torch.allclose(basis.T @ basis, torch.eye(3, dtype=torch.float64), atol=2e-7)
+
+
 def test_random_subspace_is_orthonormal_and_seeded():
     risk = cases.make("mlp").risk()
     first, again, other = (cp.random_subspace(risk, 6, seed=seed) for seed in (1, 1, 2))

@@ -19,6 +19,7 @@ from curvprobe.criteria.sample_size import check_request
 from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.eigensolver.wanted import Which
 from curvprobe.errors import ArgumentError, ArgumentTypeError
+from curvprobe.probing.plane import check_points
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime.digest import overlap
 from curvprobe.runtime.progress import bar
@@ -46,6 +47,7 @@ def analyze(
     p: float = 2.0,
     laws: bool = False,
     concentration: bool = False,
+    surface: int = 21,
     seed: int = 0,
     out: str | Path | None = None,
     compile: bool = False,  # noqa: A002 - torch's word
@@ -75,6 +77,9 @@ def analyze(
         laws: also find the first candidate's criterion under other probing laws: two more eigenspaces.
         concentration: also find how much of the full-space signal the top-D directions and others capture: four more
             eigenspaces, on up to 100 candidates.
+        surface: points along each side of the picture of the loss itself over the plane of the first two eigenvectors,
+            four sigmas each way (see :func:`plane`): so many squared passes over the sample, some third of what all
+            else takes with 21. 0 leaves it out, as does ``dim=1``.
         seed: of everything random.
         out: folder for the finished stages and ``result.json``; a stage found there under the same model, data and
             settings is not computed again, and an eigenspace that was interrupted is continued.
@@ -103,6 +108,7 @@ def analyze(
     settings = _checked(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap, p)
     notes = [f"Parameters in {', '.join(risk.upcast_from)} were raised to float32."] if risk.upcast_from else []
     risk, new = _sample_and_candidates(risk, candidates, settings, notes)
+    surface = 0 if settings.dim < 2 or not _whole("surface", surface) else check_points(surface)
     if tolerance_on not in ("total", "shape", "relative"):
         raise ArgumentError(f"tolerance_on is {tolerance_on!r}; expected 'total', 'shape' or 'relative'")
     if tolerance is None and tolerance_on != "total":
@@ -114,7 +120,7 @@ def analyze(
     store, job = Store.at(out), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sorted({*SIGMA_GRID, *([] if settings.sigma == "auto" else [settings.sigma])})
-    seen = _seen(job, store, grid, notes, progress, laws=laws, concentration=concentration)
+    seen = _seen(job, store, grid, notes, progress, laws=laws, concentration=concentration, surface=surface)
     config = {
         "tolerance": tolerance,
         "tolerance_on": tolerance_on,
@@ -136,10 +142,11 @@ def _seen(
     *,
     laws: bool,
     concentration: bool,
+    surface: int,
 ) -> Seen:
     """What the stages find, one after the other."""
     settings, second = job.settings, job.settings.p == 2
-    count = 9 + 2 * second + laws + concentration
+    count = 9 + 2 * second + laws + concentration + (surface > 0)
     with bar("analysis (stages)", count) as advance:
 
         def result(stage: Stage[T]) -> T:
@@ -174,6 +181,7 @@ def _seen(
             stationarity=result(stages.stationary(job, space, basis, sample, fresh)),
             laws=result(stages.laws(job, space, basis, chosen)) if laws else None,
             concentration=result(stages.concentration(job, space, basis, chosen)) if concentration else None,
+            plane=result(stages.surface(job, space, basis, chosen, surface)) if surface else None,
         )
 
 

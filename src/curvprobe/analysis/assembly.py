@@ -38,6 +38,7 @@ from curvprobe.criteria.theory import theory_checks
 from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.probing.deltas import delta1
 from curvprobe.probing.laws import SubspaceProbe
+from curvprobe.probing.plane import Plane
 from curvprobe.runtime.store import Store
 from curvprobe.subspace.spaces import Eigenspace
 from curvprobe.version import __version__
@@ -66,6 +67,7 @@ class Seen:
     stationarity: Stationarity
     laws: LawTable | None
     concentration: ConcentrationCurve | None
+    plane: Plane | None = None
 
 
 def assemble(
@@ -108,6 +110,7 @@ def assemble(
         subspace=seen.space,
         sample=sample,
         fresh=fresh,
+        plane=seen.plane,
     )
 
 

@@ -13,6 +13,7 @@ from curvprobe.analysis.trajectory import TRAJECTORY_VERSION, Trajectory
 from curvprobe.criteria.expected import PARTS, SOURCES
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError, ArgumentTypeError
+from curvprobe.probing.plane import Plane
 from curvprobe.runtime.plain import numbers
 from curvprobe.runtime.store import RESULT, read_stage
 from curvprobe.subspace.spaces import Eigenspace
@@ -129,7 +130,8 @@ def _bulk(record: dict[str, Any], folder: Path) -> dict[str, Any]:
         one if isinstance(one, Absent) or len(one) == record["sample"][name] else Absent("projections")
         for name, one in counts
     )
-    return {"subspace": space, "sample": sample, "fresh": fresh}
+    plane = None if keys is None or "surface" not in keys else stage("surface", Plane)
+    return {"subspace": space, "sample": sample, "fresh": fresh, "plane": None if isinstance(plane, Absent) else plane}
 
 
 def _first_eigenspace(*, origin: Any, **values: Any) -> Eigenspace:

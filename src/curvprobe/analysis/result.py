@@ -13,25 +13,19 @@ from curvprobe.analysis.concentration import ConcentrationCurve
 from curvprobe.analysis.examination import Examination
 from curvprobe.analysis.law_table import LawTable
 from curvprobe.analysis.spectrum import Spectrum
-from curvprobe.analysis.table import (
-    estimate_row,
-    expected_lines,
-    floor_lines,
-    indented,
-    mean_lines,
-    ranking_lines,
-)
+from curvprobe.analysis.table import table
 from curvprobe.criteria.decay import DecayCurve
 from curvprobe.criteria.estimators import Estimate
 from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.criteria.ranking import Ranking
-from curvprobe.criteria.row_errors import RowError, RowErrors
+from curvprobe.criteria.row_errors import RowErrors
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.sample_size import RequiredSampleSize
 from curvprobe.criteria.stationarity import Stationarity
 from curvprobe.criteria.theory import TheoryChecks
 from curvprobe.criteria.verdicts import QuadraticValidity, Verdict
 from curvprobe.errors import ArgumentError
+from curvprobe.probing.plane import Plane
 from curvprobe.runtime.plain import number
 from curvprobe.runtime.store import write_atomically
 from curvprobe.subspace.spaces import Eigenspace
@@ -145,6 +139,7 @@ class Analysis:
         subspace: the top-D eigenspace.
         sample, fresh: projected sample and candidates. Where a result file was read without the stages that it rests
             on, a use of these three raises :class:`curvprobe.ArgumentError`.
+        plane: the loss itself over the first two eigenvectors; None where it was not computed, or not read.
     """
 
     p: float
@@ -187,6 +182,7 @@ class Analysis:
     subspace: Eigenspace
     sample: ProjectedSample
     fresh: ProjectedSample
+    plane: Plane | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -341,60 +337,4 @@ class Analysis:
 
     def table(self) -> str:
         """All that was found, as a text."""
-        at = self.sigma
-        error, stderr = (100 * found for found in (self.validity.error_at(at), self.validity.stderr_at(at)))
-        lines = [
-            f"Sample: {self.k} examples, {self.num_candidates} candidates; {self.num_params} parameters ({self.dtype})",
-            f"Solution: loss {self.loss:.5g}, gradient norm {self.gradient_norm:.2e}",
-            *([] if self.examination is None else [f"Checks: {self.examination.summary()}"]),
-            str(self.spectrum),
-            f"Probe: sigma = {at:.3g} ({self.sigma_source}); for the candidates together the quadratic model is "
-            f"{self.verdict} there, error {error:.2g} +- {stderr:.1g} %; each row below says how far its own is off",
-            *floor_lines(self.validity, self.dtype),
-            "",
-            *self._first_candidate_lines(),
-            "",
-            *mean_lines(self.decay, self.num_candidates, self.errors, self.p),
-            *expected_lines(self.expected, self.doubling),
-            *([] if self.required is None else [str(self.required)]),
-            "",
-            str(self.stationarity),
-            str(self.theory),
-            *ranking_lines(self.ranking, self.errors),
-        ]
-        if self.laws is not None:
-            lines += ["", "If the first candidate is added, under other laws:", *indented(str(self.laws))]
-        if self.concentration is not None:
-            lines += ["", str(self.concentration)]
-        if self.notes:
-            lines += ["", "Notes:", *(f"  - {note}" for note in self.notes)]
-        return "\n".join(lines)
-
-    def _first_candidate_lines(self) -> list[str]:
-        subspace = f"Delta_2^({self.spectrum.dim})"
-        isotropic = "Delta_2 isotropic" if self.p == 2 else f"Order {self.p:g}, isotropic"
-        wide, first = "quadratic model", "quadratic model"
-        if self.errors is not None:
-            first = f"quadratic model; the truth against it: {self.errors.rows[0]}"
-        if self.isotropic_closed_form is not None and self.isotropic_controlled is not None:
-            error = RowError.of_total(self.isotropic_closed_form, self.isotropic_controlled)
-            wide = f"quadratic model; the truth against it: {error}"
-        unit = "squared loss units; rms in loss units"
-        if self.p != 2:
-            subspace, unit = f"Order {self.p:g}, D = {self.spectrum.dim}", f"loss units to the power {self.p:g}"
-        rows = [
-            ("Delta_1 at the solution", self.delta1, "true loss, loss units"),
-            (f"{subspace} closed form", self.closed_form, first),
-            (f"{subspace} quadratic Monte Carlo", self.quadratic, "quadratic model"),
-            (f"{subspace} direct Monte Carlo", self.direct, "true loss"),
-            (f"{subspace} controlled Monte Carlo", self.controlled, "true loss"),
-            (f"{isotropic} Monte Carlo", self.isotropic, "true loss"),
-            ("Delta_2 isotropic controlled", self.isotropic_controlled, "true loss"),
-            ("Delta_2 isotropic closed form", self.isotropic_closed_form, wide),
-        ]
-        return [
-            f"If the first candidate is added ({unit}; 95 % intervals):",
-            *(estimate_row(name, found, comment) for name, found, comment in rows if found is not None),
-            f"  (A probe is {self.sigma * self.spectrum.dim**0.5:.2g} from the solution in the subspace, and "
-            f"{self.sigma * self.num_params**0.5:.2g} when isotropic.)",
-        ]
+        return table(self)

@@ -25,6 +25,7 @@ from curvprobe.probing.joining import Joining
 from curvprobe.probing.laws import IsotropicProbe, SubspaceProbe
 from curvprobe.probing.monte_carlo import candidate_increments, probe_increments
 from curvprobe.probing.named_laws import law_makers
+from curvprobe.probing.plane import Plane, plane
 from curvprobe.probing.validity import subspace_validity
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.digest import digest
@@ -43,6 +44,9 @@ CONTROLLED_DRAWS = 32
 
 VALIDITY_CANDIDATES, VALIDITY_DRAWS = 32, 16
 """Candidates whose increments the quadratic model is judged by, and draws of Monte Carlo at which it is."""
+
+SURFACE_REACH = 4.0
+"""Sigmas that the picture of the loss reaches either way."""
 
 CONCENTRATION_CANDIDATES = 100
 """Candidates that the concentration curve is averaged over."""
@@ -203,6 +207,16 @@ def stationary(
 def norms(job: Job) -> Stage[Tensor]:
     """Norm of every candidate's gradient."""
     return Stage("gradient_norms", [job.keys[1]], Tensor, lambda: gradient_norms(job.new))
+
+
+def surface(job: Job, space: Eigenspace, basis: str, sigma: float, points: int) -> Stage[Plane]:
+    """The loss itself over the plane of the first two eigenvectors, as far as :data:`SURFACE_REACH` sigmas."""
+
+    def compute() -> Plane:
+        names = ("eigenvector 1", "eigenvector 2")
+        return plane(job.risk, space, reach=SURFACE_REACH * sigma, points=points, names=names)
+
+    return Stage("surface", [job.keys[0], basis, sigma, points, SURFACE_REACH], Plane, compute)
 
 
 def laws(job: Job, space: Eigenspace, basis: str, sigma: float) -> Stage[LawTable]:

@@ -1,8 +1,9 @@
-"""Lines of the text that a result prints."""
+"""The text of everything that a result holds."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,9 +11,12 @@ from curvprobe.criteria.decay import DecayCurve
 from curvprobe.criteria.estimators import Estimate
 from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.criteria.ranking import Ranking
-from curvprobe.criteria.row_errors import RowErrors
+from curvprobe.criteria.row_errors import RowError, RowErrors
 from curvprobe.criteria.verdicts import QuadraticValidity
 from curvprobe.numerics.intervals import FEWEST_FOR_UPPER
+
+if TYPE_CHECKING:
+    from curvprobe.analysis.result import Analysis
 
 
 def estimate_row(name: str, e: Estimate, comment: str) -> str:
@@ -92,3 +96,65 @@ def floor_lines(validity: QuadraticValidity, dtype: str) -> list[str]:
 def indented(text: str) -> list[str]:
     """The lines of a text, two spaces in."""
     return [f"  {line}" for line in text.split("\n")]
+
+
+def table(found: Analysis) -> str:
+    """All that was found, as a text."""
+    at = found.sigma
+    error, stderr = (100 * part for part in (found.validity.error_at(at), found.validity.stderr_at(at)))
+    lines = [
+        f"Sample: {found.k} examples, {found.num_candidates} candidates; {found.num_params} parameters ({found.dtype})",
+        f"Solution: loss {found.loss:.5g}, gradient norm {found.gradient_norm:.2e}",
+        *([] if found.examination is None else [f"Checks: {found.examination.summary()}"]),
+        str(found.spectrum),
+        f"Probe: sigma = {at:.3g} ({found.sigma_source}); for the candidates together the quadratic model is "
+        f"{found.verdict} there, error {error:.2g} +- {stderr:.1g} %; each row below says how far its own is off",
+        *floor_lines(found.validity, found.dtype),
+        "",
+        *_first_candidate_lines(found),
+        "",
+        *mean_lines(found.decay, found.num_candidates, found.errors, found.p),
+        *expected_lines(found.expected, found.doubling),
+        *([] if found.required is None else [str(found.required)]),
+        "",
+        str(found.stationarity),
+        str(found.theory),
+        *ranking_lines(found.ranking, found.errors),
+    ]
+    if found.laws is not None:
+        lines += ["", "If the first candidate is added, under other laws:", *indented(str(found.laws))]
+    if found.concentration is not None:
+        lines += ["", str(found.concentration)]
+    if found.notes:
+        lines += ["", "Notes:", *(f"  - {note}" for note in found.notes)]
+    return "\n".join(lines)
+
+
+def _first_candidate_lines(found: Analysis) -> list[str]:
+    subspace = f"Delta_2^({found.spectrum.dim})"
+    isotropic = "Delta_2 isotropic" if found.p == 2 else f"Order {found.p:g}, isotropic"
+    wide, first = "quadratic model", "quadratic model"
+    if found.errors is not None:
+        first = f"quadratic model; the truth against it: {found.errors.rows[0]}"
+    if found.isotropic_closed_form is not None and found.isotropic_controlled is not None:
+        error = RowError.of_total(found.isotropic_closed_form, found.isotropic_controlled)
+        wide = f"quadratic model; the truth against it: {error}"
+    unit = "squared loss units; rms in loss units"
+    if found.p != 2:
+        subspace, unit = f"Order {found.p:g}, D = {found.spectrum.dim}", f"loss units to the power {found.p:g}"
+    rows = [
+        ("Delta_1 at the solution", found.delta1, "true loss, loss units"),
+        (f"{subspace} closed form", found.closed_form, first),
+        (f"{subspace} quadratic Monte Carlo", found.quadratic, "quadratic model"),
+        (f"{subspace} direct Monte Carlo", found.direct, "true loss"),
+        (f"{subspace} controlled Monte Carlo", found.controlled, "true loss"),
+        (f"{isotropic} Monte Carlo", found.isotropic, "true loss"),
+        ("Delta_2 isotropic controlled", found.isotropic_controlled, "true loss"),
+        ("Delta_2 isotropic closed form", found.isotropic_closed_form, wide),
+    ]
+    return [
+        f"If the first candidate is added ({unit}; 95 % intervals):",
+        *(estimate_row(name, estimate, comment) for name, estimate, comment in rows if estimate is not None),
+        f"  (A probe is {found.sigma * found.spectrum.dim**0.5:.2g} from the solution in the subspace, and "
+        f"{found.sigma * found.num_params**0.5:.2g} when isotropic.)",
+    ]

@@ -5,11 +5,11 @@ Imports everything; nothing imports it.
 
 import sys
 
-from curvprobe.cli import analysis, experiment, results
+from curvprobe.cli import analysis, experiment, results, surface
 from curvprobe.cli.app import app
 from curvprobe.runtime.memory import freed_memory_kept
 
-__all__ = ["analysis", "app", "experiment", "main", "results"]
+__all__ = ["analysis", "app", "experiment", "main", "results", "surface"]
 
 
 def main() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,8 @@ from curvprobe.analysis.doctor import examine
 from curvprobe.analysis.examination import Examination
 from curvprobe.analysis.result import REPORT, Analysis
 from curvprobe.cli.app import app
-from curvprobe.cli.messages import plain_errors, say, tell
+from curvprobe.cli.loading import sample_of, task_with
+from curvprobe.cli.messages import plain_errors, saved, say, tell
 from curvprobe.cli.options import (
     AllowOverlap,
     AsJson,
@@ -38,6 +38,7 @@ from curvprobe.cli.options import (
     Quiet,
     Seed,
     Sigma,
+    Surface,
     Tol,
     Tolerance,
     ToleranceOn,
@@ -74,6 +75,7 @@ def demo(
     p: P = 2.0,
     laws: Laws = False,
     concentration: Concentration = False,
+    surface: Surface = 21,
     seed: Seed = 0,
     memory_budget: Memory = None,
     compiled: Compile = False,
@@ -108,6 +110,7 @@ def demo(
             p=p,
             laws=laws,
             concentration=concentration,
+            surface=surface,
             seed=seed,
             compile=compiled,
             allow_overlap=allow_overlap,
@@ -130,6 +133,7 @@ def run(
     p: P = 2.0,
     laws: Laws = False,
     concentration: Concentration = False,
+    surface: Surface = 21,
     seed: Seed = 0,
     memory_budget: Memory = None,
     compiled: Compile = False,
@@ -146,7 +150,7 @@ def run(
     """
     with plain_errors(quiet=quiet):
         _analyse(
-            _with(load_task(task), params, device),
+            task_with(load_task(task), params, device),
             k,
             sigma,
             out,
@@ -160,6 +164,7 @@ def run(
             p=p,
             laws=laws,
             concentration=concentration,
+            surface=surface,
             seed=seed,
             compile=compiled,
             allow_overlap=allow_overlap,
@@ -186,7 +191,7 @@ def doctor(
         if loaded.description:
             say(loaded.description)
         try:
-            risk = _sample(loaded, k, memory_budget)
+            risk = sample_of(loaded, k, memory_budget)
         except CurvprobeError as error:
             if not error.check:  # of the command's own arguments
                 raise
@@ -209,13 +214,6 @@ def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
     return text(**size, seed=seed, cache=cache)
 
 
-def _with(task: Task, params: list[str] | None, device: str | None) -> Task:
-    """The task with what the command was asked for in its place."""
-    if device is not None:
-        task.model.to(device)
-    return replace(task, params=params) if params else task
-
-
 @dataclass(frozen=True)
 class Shown:
     """What a command prints on standard output, the conditions at which it fails, and whether it writes a report."""
@@ -233,7 +231,7 @@ def _analyse(
     """Analyse and say what was found; ``options`` are those of :func:`curvprobe.analyze` by the same names."""
     if task.description:
         say(task.description)
-    risk = _sample(task, k, memory_budget)
+    risk = sample_of(task, k, memory_budget)
     analysis = analyze(
         risk,
         None if task.candidates is None else risk.on(task.candidates, task.collate_fn),
@@ -247,7 +245,7 @@ def _analyse(
 
         return save_figures(analysis, out)
 
-    count = len(_drawn(figures)) // 2
+    count = len(saved(figures)) // 2
     reported = shown.report and _reported(analysis, out / REPORT)
     if shown.as_json:
         typer.echo(to_json(analysis.to_json()), nl=False)
@@ -264,14 +262,6 @@ def _analyse(
         raise typer.Exit(FAILED)
 
 
-def _sample(task: Task, k: int | None, memory_budget: float | None) -> EmpiricalRisk:
-    """The risk on the first k examples of the task."""
-    risk = task.risk(memory_budget=None if memory_budget is None else as_bytes(memory_budget))
-    if k is not None and not 1 <= k <= len(risk):
-        raise ArgumentError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
-    return risk if k is None else risk[:k]
-
-
 def _reported(analysis: Analysis, path: Path) -> bool:
     """Write the report, where its packages are installed."""
     try:
@@ -280,15 +270,6 @@ def _reported(analysis: Analysis, path: Path) -> bool:
         say(f"No report: {error}")
         return False
     return True
-
-
-def _drawn(figures: Callable[[], list[Path]]) -> list[str]:
-    """Names of the figures' files; none where the plotting library is not installed."""
-    try:
-        return [path.name for path in figures()]
-    except MissingExtraError as error:
-        say(f"No figures: {error}")
-        return []
 
 
 @app.command()
@@ -330,8 +311,8 @@ def trajectory(
         path = follow(trained, sizes, candidates=largest.candidates, **options, out=out, allow_overlap=allow_overlap)
         _say_what_trained(out / RESULT, train)
         typer.echo(str(path))
-        drawn = _drawn(lambda: _trajectory_figures(path, out))
-        typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *drawn])}")
+        figures = saved(lambda: _trajectory_figures(path, out))
+        typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *figures])}")
 
 
 def _trajectory_figures(path: Any, out: Path) -> list[Path]:

@@ -26,6 +26,8 @@ directions.
 - `curvprobe doctor my_task.py:task` checks your own model, loss and data, and says how long an analysis will take.
 - `curvprobe compare runs/a runs/b` sets finished runs side by side: checkpoints, seeds, recipes.
 - `curvprobe report runs/mine` writes its report anew, with names for the candidates.
+- `curvprobe surface my_task.py:task --out runs/surface` draws the loss over a plane: eigenvectors, random filters,
+  or to other checkpoints.
 - `curvprobe run my_task.py:task --out runs/mine` analyses your own model: `task` is a function that returns
   `curvprobe.Task(model, loss, data, candidates)`.
 

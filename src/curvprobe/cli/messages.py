@@ -8,7 +8,7 @@ import sysconfig
 import textwrap
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import OutOfMemoryError
 
 import curvprobe
-from curvprobe.errors import CurvprobeError
+from curvprobe.errors import CurvprobeError, MissingExtraError
 from curvprobe.runtime import progress
 
 _PACKAGE = Path(curvprobe.__file__).parent
@@ -41,6 +41,15 @@ def tell(text: str) -> None:
         width = shutil.get_terminal_size().columns
         lines = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
     typer.echo("\n".join(lines))
+
+
+def saved(figures: Callable[[], list[Path]]) -> list[str]:
+    """Names of the figures' files; none where the plotting library is not installed."""
+    try:
+        return [path.name for path in figures()]
+    except MissingExtraError as error:
+        say(f"No figures: {error}")
+        return []
 
 
 def _from_the_users_code(error: Exception) -> str:

@@ -112,6 +112,24 @@ P = Annotated[
         "larger ones weigh the tail. For the first candidate and the expectation; all else is of order 2.",
     ),
 ]
+
+
+def _points(surface: int) -> int:
+    """The value of --surface."""
+    if surface and not 3 <= surface <= 501:
+        raise typer.BadParameter(f"it is {surface}; expected 0, or points along a side, 3 to 501")
+    return surface
+
+
+Surface = Annotated[
+    int,
+    typer.Option(
+        callback=_points,
+        metavar="POINTS",
+        help="Points along each side of the picture of the loss itself in the plane of the first two eigenvectors; 0 "
+        "leaves it out.",
+    ),
+]
 Full = Annotated[bool, typer.Option("--full", help="Also print all tables, not only the answer.")]
 FailIf = Annotated[
     list[str] | None,

@@ -27,15 +27,20 @@ Projected = tuple[Tensor, Tensor]
 """Slopes (n, D) and curvatures (n, D, D) of some examples."""
 
 
-def project_one(model: ProbedModel, example: Microbatch, basis: Tensor, held: int) -> tuple[Projected, Tensor]:
-    """A single example's, by double backward on one first-order graph, and its loss; ``held`` products at once."""
+def project_one(
+    model: ProbedModel, example: Microbatch, basis: Tensor, held: int, at_once: int
+) -> tuple[Projected, Tensor]:
+    """A single example's, by double backward on one first-order graph, and its loss.
+
+    ``held`` products lie in memory together, of which ``at_once`` are made together if that works.
+    """
     leaves = model.leaves()
     loss_sum, weight = model.batch_losses(leaves, example)
     gradients = model.first_order((loss_sum / weight).sum(), leaves, create_graph=True)
     slope = quick_inner(basis.T, model.flatten(gradients))
     products = Linearisation(
         model, "example", kind_of(model, example), gradient_derivative(leaves, gradients)
-    ).products(basis)
+    ).products(basis, at_once)
     block, curved = torch.empty_like(basis.T[:held]), []  # memory of its own: fresh memory takes as long as the sums
     for start in range(0, basis.shape[1], held):
         rows = block[: basis.shape[1] - start]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from curvprobe.errors import ArgumentError, NotFiniteError
 from curvprobe.numerics.linalg import all_finite, norm, orthogonalise, rotate, subtract_combination
+from curvprobe.numerics.noise import normal_vector
 
 MatMul = Callable[[Tensor], Tensor]
 
@@ -68,8 +69,7 @@ class KrylovBasis:
 
     def random_vector(self) -> Tensor:
         """A standard normal vector (N,)."""
-        vector = torch.randn(self.size, generator=self.generator, dtype=torch.float64, device="cpu")
-        return vector.to(dtype=self.rows.dtype, device=self.rows.device)
+        return normal_vector(self.generator, self.size, dtype=self.rows.dtype, device=self.rows.device)
 
     def product(self, block: Tensor) -> Tensor:
         """``A @ block`` for (N, b), counted, in the basis's dtype and on its device."""

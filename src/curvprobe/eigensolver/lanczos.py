@@ -22,7 +22,7 @@ from curvprobe.eigensolver.krylov import KrylovBasis, MatMul
 from curvprobe.eigensolver.search import LOOKS, seems_worse, would_have_shown
 from curvprobe.eigensolver.wanted import RELATIVE_TO, Wanted, Which
 from curvprobe.errors import ArgumentError, ArgumentTypeError
-from curvprobe.numerics.linalg import inner, norm, orthogonalise, rotate
+from curvprobe.numerics.linalg import norm, orthogonalise, rotate, straightening
 from curvprobe.runtime import progress
 from curvprobe.runtime.memory import freed_memory_kept
 from curvprobe.runtime.plain import brief
@@ -380,9 +380,8 @@ class _Solver:
         if not self.searched or bool(beyond.any()):
             converged[-1] = False  # a missed copy of an earlier eigenvalue pushes the last pair out, or could
         rows = basis.rows[: basis.count]
-        # A step of Newton and Schulz for the inverse root of Q^T Q takes out what rounding has left of one in another.
-        straight = (3 * torch.eye(len(rows), dtype=torch.float64, device="cpu") - inner(rows, rows.T).cpu()) / 2
-        rotate(rows, (straight @ coefficients).to(rows.device))
+        straight = straightening(rows)  # takes out what rounding has left of one in another
+        rotate(rows, straight @ coefficients.to(rows.device))
         pairs = Eigenpairs(
             eigenvalues=values,
             vectors=basis.rows[:count].clone().T,

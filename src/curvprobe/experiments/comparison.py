@@ -19,7 +19,7 @@ from curvprobe.criteria.estimators import Estimate, control, gaussian_moment, qu
 from curvprobe.criteria.increment import QuadraticIncrement, increment
 from curvprobe.curvature.matrix import hessian
 from curvprobe.experiments import paper_procedure as procedure
-from curvprobe.experiments.machine import timed
+from curvprobe.experiments.machine import peak_bytes, timed
 from curvprobe.numerics.linalg import inner, norm
 from curvprobe.probing.joining import Joining
 from curvprobe.probing.laws import SubspaceProbe
@@ -96,11 +96,13 @@ def eigenspaces(
         risk = task.risk()
         return risk, top_eigenspace(risk, dim=dim, seed=seed)
 
-    times = []
+    times, peak = [], {}
     for _ in range(repeats):
         # The paper's first: what ours tells the C library about freed memory speeds up what comes after it too.
         pairs, theirs = timed(sides.device, procedure.power_iteration, sides.mean, sides.before, dim, seed=seed)
+        peak["paper"] = peak_bytes(sides.device)
         (risk, subspace), ours = timed(sides.device, find)
+        peak["ours"] = peak_bytes(sides.device)
         times.append((ours, theirs))
     ours, theirs = (median(column) for column in zip(*times, strict=True))
     result = {
@@ -118,6 +120,7 @@ def eigenspaces(
         },
         "seconds_ratio": median(theirs / ours for ours, theirs in times),
         "products_ratio": pairs.num_matvecs / subspace.num_matvecs,
+        "peak_bytes": peak,
     }
     return result, risk, subspace, pairs
 
@@ -147,11 +150,13 @@ def increments(
     """
     exact = exact_curvature(sides, pairs.basis)
     arguments = (sides.mean, pairs.basis, sides.before, sides.after)
-    times, subset_errors = [], []
+    times, subset_errors, peak = [], [], {}
     for repeat in range(repeats):
         full, full_seconds = timed(sides.device, procedure.coefficients, *arguments)
+        peak["paper"] = peak_bytes(sides.device)
         subset, subset_seconds = timed(sides.device, procedure.coefficients_on_subsets, *arguments, seed=repeat)
         ours, our_seconds = timed(sides.device, our_increment, risk, sides.after, subspace)
+        peak["ours"] = peak_bytes(sides.device)
         times.append((our_seconds, full_seconds, subset_seconds))
         subset_errors.append(relative_error(subset.curvature, exact))
     our_seconds, full_seconds, subset_seconds = (median(column) for column in zip(*times, strict=True))
@@ -175,6 +180,7 @@ def increments(
         },
         "seconds_ratio": median(theirs / ours for ours, theirs, _ in times),
         "four_rows_seconds_ratio": median(theirs / ours for ours, _, theirs in times),
+        "peak_bytes": peak,
     }
     return result, ours, full
 

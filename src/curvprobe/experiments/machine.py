@@ -53,10 +53,17 @@ def code_of(source: Callable[..., object]) -> str:
 def timed(device: torch.device, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
     """What ``action(*args, **kwargs)`` returns, and the seconds it took, the accelerator's queued work included."""
     _finish(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     result = action(*args, **kwargs)
     _finish(device)
     return result, time.perf_counter() - start
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Most memory of an accelerator that tensors held since the last call of :func:`timed` began; None elsewhere."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _finish(device: torch.device) -> None:

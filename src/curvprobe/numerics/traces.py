@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.linalg import inner, norm, orthogonalise
+from curvprobe.numerics.noise import normal_vector, sign_vector
 
 SKETCHED = 3
 """One of so many products makes a sketch of the dominant directions, one is spent in them, the rest on probes."""
@@ -106,8 +107,8 @@ def trace_moments(
     sketch = torch.empty(count, num_params, dtype=dtype, device=device)
     kept, trace, square = 0, 0.0, 0.0
     for _ in range(count):
-        draw = torch.randn(num_params, 1, generator=generator, dtype=dtype, device="cpu")
-        image = matmul(draw.to(device))[:, 0].clone()
+        draw = normal_vector(generator, num_params, dtype=dtype, device=device)
+        image = matmul(draw[:, None])[:, 0].clone()
         before = norm(image)
         orthogonalise(image, sketch[:kept])
         after = norm(image)
@@ -120,8 +121,7 @@ def trace_moments(
         square += norm(image) ** 2
     traces, squares = [], []
     for _ in range(num_products - 2 * count):
-        bits = torch.randint(0, 2, (num_params,), generator=generator, device="cpu")
-        signs = bits.to(device=device, dtype=dtype) * 2 - 1
+        signs = sign_vector(generator, num_params, dtype=dtype, device=device)
         orthogonalise(signs, sketch[:kept])
         image = matmul(signs[:, None])[:, 0]
         traces.append(trace + float(inner(signs[None], image)[0]))

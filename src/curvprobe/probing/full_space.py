@@ -15,6 +15,7 @@ from curvprobe.curvature.matrix import hessian
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import freedom, standard_error
 from curvprobe.numerics.linalg import inner, norm
+from curvprobe.numerics.noise import sign_vector
 from curvprobe.numerics.traces import TraceMoments, trace_moments
 from curvprobe.probing.joining import Joining
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
@@ -253,5 +254,7 @@ def _sign_blocks(risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[tu
     generator, held = torch.Generator().manual_seed(seed), risk.budget.probes_held()
     for first in range(0, num_probes, held):
         count = min(held, num_probes - first)
-        signs = torch.randint(0, 2, (count, risk.num_params), generator=generator, device="cpu")
-        yield first, (signs.to(device=risk.device, dtype=risk.dtype) * 2 - 1).T
+        signs = torch.empty(count, risk.num_params, dtype=risk.dtype, device=risk.device)
+        for row in signs:
+            row.copy_(sign_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device))
+        yield first, signs.T

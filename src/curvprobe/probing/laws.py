@@ -19,6 +19,7 @@ from torch import Tensor
 
 from curvprobe.criteria.draws import check_sigma, in_pairs, mirrored_normal
 from curvprobe.errors import ArgumentError, ArgumentTypeError
+from curvprobe.numerics.noise import normal_vector
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.subspace.spaces import Eigenspace, Subspace
 
@@ -150,8 +151,8 @@ class IsotropicProbe:
         generator = torch.Generator().manual_seed(seed)
         for draw in range(num_probes):
             if draw % 2 == 0 or not in_pairs(num_probes):
-                noise = torch.randn(risk.num_params, generator=generator, dtype=risk.dtype, device="cpu")
-                displacement = (self.sigma * noise).to(risk.device)
+                noise = normal_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device)
+                displacement = self.sigma * noise
                 yield displacement
             else:
                 yield -displacement

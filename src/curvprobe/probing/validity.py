@@ -16,6 +16,7 @@ from curvprobe.criteria.verdicts import QuadraticValidity, verdict_of
 from curvprobe.curvature.matrix import hessian
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.linalg import inner
+from curvprobe.numerics.noise import normal_vector
 from curvprobe.probing.joining import Joining
 from curvprobe.risk.displaced import displaced_losses, in_blocks
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
@@ -79,8 +80,9 @@ def quadratic_validity(
     if new is not None:
         Joining(risk, new)  # refuses another model's
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(risk.num_params, num_probes, generator=generator, dtype=risk.dtype, device="cpu")
-    directions = directions.to(risk.device)
+    directions = torch.empty(risk.num_params, num_probes, dtype=risk.dtype, device=risk.device)
+    for column in directions.T:
+        column.copy_(normal_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device))
     others = [] if new is None else [new[[i]] for i in range(len(new))]
     models = [_along(part, directions) for part in [risk, *others]]
     return _judge(risk, new, sigmas, num_probes, lambda: directions.T, models, threshold)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from curvprobe.report.aggregates import Aggregates
 from curvprobe.report.drawing import needed
-from curvprobe.report.landscape import ACCENT, Kind, landscape
+from curvprobe.report.landscape import ACCENT, Kind, landscape, measured
 
 if TYPE_CHECKING:
     from curvprobe.analysis.result import Analysis
@@ -28,7 +28,7 @@ def charts(analysis: Analysis, found: Aggregates) -> dict[str, dict[str, Any]]:
     }
     if analysis.spectrum.dim > 1:  # there is no plane of one direction
         kinds: tuple[Kind, ...] = ("risk", "change", *(("candidates",) if found.num_candidates > 1 else ()))
-        drawn |= {kind: landscape(analysis, found, kind) for kind in kinds}
+        drawn |= {kind: landscape(analysis, found, kind) for kind in kinds} | measured(analysis)
     # Checking against the schema takes longer than all else here; the tests look at what a browser makes of them.
     return {name: chart.to_dict(validate=False) for name, chart in drawn.items()}
 

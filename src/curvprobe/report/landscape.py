@@ -8,6 +8,8 @@ from curvprobe.report.aggregates import PLANE, Aggregates
 from curvprobe.report.drawing import needed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from curvprobe.analysis.result import Analysis
 
 Kind = Literal["risk", "change", "candidates"]
@@ -90,6 +92,66 @@ def landscape(analysis: Analysis, found: Aggregates, kind: Kind) -> Any:
     }
     made = [alt.param(name=name, value=value) for name, value in params.items()]
     return alt.layer(*layers).add_params(*made).properties(width=230, height=230, description=DESCRIPTIONS[kind])
+
+
+def measured(analysis: Analysis) -> dict[str, Any]:
+    """Charts of the loss itself over the plane of the first two eigenvectors, and of what its model misses there."""
+    found = analysis.plane
+    if found is None:
+        return {}
+    alt = needed()
+    rise, off = found.loss - found.at_solution, found.departure
+    top = _largest(found.model - found.at_solution)
+    heights = alt.Scale(type="quantize", scheme=alt.SchemeParams(name="lightgreyteal", count=14), domain=[0, top])
+    heights.reverse = True
+    both = alt.SchemeParams(name="blueorange", count=13)
+    reach = max(_largest(off), 1e-3 * top)
+    return {
+        "measured": _grid(alt, analysis, rise, heights, "Bands of equal height of the loss itself over the plane."),
+        "departure": _grid(
+            alt,
+            analysis,
+            off,
+            alt.Scale(type="quantize", scheme=both, domain=[-reach, reach]),
+            "The loss less its quadratic model over the plane.",
+        ),
+    }
+
+
+def _largest(values: Tensor) -> float:
+    """Magnitude, of those that are finite."""
+    finite = values[values.isfinite()].abs()
+    return float(finite.max()) if len(finite) else 1.0
+
+
+def _grid(alt: Any, analysis: Analysis, values: Tensor, scale: Any, description: str) -> Any:
+    """Numbers (P, P) on the plane's grid as coloured cells, with the marks of the other landscapes."""
+    x = analysis.plane.x if analysis.plane is not None else values[0]
+    half = float(x[1] - x[0]) / 2
+    rows = [
+        {"x": float(f"{a:.6g}"), "y": float(f"{b:.6g}"), "height": float(f"{values[i, j]:.5g}")}
+        for i, b in enumerate(x.tolist())
+        for j, a in enumerate(x.tolist())
+        if bool(values[i, j].isfinite())
+    ]
+    axis = alt.Axis(format=".1~e", tickCount=5, grid=False)
+    plane = alt.Scale(domain=[float(x[0]) - half, float(x[-1]) + half], nice=False)
+    legend = alt.Legend(title=None, format=".0~e", orient="bottom", gradientLength=220)
+    ground = (
+        alt.Chart(alt.Data(values=rows))
+        .transform_calculate(left=f"datum.x - {half}", low=f"datum.y - {half}")
+        .transform_calculate(right=f"datum.x + {1.05 * half}", high=f"datum.y + {1.05 * half}")
+        .mark_rect(clip=True, aria=False)
+        .encode(
+            x=alt.X("left:Q", title="along the first eigenvector", scale=plane, axis=axis),
+            x2="right",
+            y=alt.Y("low:Q", title="along the second eigenvector", scale=plane, axis=axis),
+            y2="high",
+            color=alt.Color("height:Q", scale=scale, legend=legend),
+        )
+    )
+    chart = alt.layer(ground, *_marks(alt)).add_params(alt.param(name="sigma", value=analysis.sigma))
+    return chart.properties(width=230, height=230, description=description)
 
 
 def _colours(alt: Any, found: Aggregates, kind: Kind, function: _Quadratic, width: float, size: int) -> Any:

@@ -99,12 +99,12 @@ function signal(name, value, charts) {
   for (const chart of charts) if (views[chart]) views[chart].signal(name, value).runAsync();
 }
 
-const LANDSCAPES = ["risk", "change", "candidates"];
+const LANDSCAPES = ["risk", "change", "candidates"], MEASURED = ["measured", "departure"];
 
 function changed(name) {
   show();
   if (name === "k") signal("k_index", state.k, ["risk", "change"]);
-  if (name === "sigma") signal("sigma", state.sigma, [...LANDSCAPES, "decay", "shares"]);
+  if (name === "sigma") signal("sigma", state.sigma, [...LANDSCAPES, ...MEASURED, "decay", "shares"]);
   if (name === "dim") signal("dim", state.dim, ["decay", "shares"]);
 }
 

@@ -239,8 +239,9 @@ def check_roads(model: ProbedModel, sample: Sample) -> tuple[dict[str, Tensor], 
             f"the loss or the model reaches the parameters {', '.join(found[:5])} by a reference of its own, so that "
             "its derivative would lack that part; reach them through the model (model.layer.weight, model.parameters())"
         )
-    for (name, _), slope in zip(leaves.items(), slopes, strict=True):
-        if bool(slope[model.padding_rows.get(name, [])].any()):
+    slope_of = dict(zip(leaves, slopes, strict=True))
+    for name, rows in model.padding_rows.items():
+        if bool(slope_of[name][rows].any()):
             raise CannotProbeError(
                 f"{name} is the weight of an embedding with padding_idx, whose padding row is taken for a constant, "
                 "and it is used elsewhere too, where that row trains; set the embedding's padding_idx = None"

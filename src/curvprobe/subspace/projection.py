@@ -79,11 +79,12 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
 
 def _projected(risk: EmpiricalRisk, basis: Tensor) -> Iterator[tuple[slice, Projected, Tensor]]:
     """Slopes and curvatures of all examples in order, as many at a time as pays and works, and their losses."""
-    model, held = risk.probed, risk.budget.products_held()
+    model, held, at_once = risk.probed, risk.budget.products_held(), risk.budget.tangents_at_once(1)
     size, start = min(len(risk), risk.budget.examples_together(), risk.microbatch_size), 0
     while start < len(risk):
         examples = risk.sample.read(start, min(start + size, len(risk)))
-        found = project_one(model, examples, basis, held) if size == 1 else _together(model, examples, basis)
+        alone = size == 1
+        found = project_one(model, examples, basis, held, at_once) if alone else _together(model, examples, basis)
         if found is None:
             size = 1
             continue

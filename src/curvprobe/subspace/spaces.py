@@ -10,12 +10,22 @@ import torch
 from torch import Tensor
 
 from curvprobe.errors import ArgumentError, ArgumentTypeError
-from curvprobe.numerics.linalg import inner
+from curvprobe.numerics.linalg import inner, norm, orthogonalise, rotate, straightening
+from curvprobe.numerics.noise import normal_vector
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime.plain import brief
 
 Matrix = Literal["hessian", "ggn", "gradient covariance"]
 """Matrices that an eigenspace may belong to."""
+
+NEARLY = 1e-2
+"""Largest entry of ``U^T U - I`` that is taken for rounding, in bases that were made orthonormal in low precision."""
+
+ROUNDING = 10
+"""Units of rounding that a basis may be off without being touched."""
+
+STRAIGHTENINGS = 3
+"""Of a basis that is off by more: from 1e-2 to 1e-13."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +63,9 @@ class Subspace:
     def from_basis(cls, basis: Tensor) -> Subspace:
         """A subspace from your own orthonormal basis (N, D).
 
+        What rounding leaves of one column in another, 3e-4 after a QR decomposition of ten million rows in float32, is
+        taken out; the span stays what it is.
+
         Raises:
             ValueError: if the columns are not orthonormal; ``torch.linalg.qr(basis).Q`` makes them so.
 
@@ -65,14 +78,19 @@ class Subspace:
             raise ArgumentTypeError("the basis must be a floating-point tensor of shape (N, D)")
         if not 1 <= basis.shape[1] <= basis.shape[0]:
             raise ArgumentError(f"the basis has shape {tuple(basis.shape)}; expected (N, D) with 1 <= D <= N")
-        identity = torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
-        error = float((inner(basis.T, basis) - identity).abs().max())
-        if not error < 1e-4:
+        rows = basis.detach().T
+        identity = torch.eye(len(rows), dtype=torch.float64, device=rows.device)
+        error = float((inner(rows, rows.T) - identity).abs().max())
+        if not error < NEARLY:
             raise ArgumentError(
                 f"the basis is not orthonormal: U^T U differs from the identity by {error:.1e}; "
                 "pass torch.linalg.qr(basis).Q"
             )
-        return cls(basis=basis.detach())
+        if error > ROUNDING * torch.finfo(basis.dtype).eps:
+            rows = rows.clone()
+            for _ in range(STRAIGHTENINGS):
+                rotate(rows, straightening(rows))
+        return cls(basis=rows.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,5 +163,9 @@ def random_subspace(risk: EmpiricalRisk, dim: int, *, seed: int = 0) -> Subspace
     if not 1 <= dim <= risk.num_params:
         raise ArgumentError(f"dim is {dim}; expected 1 to the number of parameters, {risk.num_params}")
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randn(risk.num_params, dim, generator=generator, dtype=risk.dtype, device="cpu")
-    return Subspace(torch.linalg.qr(draws.to(risk.device)).Q)
+    rows = torch.empty(dim, risk.num_params, dtype=risk.dtype, device=risk.device)
+    for count in range(dim):
+        direction = normal_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device)
+        orthogonalise(direction, rows[:count])
+        rows[count] = direction / norm(direction)
+    return Subspace(rows.T)

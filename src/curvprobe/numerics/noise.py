@@ -1,0 +1,64 @@
+"""Random vectors of the parameters' size, drawn where they are needed and the same on every device.
+
+A number is a hash of its place and of a key, not the successor of another: so an accelerator draws all at once, and
+nothing crosses from the host. Signs are equal to the bit everywhere; normal numbers to the rounding of their logarithm
+and cosine in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_AT_ONCE = {"cpu": 1 << 15}
+"""Hashes made at a time: a processor's cache holds them."""
+
+_MANY_AT_ONCE = 1 << 24
+
+_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIXERS = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)), (31, 1))
+"""Increment, and shifts and multipliers of the mixing function; as signed numbers, which wrap around the same."""
+
+_HALF = (1 << 32) - 1
+
+
+def normal_vector(generator: torch.Generator, size: int, *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Standard normal numbers (size,), with a key that is drawn from ``generator``.
+
+    Source: Box & Muller (1958) on the two halves of a hash; the hash is that of Steele, Lea & Flood (2014), "Fast
+    splittable pseudorandom number generators".
+    """
+    vector = torch.empty(size, dtype=dtype, device=device)
+    for start, found in hashes(_key(generator), (size + 1) // 2, torch.device(device)):
+        upper = ((found >> 32) & _HALF).double().add_(0.5).mul_(2.0**-32)  # never zero
+        angle = (found & _HALF).double().mul_(2 * math.pi * 2.0**-32)
+        radius = upper.log_().mul_(-2).sqrt_()
+        pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1).flatten()
+        part = vector[2 * start : 2 * start + len(pairs)]
+        part.copy_(pairs[: len(part)])
+    return vector
+
+
+def sign_vector(generator: torch.Generator, size: int, *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Random signs (size,), with a key that is drawn from ``generator``."""
+    vector = torch.empty(size, dtype=dtype, device=device)
+    for start, found in hashes(_key(generator), size, torch.device(device)):
+        vector[start : start + len(found)] = (found >> 63).mul_(2).add_(1)  # the highest bit, -1 or 0
+    return vector
+
+
+def _key(generator: torch.Generator) -> int:
+    return int(torch.randint(-(1 << 63), (1 << 63) - 1, (), generator=generator, device="cpu"))
+
+
+def hashes(key: int, count: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """``count`` hashes of 64 bits, int64, in pieces with the place of their first."""
+    at_once = _AT_ONCE.get(device.type, _MANY_AT_ONCE)
+    for start in range(0, count, at_once):
+        found = torch.arange(start, min(count, start + at_once), device=device).mul_(_STEP).add_(key)
+        for shift, multiplier in _MIXERS:
+            found.bitwise_xor_((found >> shift) & ((1 << (64 - shift)) - 1)).mul_(multiplier)
+        yield start, found
