@@ -280,5 +280,6 @@ def save(figures: Mapping[str, Figure], directory: str | Path) -> list[Path]:
         for ending in _SAVED:
             path = folder / f"{name}.{ending}"
             figure.savefig(path, dpi=150, metadata={"CreationDate": None} if ending == "pdf" else None)
+            figure.set_layout_engine("none")  # found once, it serves the other format too
             paths.append(path)
     return paths

@@ -13,11 +13,12 @@ from torch.utils import _pytree as pytree
 from curvprobe.curvature.linearisation import Linearisation, gradient_derivative, kind_of
 from curvprobe.numerics.linalg import all_finite, quick_inner
 from curvprobe.risk.examples import Batch
+from curvprobe.risk.fast_paths import difference
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
 
-TOGETHER = "examples projected together"
-"""Name of the fast way."""
+TOGETHER, NORMS_TOGETHER = "examples projected together", "examples differentiated together"
+"""Names of the fast ways."""
 
 ROUNDING = 1000
 """Units of rounding that two ways to a vector of the parameters may be apart."""
@@ -54,12 +55,6 @@ def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) ->
     """Many examples', by vmap over them of forward-over-reverse products."""
     params = {name: p.detach() for name, p in model.leaves().items()}
     count, batch = len(examples), examples.batch
-
-    def loss_of(at: dict[str, Tensor], example: Batch) -> Tensor:
-        alone = pytree.tree_map(lambda t: t.unsqueeze(0), example)
-        loss_sum, weight = model.batch_losses(at, Microbatch(alone, slice(0, 1)))
-        return (loss_sum / weight)[0]
-
     columns = [model.trained(model.split(column.contiguous())) for column in basis.T]
     bases = {name: torch.stack([column[name].reshape(-1) for column in columns]) for name in model.names}
 
@@ -70,7 +65,7 @@ def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) ->
             total += quick_inner(part.reshape(count, -1), bases[name].T)
         return total
 
-    gradient: Callable[..., dict[str, Tensor]] = grad(loss_of)
+    gradient: Callable[..., dict[str, Tensor]] = grad(_loss_of_one(model))
     slope = contract(vmap(gradient, in_dims=(None, 0))(params, batch))
     curved = []
     for tangent in columns:
@@ -82,14 +77,53 @@ def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) ->
     return slope.cpu(), torch.stack(curved, dim=1).cpu()
 
 
+def _loss_of_one(model: ProbedModel) -> Callable[[dict[str, Tensor], Batch], Tensor]:
+    """The mean loss of an example without its batch dimension, as a function of the parameters."""
+
+    def loss_of(at: dict[str, Tensor], example: Batch) -> Tensor:
+        alone = pytree.tree_map(lambda t: t.unsqueeze(0), example)
+        loss_sum, weight = model.batch_losses(at, Microbatch(alone, slice(0, 1)))
+        return (loss_sum / weight)[0]
+
+    return loss_of
+
+
+def norms_together(model: ProbedModel, examples: Microbatch) -> tuple[Tensor, Tensor] | None:
+    """Norms of many examples' gradients, by vmap over them, and their losses; None where backward disagrees.
+
+    What is held against a backward pass is their sum with random signs: an error in any of them shows there.
+    """
+    params = {name: p.detach() for name, p in model.leaves().items()}
+    found = vmap(grad(_loss_of_one(model)), in_dims=(None, 0))(params, examples.batch)
+    for name, rows in model.padding_rows.items():
+        found[name][:, rows] = 0
+    parts = [torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64) for part in found.values()]
+    leaves, signs = model.leaves(), _signs(_generator(examples), len(examples))
+    loss_sum, weight = model.batch_losses(leaves, examples)
+    slow = model.first_order((signs.to(loss_sum) * loss_sum / weight).sum(), leaves)
+    fast = [torch.tensordot(signs.to(found[name]), found[name], dims=1) for name in leaves]
+    if difference(lambda: (model.flatten(fast), model.flatten(slow))) is not None:
+        return None
+    return torch.stack(parts).norm(dim=0).cpu(), (loss_sum / weight).detach().double().cpu()
+
+
+def _generator(examples: Microbatch) -> torch.Generator:
+    """The same for the same examples."""
+    return torch.Generator().manual_seed(examples.rows.start)
+
+
+def _signs(generator: torch.Generator, count: int) -> Tensor:
+    return torch.randint(0, 2, (count,), generator=generator, device="cpu").double() * 2 - 1
+
+
 def confirmed(model: ProbedModel, examples: Microbatch, basis: Tensor, found: Projected) -> Tensor | None:
     """The examples' losses, if one product by double backward agrees with what their projection together ``found``.
 
     Of the examples' sum with random signs, along a random vector of the subspace: an error in any of them shows, unless
     it is a thousandth (in float64 a hundred-millionth) of them all.
     """
-    generator = torch.Generator().manual_seed(examples.rows.start)
-    signs = torch.randint(0, 2, (len(examples),), generator=generator, device="cpu").double() * 2 - 1
+    generator = _generator(examples)
+    signs = _signs(generator, len(examples))
     along = torch.randn(basis.shape[1], generator=generator, dtype=torch.float64, device="cpu")
     leaves = model.leaves()
     loss_sum, weight = model.batch_losses(leaves, examples)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvprobe.curvature.per_example import NORMS_TOGETHER, norms_together
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.linalg import norm, orthogonalise
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
+from curvprobe.risk.fast_paths import quietly
+from curvprobe.risk.trial import check_same_losses
 from curvprobe.runtime import progress
 from curvprobe.subspace.spaces import Subspace
 
 
 def gradient_norms(risk: EmpiricalRisk) -> Tensor:
-    """Norm of every example's gradient at the solution, float64 (n,); a backward pass for each.
+    """Norm of every example's gradient at the solution, float64 (n,).
+
+    Small examples are differentiated together, and held against a backward pass; others take one each.
 
     Example:
         >>> import torch, curvprobe as cp
@@ -24,11 +29,39 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
     """
     expect_risk(risk)
     norms = torch.empty(len(risk), dtype=torch.float64, device="cpu")
+    risk.check_dependence()
+    size, start = min(len(risk), risk.budget.examples_together(), risk.microbatch_size), 0
     with progress.bar("gradient norms (examples)", len(risk)) as advance:
-        for i in range(len(risk)):
-            norms[i] = norm(risk[[i]].gradient())
-            advance(1)
+        while start < len(risk):
+            stop = min(start + size, len(risk))
+            found = _together(risk, start, stop) if size > 1 else norm(risk[[start]].gradient())
+            if found is None:
+                size = 1
+                continue
+            norms[start:stop] = found
+            advance(stop - start)
+            start = stop
     return norms
+
+
+def _together(risk: EmpiricalRisk, start: int, stop: int) -> Tensor | None:
+    """Of the examples from ``start`` to ``stop``; None where the fast way does not work, for good, or on these."""
+    model = risk.probed
+    if not model.fast_paths.open(NORMS_TOGETHER):
+        return None
+    losses = risk.losses()
+    try:
+        with risk.undisturbed(), quietly():
+            examples = risk.sample.read(start, stop)
+            found = norms_together(model, examples)
+    except Exception:  # whatever a batching rule raises; what is wrong with the examples themselves, the slow way says
+        found = None
+    if found is None or not bool(found[0].isfinite().all()):
+        model.fast_paths.give_up(NORMS_TOGETHER)
+        return None
+    model.fast_paths.verdicts[NORMS_TOGETHER] = True
+    check_same_losses(model, risk.sample, losses[examples.rows], found[1], len(examples), start)
+    return found[0]
 
 
 def gradient_subspace(risk: EmpiricalRisk) -> Subspace:
