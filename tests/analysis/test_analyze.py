@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import re
 import warnings
 from dataclasses import asdict
@@ -290,3 +291,32 @@ def test_every_stage_is_told_as_it_begins(case, tmp_path, caplog, more):
     with caplog.at_level("INFO", logger="curvprobe"):
         cp.analyze(case.risk(), case.candidates, **options)
     assert {record.getMessage().split(": ")[1] for record in caplog.records} == {f"found in {tmp_path}"}
+
+
+def test_a_quick_analysis_gives_the_same_answer(tmp_path):
+    """And leaves out what the answer does not rest on."""
+    case = cases.make("mlp")
+    given = {"dim": 3, "sigma": 0.01}
+    whole = cp.analyze(case.risk(), case.candidates, **given)
+    told: list[tuple] = []
+    quick = cp.analyze(
+        case.risk(), case.candidates, **given, stages="quick", out=tmp_path, progress=lambda *at: told.append(at)
+    )
+    assert str(quick.answer) == str(whole.answer)
+    left_out = {"isotropic", "isotropic_model", "full_space", "gradient_norms", "surface"}
+    assert whole.seconds.keys() - quick.seconds.keys() == left_out
+    assert [number for _, number, _ in told] == list(range(len(told)))
+    assert {count for _, _, count in told} == {len(told)}
+    assert (quick.isotropic, quick.isotropic_controlled, quick.isotropic_closed_form) == (None, None, None)
+    assert quick.plane is None
+    assert math.isnan(quick.isotropic_distance)
+    assert bool(quick.ranking.gradient_norm.isnan().all())
+    assert quick.controlled.value == whole.controlled.value
+    assert "The isotropic criterion was left out" in quick.table()
+    assert "was left out" not in whole.table()
+    assert str(cp.load(tmp_path)) == str(quick)
+    assert quick.rows().keys() < whole.rows().keys()
+    again = cp.analyze(case.risk(), case.candidates, **given, out=tmp_path)
+    assert {name for name, seconds in again.seconds.items() if seconds} == left_out
+    with pytest.raises(cp.ArgumentError, match="stages is 'some'; expected 'full' or 'quick'"):
+        cp.analyze(case.risk(), stages="some")

@@ -327,3 +327,13 @@ def test_sample_sizes_that_make_no_sense_are_refused(ks, message, tmp_path):
     result = invoke("trajectory", f"{path}:train", "--ks", ks, "--sigma", 0.01, "--out", tmp_path)
     assert result.exit_code == 1
     assert message in result.output
+
+
+def test_a_quick_run_says_what_it_left_out(task_file, tmp_path, monkeypatch):
+    options = ("--dim", 2, "--no-report", "--out", tmp_path / "out")
+    result = invoke("run", f"{task_file}:task", *options, "--stages", "quick")
+    assert "left out: the criterion with isotropic probes, the picture of the loss (--stages full)" in result.stdout
+    assert "5 figures" in result.stdout
+    assert "left out" not in invoke("run", f"{task_file}:task", *options).stdout  # a small model
+    monkeypatch.setattr("curvprobe.cli.analysis.LARGE", 5)
+    assert "left out" in invoke("run", f"{task_file}:task", *options).stdout

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from curvprobe.analysis import stages
+from curvprobe.analysis import stages as work
 from curvprobe.analysis.assembly import Seen, assemble
 from curvprobe.analysis.examination import Examination
 from curvprobe.analysis.result import Analysis
@@ -48,6 +48,7 @@ def analyze(
     laws: bool = False,
     concentration: bool = False,
     surface: int = 21,
+    stages: Literal["full", "quick"] = "full",
     seed: int = 0,
     out: str | Path | None = None,
     compile: bool = False,  # noqa: A002 - torch's word
@@ -80,6 +81,8 @@ def analyze(
         surface: points along each side of the picture of the loss itself over the plane of the first two eigenvectors,
             four sigmas each way (see :func:`plane`): so many squared passes over the sample, some third of what all
             else takes with 21. 0 leaves it out, as does ``dim=1``.
+        stages: "quick" leaves out what the answer does not rest on: the criterion with isotropic probes, the norms of
+            the candidates' gradients, and the picture.
         seed: of everything random.
         out: folder for the finished stages and ``result.json``; a stage found there under the same model, data and
             settings is not computed again, and an eigenspace that was interrupted is continued.
@@ -108,7 +111,9 @@ def analyze(
     settings = _checked(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap, p)
     notes = [f"Parameters in {', '.join(risk.upcast_from)} were raised to float32."] if risk.upcast_from else []
     risk, new = _sample_and_candidates(risk, candidates, settings, notes)
-    surface = 0 if settings.dim < 2 or not _whole("surface", surface) else check_points(surface)
+    if stages not in ("full", "quick"):
+        raise ArgumentError(f"stages is {stages!r}; expected 'full' or 'quick'")
+    surface = 0 if stages == "quick" or settings.dim < 2 or not _whole("surface", surface) else check_points(surface)
     if tolerance_on not in ("total", "shape", "relative"):
         raise ArgumentError(f"tolerance_on is {tolerance_on!r}; expected 'total', 'shape' or 'relative'")
     if tolerance is None and tolerance_on != "total":
@@ -120,12 +125,23 @@ def analyze(
     store, job = Store.at(out), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sorted({*SIGMA_GRID, *([] if settings.sigma == "auto" else [settings.sigma])})
-    seen = _seen(job, store, grid, notes, progress, laws=laws, concentration=concentration, surface=surface)
+    seen = _seen(
+        job,
+        store,
+        grid,
+        notes,
+        progress,
+        laws=laws,
+        concentration=concentration,
+        surface=surface,
+        full=stages == "full",
+    )
     config = {
         "tolerance": tolerance,
         "tolerance_on": tolerance_on,
         "laws": laws,
         "concentration": concentration,
+        "stages": stages,
         "engine": engine,
     }
     found = assemble(job, seen, grid, tolerance, notes, config, store)
@@ -143,10 +159,11 @@ def _seen(
     laws: bool,
     concentration: bool,
     surface: int,
+    full: bool,
 ) -> Seen:
     """What the stages find, one after the other."""
-    settings, second = job.settings, job.settings.p == 2
-    count = 9 + 2 * second + laws + concentration + (surface > 0)
+    settings, second = job.settings, full and job.settings.p == 2
+    count = 7 + 2 * full + 2 * second + laws + concentration + (surface > 0)
     with bar("analysis (stages)", count) as advance:
 
         def result(stage: Stage[T]) -> T:
@@ -156,14 +173,14 @@ def _seen(
             advance(1)
             return found
 
-        space = result(stages.eigenspace(job, store.path("eigenspace.unfinished")))
-        basis = stages.basis_key(space)
-        sample = result(stages.sample(job, space, basis))
-        fresh = result(stages.candidates(job, space, basis))
-        examination = Examination.from_json(result(stages.examination(job)))
-        validity = result(stages.validity(job, space, basis, sample, fresh, grid))
+        space = result(work.eigenspace(job, store.path("eigenspace.unfinished")))
+        basis = work.basis_key(space)
+        sample = result(work.sample(job, space, basis))
+        fresh = result(work.candidates(job, space, basis))
+        examination = Examination.from_json(result(work.examination(job)))
+        validity = result(work.validity(job, space, basis, sample, fresh, grid))
         chosen, source = _choose_sigma(settings.sigma, validity, notes)
-        judged = stages.judged_candidates(sample, fresh, chosen)
+        judged = work.judged_candidates(sample, fresh, chosen)
         return Seen(
             examination=examination,
             space=space,
@@ -173,15 +190,15 @@ def _seen(
             sigma=chosen,
             sigma_source=source,
             judged=judged,
-            draws=result(stages.monte_carlo(job, space, basis, chosen, judged)),
-            isotropic=result(stages.isotropic(job, chosen)),
-            isotropic_model=result(stages.isotropic_model(job, chosen)) if second else None,
-            full_space=result(stages.full_space(job, chosen)) if second else None,
-            norms=result(stages.norms(job)),
-            stationarity=result(stages.stationary(job, space, basis, sample, fresh)),
-            laws=result(stages.laws(job, space, basis, chosen)) if laws else None,
-            concentration=result(stages.concentration(job, space, basis, chosen)) if concentration else None,
-            plane=result(stages.surface(job, space, basis, chosen, surface)) if surface else None,
+            draws=result(work.monte_carlo(job, space, basis, chosen, judged)),
+            isotropic=result(work.isotropic(job, chosen)) if full else None,
+            isotropic_model=result(work.isotropic_model(job, chosen)) if second else None,
+            full_space=result(work.full_space(job, chosen)) if second else None,
+            norms=result(work.norms(job)) if full else None,
+            stationarity=result(work.stationary(job, space, basis, sample, fresh)),
+            laws=result(work.laws(job, space, basis, chosen)) if laws else None,
+            concentration=result(work.concentration(job, space, basis, chosen)) if concentration else None,
+            plane=result(work.surface(job, space, basis, chosen, surface)) if surface else None,
         )
 
 

@@ -60,10 +60,10 @@ class Seen:
     sigma_source: str
     judged: list[int]
     draws: Tensor
-    isotropic: Tensor
+    isotropic: Tensor | None
     isotropic_model: Tensor | None
     full_space: Estimate | None
-    norms: Tensor
+    norms: Tensor | None
     stationarity: Stationarity
     laws: LawTable | None
     concentration: ConcentrationCurve | None
@@ -135,19 +135,20 @@ def _first_candidate(job: Job, seen: Seen) -> dict[str, Any]:
     s, model, p = job.settings, increment(seen.sample, seen.fresh[0]), job.settings.p
     closed, draws = gaussian_moment(model, sigma=seen.sigma, p=p), seen.draws[:, 0]
     coordinates = SubspaceProbe(seen.space, seen.sigma).coordinates(s.num_probes, s.seed)
-    both: dict[str, Estimate | None] = {"isotropic_controlled": None, "isotropic_closed_form": None}
-    if seen.full_space is not None and seen.isotropic_model is not None:
+    wide: dict[str, Estimate | None] = dict.fromkeys(("isotropic", "isotropic_controlled", "isotropic_closed_form"))
+    if seen.isotropic is not None:
+        wide["isotropic"] = summarise(seen.isotropic, p, antithetic=True)
+    if seen.isotropic is not None and seen.full_space is not None and seen.isotropic_model is not None:
         controlled = seen.isotropic[: min(s.num_probes, CONTROLLED_DRAWS)]
-        both["isotropic_controlled"] = corrected(seen.full_space, controlled, seen.isotropic_model)
-        both["isotropic_closed_form"] = seen.full_space
+        wide["isotropic_controlled"] = corrected(seen.full_space, controlled, seen.isotropic_model)
+        wide["isotropic_closed_form"] = seen.full_space
     return {
         "delta1": delta1(job.first.risk, job.first.new),
         "closed_form": closed,
         "quadratic": quadratic_monte_carlo(model, sigma=seen.sigma, num_probes=s.num_probes, seed=s.seed, p=p),
         "direct": summarise(draws, p, antithetic=True),
         "controlled": control(closed, model, draws, coordinates),
-        "isotropic": summarise(seen.isotropic, p, antithetic=True),
-        **both,
+        **wide,
         "surrogate_error": model_error(draws, model, coordinates),
         "errors": row_errors(
             seen.judged,

@@ -24,8 +24,8 @@ SPENT = 2.0
 DRAWS_TIMED = 4
 """Monte-Carlo draws that are timed."""
 
-DRAWS, OF_VALIDITY = 2 * 64, 12 * VALIDITY_DRAWS
-"""Draws of an analysis: of both Monte Carlos by default, and of the validity over its grid."""
+DRAWS, OF_VALIDITY, OF_PICTURE = 2 * 64, 12 * VALIDITY_DRAWS, 21**2
+"""Displaced points of an analysis: of both Monte Carlos by default, of the validity over its grid, and of the picture."""
 
 MORE_PRODUCTS = FULL_SPACE_PRODUCTS + CONTROLLED_DRAWS // 2 + 1
 """Hessian products of an analysis besides those of its eigenspace: one for a mirrored pair of draws, and one along the
@@ -88,7 +88,7 @@ def time_needed(risk: EmpiricalRisk, num_candidates: int, dim: int) -> Duration:
         num_products * k * seconds_an_example(product, min(k, risk.microbatch_size)),
         (k + num_candidates) * seconds_an_example(gradients, k),
         (k + num_candidates) * seconds_an_example(projection, k),
-        ((DRAWS + OF_VALIDITY) * k + OF_VALIDITY * min(num_candidates, VALIDITY_CANDIDATES))
+        ((DRAWS + OF_VALIDITY + OF_PICTURE) * k + OF_VALIDITY * min(num_candidates, VALIDITY_CANDIDATES))
         * seconds_an_example(draw, k),
     )
 

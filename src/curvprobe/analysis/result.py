@@ -113,9 +113,10 @@ class Analysis:
         direct: Delta_2^(D) for the first candidate, by Monte Carlo on the true loss.
         controlled: the same draws with the quadratic model as control variate: the best estimate of the truth where the
             model is valid; elsewhere take whichever of the two has the smaller standard error.
-        isotropic: Delta_2 for the first candidate, by Monte Carlo on the true loss.
-        isotropic_controlled: some of these draws with the quadratic model as control variate; None unless p = 2.
-        isotropic_closed_form: the same on the quadratic model, by stochastic traces; None unless p = 2.
+        isotropic: Delta_2 for the first candidate, by Monte Carlo on the true loss; this and the next two are None in a
+            quick analysis, and the next two unless p = 2.
+        isotropic_controlled: some of these draws with the quadratic model as control variate.
+        isotropic_closed_form: the same on the quadratic model, by stochastic traces.
         surrogate_error: relative error of the quadratic model of the first candidate's increment, in the draws of
             ``direct``: root mean square over that of the increment's change.
         errors: how far the closed forms of the first candidates, of those that the ranking shows, and their mean are
@@ -159,7 +160,7 @@ class Analysis:
     quadratic: Estimate
     direct: Estimate
     controlled: Estimate
-    isotropic: Estimate
+    isotropic: Estimate | None
     isotropic_controlled: Estimate | None
     isotropic_closed_form: Estimate | None
     surrogate_error: float
@@ -192,7 +193,7 @@ class Analysis:
     @property
     def isotropic_distance(self) -> float:
         """Isotropic closed form less Monte Carlo on the true loss, in standard errors: how that model is judged."""
-        if self.isotropic_closed_form is None:
+        if self.isotropic_closed_form is None or self.isotropic is None:
             return math.nan
         stderr = math.hypot(self.isotropic.stderr, self.isotropic_closed_form.stderr)
         return (self.isotropic_closed_form.value - self.isotropic.value) / stderr if stderr > 0 else 0.0

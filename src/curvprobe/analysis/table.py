@@ -157,4 +157,5 @@ def _first_candidate_lines(found: Analysis) -> list[str]:
         *(estimate_row(name, estimate, comment) for name, estimate, comment in rows if estimate is not None),
         f"  (A probe is {found.sigma * found.spectrum.dim**0.5:.2g} from the solution in the subspace, and "
         f"{found.sigma * found.num_params**0.5:.2g} when isotropic.)",
+        *(["  (The isotropic criterion was left out: stages = 'full' has it.)"] if found.isotropic is None else []),
     ]

@@ -38,10 +38,12 @@ from curvprobe.cli.options import (
     Quiet,
     Seed,
     Sigma,
+    Stages,
     Surface,
     Tol,
     Tolerance,
     ToleranceOn,
+    Work,
     as_bytes,
 )
 from curvprobe.errors import ArgumentError, CurvprobeError, MissingExtraError
@@ -49,6 +51,9 @@ from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import RESULT, Store, write_atomically
 from curvprobe.tasks import Task, load_task
+
+LARGE = 10_000_000
+"""Parameters beyond which the command leaves out what its answer does not rest on."""
 
 FAILED = 3
 """Exit code where a condition of --fail-if is met."""
@@ -76,6 +81,7 @@ def demo(
     laws: Laws = False,
     concentration: Concentration = False,
     surface: Surface = 21,
+    stages: Stages = Work.AUTO,
     seed: Seed = 0,
     memory_budget: Memory = None,
     compiled: Compile = False,
@@ -111,6 +117,7 @@ def demo(
             laws=laws,
             concentration=concentration,
             surface=surface,
+            stages=stages,
             seed=seed,
             compile=compiled,
             allow_overlap=allow_overlap,
@@ -134,6 +141,7 @@ def run(
     laws: Laws = False,
     concentration: Concentration = False,
     surface: Surface = 21,
+    stages: Stages = Work.AUTO,
     seed: Seed = 0,
     memory_budget: Memory = None,
     compiled: Compile = False,
@@ -165,6 +173,7 @@ def run(
             laws=laws,
             concentration=concentration,
             surface=surface,
+            stages=stages,
             seed=seed,
             compile=compiled,
             allow_overlap=allow_overlap,
@@ -226,17 +235,27 @@ class Shown:
 
 
 def _analyse(
-    task: Task, k: int | None, sigma: str, out: Path, memory_budget: float | None, shown: Shown, **options: Any
+    task: Task,
+    k: int | None,
+    sigma: str,
+    out: Path,
+    memory_budget: float | None,
+    shown: Shown,
+    *,
+    stages: Work,
+    **options: Any,
 ) -> None:
     """Analyse and say what was found; ``options`` are those of :func:`curvprobe.analyze` by the same names."""
     if task.description:
         say(task.description)
     risk = sample_of(task, k, memory_budget)
+    quick = stages is Work.QUICK or (stages is Work.AUTO and risk.num_params > LARGE)
     analysis = analyze(
         risk,
         None if task.candidates is None else risk.on(task.candidates, task.collate_fn),
         sigma="auto" if sigma == "auto" else float(sigma),
         out=out,
+        stages="quick" if quick else "full",
         **options,
     )
 
@@ -255,6 +274,8 @@ def _analyse(
             typer.echo(f"\n{analysis.table()}\n")
         files = ["result.json", *([REPORT] if reported else []), *([f"{count} figures"] if count else [])]
         tell(f"written to {out}/: {', '.join(files)}" + ("" if shown.full else "; all tables: --full"))
+        if quick:
+            tell("left out: the criterion with isotropic probes, the picture of the loss (--stages full)")
     met = [reason for text in shown.fail_if if (reason := Condition.parse(text).met_by(analysis)) is not None]
     for reason in met:
         say(f"Failed: {reason}", style="red")

@@ -130,6 +130,23 @@ Surface = Annotated[
         "leaves it out.",
     ),
 ]
+
+
+class Work(StrEnum):
+    """How much of an analysis to do."""
+
+    AUTO = "auto"
+    FULL = "full"
+    QUICK = "quick"
+
+
+Stages = Annotated[
+    Work,
+    typer.Option(
+        help="quick leaves out what the answer does not rest on: the criterion with isotropic probes, and the picture "
+        "of the loss. auto: quick beyond ten million parameters."
+    ),
+]
 Full = Annotated[bool, typer.Option("--full", help="Also print all tables, not only the answer.")]
 FailIf = Annotated[
     list[str] | None,
