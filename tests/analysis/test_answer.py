@@ -279,3 +279,16 @@ def test_a_step_that_takes_more_than_is_measured_is_a_doubt(sound):
         found = replace(sound, stationarity=replace(sound.stationarity, step_decrease=step)).answer
         assert f"minimum {word} (|g| 1e-8, whole space" in str(found)
     assert "; a gradient step takes 0.06 off the loss)" in str(found)
+
+
+def test_a_notebook_shows_the_answer_escaped(sound):
+    named = replace(sound, dtype="<b>")
+    html = named._repr_html_()
+    assert "&lt;b&gt;" in html
+    assert "(<b>)" not in html
+    for mark in sound.answer.trust:
+        assert f"<td>{mark.name}</td><td>" in html
+    assert html.count("<li>") == len(sound.answer.findings)
+    asked = sized(sound, 1e-3)
+    assert asked.answer.tolerance
+    assert asked.answer.tolerance in asked._repr_html_()

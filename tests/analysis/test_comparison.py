@@ -127,3 +127,12 @@ def test_the_table(analysis):
     assert lines[1].startswith("a         30  0.500  0.612       0.001 [5e-4, 0.002]   2e-5 [1e-5, 3e-5]")
     assert "1 times, not told apart" in lines[2]
     assert lines[3] == f"sigma {sound.sigma:.3g} for all; differences are judged candidate by candidate, at 95 %"
+
+
+def test_a_notebook_shows_the_same_table_with_names_as_text(analysis):
+    sound = without_doubts(analysis)
+    html = cp.compare([sound, sound], names=["a", "<script>"])._repr_html_()
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+    assert html.count("<tr>") == 3
+    assert "differences are judged candidate by candidate" in html

@@ -35,6 +35,8 @@ def test_the_dispersion_settles_where_the_solution_does():
     assert abs(path.fit.exponent) < 0.4
     assert bool((path.overlap > 0.2).all())
     assert "V grows as" in str(path)
+    assert path._repr_html_().count("<tr>") == 1 + len(path.ks)
+    assert "V grows as" in path._repr_html_()
 
 
 def test_checkpoints_of_one_run_and_candidates():

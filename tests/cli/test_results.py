@@ -1,7 +1,10 @@
 """What is done with finished runs: reports, comparisons, conditions."""
 
 import json
+from xml.etree import ElementTree
 
+import curvprobe as cp
+from curvprobe.cli import formats
 from tests.cli.test_cli import invoke
 
 
@@ -57,3 +60,37 @@ def test_a_condition_that_is_met_ends_with_code_3(task_file, tmp_path):
     result = invoke("run", f"{task_file}:task", *options, "--fail-if", "loss is 0")
     assert result.exit_code == 2
     assert "expected one such as" in " ".join(result.output.replace("│", "").split())
+
+
+CONDITIONS = ("--fail-if", "gradient_norm > 0", "--fail-if", "loss > 1e6")
+
+
+def test_a_pipeline_reads_junit(task_file, tmp_path):
+    options = ("--dim", 2, "--no-report", *CONDITIONS, "--report-format", "junit", "--out", tmp_path / "out")
+    result = invoke("run", f"{task_file}:task", *options)
+    assert result.exit_code == 3
+    suite = ElementTree.parse(tmp_path / "out" / "junit.xml").getroot()
+    cases = {case.get("name"): case for case in suite}
+    failed = cases["gradient_norm > 0"].find("failure")
+    assert "gradient_norm" in failed.get("message")
+    assert cases["loss > 1e6"].find("failure") is None
+    assert cases["minimum"].find("skipped") is not None  # an untrained net
+    assert cases["minimum"].get("classname") == "curvprobe.trust"
+    assert cases["eigenspace"].find("skipped") is None
+    counted = [len(suite.findall(f"testcase{kind}")) for kind in ("", "/failure", "/skipped")]
+    assert [int(suite.get(name)) for name in ("tests", "failures", "skipped")] == counted
+    assert "NO ANSWER" in suite.find("system-out").text
+
+
+def test_a_pipeline_reads_annotations(task_file, tmp_path):
+    options = ("--dim", 2, "--no-report", *CONDITIONS, "--report-format", "github", "--out", tmp_path / "out")
+    lines = [line for line in invoke("run", f"{task_file}:task", *options).stdout.splitlines() if line[:2] == "::"]
+    assert lines[0].startswith("::error title=curvprobe::gradient_norm > 0: ")
+    assert any(line.startswith("::warning title=curvprobe::minimum") for line in lines)
+    assert lines[-1].startswith("::notice title=curvprobe::NO ANSWER")
+    assert not any("loss > 1e6" in line for line in lines)
+    assert "%25" in formats.workflow_commands(replace_finding("0.1 % of it"), {})[-1]
+
+
+def replace_finding(text):
+    return cp.Answer("model", (text,), None, "", (), "", "")

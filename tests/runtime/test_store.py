@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from curvprobe.errors import ArgumentError
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import Finished, Stage, Store, read_stage, write_atomically
 
@@ -140,3 +141,25 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_debris(tmp_path, monkey
 def test_json_is_strict():
     content = to_json({"a": float("inf"), "b": torch.tensor([1.0, float("nan")]), "c": (True, None)})
     assert json.loads(content, parse_constant=pytest.fail) == {"a": None, "b": [1.0, None], "c": [True, None]}
+
+
+def unwritable(*_, **__):
+    raise PermissionError("read-only file system")
+
+
+def test_a_finished_run_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    store = Store.at(tmp_path)
+    store.result(stage())
+    store.write_result({"value": 1})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("curvprobe.runtime.store.write_atomically", unwritable)
+    again = Store.at(tmp_path)
+    assert not again.writable
+    again.result(stage(compute=never))
+    again.write_result({"value": 2})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ArgumentError, match="its stage s is not that of this model"):
+        again.result(stage(key="another", compute=never))
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(ArgumentError, match="nothing can be written to the folder"):
+        Store.at(tmp_path)

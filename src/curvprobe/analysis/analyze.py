@@ -114,14 +114,7 @@ def analyze(
     if stages not in ("full", "quick"):
         raise ArgumentError(f"stages is {stages!r}; expected 'full' or 'quick'")
     surface = 0 if stages == "quick" or settings.dim < 2 or not _whole("surface", surface) else check_points(surface)
-    if tolerance_on not in ("total", "shape", "relative"):
-        raise ArgumentError(f"tolerance_on is {tolerance_on!r}; expected 'total', 'shape' or 'relative'")
-    if tolerance is None and tolerance_on != "total":
-        raise ArgumentError(f"tolerance_on is {tolerance_on!r} without a tolerance; expected both, or neither")
-    if tolerance_on == "relative" and risk.value() == 0:
-        raise ArgumentError("the loss at the solution is 0, and no tolerance is relative to it; give one in loss units")
-    if tolerance is not None:
-        check_request(tolerance, len(new) if len(new) > 1 else len(risk))
+    _check_tolerance(tolerance, tolerance_on, risk, len(new))
     store, job = Store.at(out), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sorted({*SIGMA_GRID, *([] if settings.sigma == "auto" else [settings.sigma])})
@@ -147,6 +140,18 @@ def analyze(
     found = assemble(job, seen, grid, tolerance, notes, config, store)
     store.write_result(found.to_json())
     return found
+
+
+def _check_tolerance(tolerance: float | None, on: str, risk: EmpiricalRisk, num_candidates: int) -> None:
+    """Refuse one that makes no sense, before any work."""
+    if on not in ("total", "shape", "relative"):
+        raise ArgumentError(f"tolerance_on is {on!r}; expected 'total', 'shape' or 'relative'")
+    if tolerance is None and on != "total":
+        raise ArgumentError(f"tolerance_on is {on!r} without a tolerance; expected both, or neither")
+    if on == "relative" and risk.value() == 0:
+        raise ArgumentError("the loss at the solution is 0, and no tolerance is relative to it; give one in loss units")
+    if tolerance is not None:
+        check_request(tolerance, num_candidates if num_candidates > 1 else len(risk))
 
 
 def _seen(

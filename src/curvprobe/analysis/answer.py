@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from curvprobe.analysis.notebook import answer_html
 from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.criteria.sample_size import OF_MEAN_WEIGHT, Of
 from curvprobe.criteria.stationarity import REMEDY
@@ -75,6 +76,10 @@ class Answer:
     def __str__(self) -> str:
         lines = [self.model, *self.findings, self.tolerance, f"trust: {' | '.join(map(str, self.trust))}"]
         return "\n".join([*filter(None, lines), f"next: {self.advice}", self.probe])
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        return answer_html(self)
 
 
 def answer(analysis: Analysis) -> Answer:

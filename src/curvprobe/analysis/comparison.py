@@ -17,6 +17,7 @@ from curvprobe.criteria.expectation import expected_criterion
 from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import FEWEST_FOR_UPPER, freedom, standard_error, student_reach
+from curvprobe.runtime.markup import table
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class ComparedRun:
     ratio: float
     differs: bool | None
     overlap: float
+
+
+_HEAD = (*("run", "k", "loss", "candidates", "one more moves it by", "tilt and bend", "against the first", "overlap"),)
 
 
 @dataclass(frozen=True)
@@ -82,23 +86,23 @@ class Comparison:
             rows.append(row)
         return pandas.DataFrame(rows).set_index("name")
 
-    def __str__(self) -> str:
-        head = (
-            "run",
-            "k",
-            "loss",
-            "candidates",
-            "one more moves it by",
-            "tilt and bend",
-            "against the first",
-            "overlap",
-        )
-        rows = [head, *(_row(run, first=i == 0) for i, run in enumerate(self.runs))]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [_row(run, first=i == 0) for i, run in enumerate(self.runs)]
+
+    def _notes(self) -> list[str]:
         how = "candidate by candidate" if self.paired else "by their intervals"
-        lines.append(f"sigma {self.sigma:.3g} for all; differences are judged {how}, at 95 %")
-        return "\n".join([*lines, *(f"doubt: {doubt}" for doubt in self.doubts)])
+        told = f"sigma {self.sigma:.3g} for all; differences are judged {how}, at 95 %"
+        return [told, *(f"doubt: {doubt}" for doubt in self.doubts)]
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        return table(_HEAD, self._rows(), self._notes())
+
+    def __str__(self) -> str:
+        rows = [_HEAD, *self._rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *self._notes()])
 
 
 def compare(runs: Sequence[Analysis | str | Path], *, names: Sequence[str] | None = None) -> Comparison:

@@ -25,7 +25,7 @@ DRAWS_TIMED = 4
 """Monte-Carlo draws that are timed."""
 
 DRAWS, OF_VALIDITY, OF_PICTURE = 2 * 64, 12 * VALIDITY_DRAWS, 21**2
-"""Displaced points of an analysis: of both Monte Carlos by default, of the validity over its grid, and of the picture."""
+"""Displaced points of an analysis: of both Monte Carlos by default, of the validity over its grid, of the picture."""
 
 MORE_PRODUCTS = FULL_SPACE_PRODUCTS + CONTROLLED_DRAWS // 2 + 1
 """Hessian products of an analysis besides those of its eigenspace: one for a mirrored pair of draws, and one along the

@@ -315,6 +315,10 @@ class Analysis:
     def __str__(self) -> str:
         return f"{self.answer}\ndetails: analysis.table()"
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        return self.answer._repr_html_()
+
     def __repr__(self) -> str:
         return f"Analysis(k={self.k}, num_params={self.num_params}, dim={self.spectrum.dim}, sigma={self.sigma:.3g})"
 

@@ -22,6 +22,7 @@ from curvprobe.numerics.power_law import PowerLaw, power_law
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime import progress
 from curvprobe.runtime.digest import digest
+from curvprobe.runtime.markup import table
 from curvprobe.runtime.plain import brief, number, numbers
 from curvprobe.runtime.store import Stage, Store
 from curvprobe.subspace.eigenspace import top_eigenspace
@@ -31,6 +32,9 @@ from curvprobe.version import __version__
 
 TRAJECTORY_VERSION = 2
 """Of a trajectory's ``result.json``: 1 left out the tables of the expectations."""
+
+
+_HEAD = ("k", "loss", "|gradient|", "dispersion V", "increment [95 %]", "overlap", "products")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,21 +66,36 @@ class Trajectory:
 
     __repr__ = brief
 
-    def __str__(self) -> str:
-        lines = [
-            f"{'k':>7} {'loss':>11} {'|gradient|':>12} {'dispersion V':>14}   increment [95 %]      overlap  products"
-        ]
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = []
         for i, k in enumerate(self.ks.tolist()):
             low, high = self.expected[i].rms_interval
-            shared = f"{float(self.overlap[i - 1]):8.3f}" if i else "        "
-            lines.append(
-                f"{k:>7} {float(self.loss[i]):>11.4g} {float(self.gradient_norm[i]):>12.2e} "
-                f"{float(self.dispersion[i]):>14.4g}   {self.expected[i].rms:.3e} [{low:.2e}, {high:.2e}] {shared} "
-                f"{int(self.num_matvecs[i]):>9}"
+            rows.append(
+                (
+                    f"{k}",
+                    f"{float(self.loss[i]):.4g}",
+                    f"{float(self.gradient_norm[i]):.2e}",
+                    f"{float(self.dispersion[i]):.4g}",
+                    f"{self.expected[i].rms:.3e} [{low:.2e}, {high:.2e}]",
+                    f"{float(self.overlap[i - 1]):.3f}" if i else "",
+                    f"{int(self.num_matvecs[i])}",
+                )
             )
+        return rows
+
+    def _fitted(self) -> str:
         low, high = self.fit.interval
-        lines.append(f"V grows as k^{self.fit.exponent:.2f}, 95 % interval [{low:.2f}, {high:.2f}]")
-        return "\n".join(lines)
+        return f"V grows as k^{self.fit.exponent:.2f}, 95 % interval [{low:.2f}, {high:.2f}]"
+
+    def __str__(self) -> str:
+        rows = [_HEAD, *self._rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([*lines, self._fitted()])
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        return table(_HEAD, self._rows(), [self._fitted()])
 
     def to_json(self) -> dict[str, Any]:
         """Every number, as ``result.json`` holds it."""

@@ -16,10 +16,12 @@ from curvprobe.analysis.doctor import examine
 from curvprobe.analysis.examination import Examination
 from curvprobe.analysis.result import REPORT, Analysis
 from curvprobe.cli.app import app
+from curvprobe.cli.formats import ReportFormat, workflow_commands, write_junit
 from curvprobe.cli.loading import sample_of, task_with
 from curvprobe.cli.messages import plain_errors, saved, say, tell
 from curvprobe.cli.options import (
     AllowOverlap,
+    As,
     AsJson,
     Compile,
     Concentration,
@@ -87,6 +89,7 @@ def demo(
     compiled: Compile = False,
     allow_overlap: AllowOverlap = False,
     fail_if: FailIf = None,
+    report_format: As = None,
     no_report: NoReport = False,
     full: Full = False,
     as_json: AsJson = False,
@@ -107,7 +110,7 @@ def demo(
             sigma,
             folder,
             memory_budget,
-            Shown(full, as_json, quiet, tuple(fail_if or ()), not no_report),
+            Shown(full, as_json, quiet, tuple(fail_if or ()), not no_report, report_format),
             dim=dim,
             num_probes=num_probes,
             tol=tol,
@@ -147,6 +150,7 @@ def run(
     compiled: Compile = False,
     allow_overlap: AllowOverlap = False,
     fail_if: FailIf = None,
+    report_format: As = None,
     no_report: NoReport = False,
     full: Full = False,
     as_json: AsJson = False,
@@ -163,7 +167,7 @@ def run(
             sigma,
             out,
             memory_budget,
-            Shown(full, as_json, quiet, tuple(fail_if or ()), not no_report),
+            Shown(full, as_json, quiet, tuple(fail_if or ()), not no_report, report_format),
             dim=dim,
             num_probes=num_probes,
             tol=tol,
@@ -225,13 +229,15 @@ def _build(task: BuiltIn, k: int | None, seed: int, cache: Path) -> Task:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a command prints on standard output, the conditions at which it fails, and whether it writes a report."""
+    """What a command prints on standard output, the conditions at which it fails, whether it writes a report, and in
+    which form a pipeline reads the outcome."""
 
     full: bool
     as_json: bool
     quiet: bool
     fail_if: tuple[str, ...]
     report: bool
+    also: ReportFormat | None
 
 
 def _analyse(
@@ -259,13 +265,21 @@ def _analyse(
         **options,
     )
 
+    _print(analysis, shown, out, quick=quick)
+    _end(analysis, shown, out)
+
+
+def _print(analysis: Analysis, shown: Shown, out: Path, *, quick: bool) -> None:
+    """Write the figures and the report, and say what was found and where it lies."""
+
     def figures() -> list[Path]:
         from curvprobe.plots import save_figures
 
         return save_figures(analysis, out)
 
-    count = len(saved(figures)) // 2
-    reported = shown.report and _reported(analysis, out / REPORT)
+    writable = Store.at(out).writable  # a finished run may be read where nothing can be added
+    count = len(saved(figures)) // 2 if writable else 0
+    reported = shown.report and writable and _reported(analysis, out / REPORT)
     if shown.as_json:
         typer.echo(to_json(analysis.to_json()), nl=False)
     elif not shown.quiet:
@@ -276,7 +290,16 @@ def _analyse(
         tell(f"written to {out}/: {', '.join(files)}" + ("" if shown.full else "; all tables: --full"))
         if quick:
             tell("left out: the criterion with isotropic probes, the picture of the loss (--stages full)")
-    met = [reason for text in shown.fail_if if (reason := Condition.parse(text).met_by(analysis)) is not None]
+
+
+def _end(analysis: Analysis, shown: Shown, out: Path) -> None:
+    """Tell a pipeline how it ended, and fail where a condition is met."""
+    outcomes = {text: Condition.parse(text).met_by(analysis) for text in shown.fail_if}
+    if shown.also is ReportFormat.JUNIT:
+        write_junit(out, analysis.answer, outcomes)
+    elif shown.also is ReportFormat.GITHUB:
+        typer.echo("\n".join(workflow_commands(analysis.answer, outcomes)))
+    met = [reason for reason in outcomes.values() if reason is not None]
     for reason in met:
         say(f"Failed: {reason}", style="red")
     if met:

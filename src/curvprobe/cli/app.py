@@ -9,7 +9,6 @@ import typer
 import curvprobe
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -34,6 +33,8 @@ directions.
 **What a run leaves** in its folder: `report.html` (a page with sliders, to open and to send), `result.json` (every
 number with its standard error and verdict), figures as PNG and PDF, and the finished stages; a run that is interrupted
 goes on from the last finished stage when it is repeated.
+
+`curvprobe --install-completion` completes commands and options in your shell.
 
 Version {curvprobe.__version__}. Exit code: 0 done, 1 the task cannot be analysed (the message says why), 2 wrong usage,
 3 a condition of `--fail-if` is met.

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from curvprobe.analysis.conditions import NAMES, Condition
+from curvprobe.cli.formats import ReportFormat
 from curvprobe.errors import ArgumentError
 
 
@@ -155,6 +156,14 @@ FailIf = Annotated[
         callback=_conditions,
         help="Exit with code 3 where this holds or cannot be told, as --fail-if 'shape_rms > 0.01'; repeat it for "
         f"several. On: {', '.join(NAMES)}.",
+    ),
+]
+As = Annotated[
+    ReportFormat | None,
+    typer.Option(
+        "--report-format",
+        help="For a pipeline. junit: junit.xml in the folder, with a test case for every --fail-if. github: "
+        "annotations of the run on standard output.",
     ),
 ]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html.")]

@@ -91,6 +91,7 @@ class Store:
 
     Args:
         directory: where stages lie, or None.
+        writable: whether stages may be added.
 
     Attributes:
         finished: every stage that was asked for, by name: what a result of this store rests on.
@@ -98,10 +99,14 @@ class Store:
 
     directory: Path | None
     finished: dict[str, Finished] = field(default_factory=dict, compare=False)
+    writable: bool = True
 
     @classmethod
     def at(cls, out: str | Path | None) -> Store:
-        """A store in this folder, made if need be; refused at once where nothing can be written."""
+        """A store in this folder, made if need be.
+
+        Where nothing can be written it is refused at once, unless a finished run lies there: that can be read.
+        """
         if out is None:
             return cls(None)
         folder = Path(out)
@@ -109,6 +114,8 @@ class Store:
             write_atomically(folder / ".writable", b"")
             (folder / ".writable").unlink()
         except OSError as error:
+            if (folder / RESULT).is_file():
+                return cls(folder, writable=False)
             raise ArgumentError(f"nothing can be written to the folder {str(out)!r}: {error}") from error
         return cls(folder)
 
@@ -130,6 +137,11 @@ class Store:
                 self.finished[stage.name] = Finished(key, found[1], True)
                 LOG.info("%s: found in %s", stage.name, self.directory)
                 return found[0]
+            if not self.writable:
+                raise ArgumentError(
+                    f"nothing can be written to the folder {str(self.directory)!r}, and its stage {stage.name} is not "
+                    "that of this model, data and settings; give another folder"
+                )
         LOG.info("%s ...", stage.name)
         start = time.perf_counter()
         result = stage.compute()
@@ -145,7 +157,7 @@ class Store:
 
     def write_result(self, record: dict[str, Any]) -> None:
         """Write the run's result, with the keys of the stages that it rests on; nothing without a folder."""
-        if self.directory is not None:
+        if self.directory is not None and self.writable:
             rests_on = {name: stage.key for name, stage in self.finished.items()}
             write_atomically(self.directory / RESULT, to_json(record | {"stages": rests_on}))
 
