@@ -60,8 +60,13 @@ paper: .venv/dev
 	cp runs/paper/converged/decay.png docs/figures/paper/converged.png
 	$(BIN)/python benchmarks/table.py
 
-docs: .venv/dev
-	$(BIN)/mkdocs build --strict --quiet
+docs: .venv/dev runs/docs/report.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	mkdir -p site/demo && cp runs/docs/report.html site/demo/
+
+# A page of the built site: the report as a run leaves it.
+runs/docs/report.html: .venv/dev
+	$(BIN)/curvprobe demo --quiet --tolerance 1e-4 --out runs/docs
 
 bench: .venv/bench
 	for name in demo monte_carlo concentration coverage_of_errors coverage_of_intervals gates extremality paper curve peers scaling limit solver misses more_data front_door; do $(BIN)/python benchmarks/$$name.py || exit 1; done
