@@ -170,7 +170,8 @@ def test_other_orders_and_single_candidates(case, sound):
     assert "of the sample's 29 (" in str(alone.answer)
     assert "on the candidates" not in str(alone.answer)
     assert ", no upper end]" in str(alone.answer)
-    assert "give examples that the weights were not fitted to" in alone.answer.advice
+    settled = replace(alone, stationarity=sound.stationarity)
+    assert "give examples that the weights were not fitted to" in settled.answer.advice
     assert math.isnan(alone.held_out_loss)
     few = cp.analyze(case.risk()[:2], dim=2, num_probes=8)
     assert "NO ANSWER" in str(few.answer)
@@ -278,7 +279,12 @@ def test_a_step_that_takes_more_than_is_measured_is_a_doubt(sound):
     for step, word in ((0.9e-3, "YES"), (0.06, "DOUBT")):
         found = replace(sound, stationarity=replace(sound.stationarity, step_decrease=step)).answer
         assert f"minimum {word} (|g| 1e-8, whole space" in str(found)
-    assert "; a gradient step takes 0.06 off the loss)" in str(found)
+    assert "; a few steps take 0.06 off the loss)" in str(found)
+    assert found.advice.startswith("train on")
+    for descent, word in ((0.9e-3, "yes"), (0.02, "doubt"), (math.nan, "yes")):
+        fallen = replace(sound, stationarity=replace(sound.stationarity, descent=descent))
+        assert fallen.answer.trust[0].word == word
+        assert fallen.answer.advice.startswith("train on") == (word == "doubt")
 
 
 def test_a_notebook_shows_the_answer_escaped(sound):

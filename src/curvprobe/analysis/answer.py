@@ -252,6 +252,11 @@ def _marks(analysis: Analysis) -> tuple[Mark, ...]:
     return tuple(marks)
 
 
+def _still_falls(analysis: Analysis) -> bool:
+    """Whether more can be taken off the loss than what is measured, by a gradient that the examples' scatter hides."""
+    return analysis.expected is not None and analysis.stationarity.falls > analysis.expected.rms
+
+
 def _minimum(analysis: Analysis) -> Mark:
     said, found = f"|g| {short(analysis.gradient_norm)}, whole space", analysis.spectrum
     least, largest = float(found.eigenvalues.min()), float(found.eigenvalues.abs().max())
@@ -261,9 +266,9 @@ def _minimum(analysis: Analysis) -> Mark:
         return Mark("minimum", "doubt", f"{said}, curvature {short(least)} along one direction")
     if math.isnan(analysis.stationarity.moving_ratio):
         return Mark("minimum", "doubt", f"{said}, and no scatter to judge it by")
-    step, expected = analysis.stationarity.step_decrease, analysis.expected
-    if expected is not None and step > expected.rms:  # within the examples' scatter, and more than what is measured
-        return Mark("minimum", "doubt", f"{said}; a gradient step takes {short(step)} off the loss")
+    if _still_falls(analysis):
+        falls = short(analysis.stationarity.falls)
+        return Mark("minimum", "doubt", f"{said}; a few steps take {falls} off the loss")
     return Mark("minimum", "yes", said)
 
 
@@ -310,6 +315,8 @@ def _advice(analysis: Analysis, judgement: Judgement | None) -> str:
     if refused is not None:
         return refused.rsplit("; ", 1)[-1]
     found, expected = analysis.spectrum, analysis.expected
+    if _still_falls(analysis):
+        return REMEDY
     if expected is not None and expected.pool:
         return "give examples that the weights were not fitted to: the sample's own set no upper end"
     if not bool(found.converged.all()):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from curvprobe.analysis.stages import CONTROLLED_DRAWS, FULL_SPACE_PRODUCTS, VALIDITY_CANDIDATES, VALIDITY_DRAWS
+from curvprobe.analysis.stationarity import DESCENT_STEPS
 from curvprobe.curvature.matrix import hessian
 from curvprobe.probing.joining import Joining
 from curvprobe.probing.laws import IsotropicProbe
@@ -27,9 +28,9 @@ DRAWS_TIMED = 4
 DRAWS, OF_VALIDITY, OF_PICTURE = 2 * 64, 12 * VALIDITY_DRAWS, 21**2
 """Displaced points of an analysis: of both Monte Carlos by default, of the validity over its grid, of the picture."""
 
-MORE_PRODUCTS = FULL_SPACE_PRODUCTS + CONTROLLED_DRAWS // 2 + 1
-"""Hessian products of an analysis besides those of its eigenspace: one for a mirrored pair of draws, and one along the
-gradient."""
+MORE_PRODUCTS = FULL_SPACE_PRODUCTS + CONTROLLED_DRAWS // 2 + DESCENT_STEPS
+"""Hessian products of an analysis besides those of its eigenspace: one for a mirrored pair of draws, and those by which
+the solution is judged."""
 
 
 @dataclass(frozen=True)

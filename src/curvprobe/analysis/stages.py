@@ -13,7 +13,7 @@ from torch import Tensor
 from curvprobe.analysis.concentration import ConcentrationCurve, concentration_curve
 from curvprobe.analysis.examination import Examination, examine_candidates, examine_model
 from curvprobe.analysis.law_table import LawTable, compare_laws
-from curvprobe.analysis.stationarity import stationarity
+from curvprobe.analysis.stationarity import DESCENT_STEPS, stationarity
 from curvprobe.criteria.estimators import Estimate
 from curvprobe.criteria.ranking import SHOWN, rank_candidates
 from curvprobe.criteria.sample import ProjectedSample
@@ -201,7 +201,12 @@ def stationary(
     job: Job, space: Eigenspace, basis: str, sample: ProjectedSample, fresh: ProjectedSample
 ) -> Stage[Stationarity]:
     """How far the solution is from a minimiser."""
-    return Stage("stationarity", [*job.keys, basis], Stationarity, lambda: stationarity(job.risk, space, sample, fresh))
+    return Stage(
+        "stationarity",
+        [*job.keys, basis, DESCENT_STEPS],
+        Stationarity,
+        lambda: stationarity(job.risk, space, sample, fresh),
+    )
 
 
 def norms(job: Job) -> Stage[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,9 +12,22 @@ from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.stationarity import Stationarity, over_scatter
 from curvprobe.curvature.matrix import hessian
 from curvprobe.numerics.linalg import inner, norm
+from curvprobe.risk.displaced import displaced_losses, in_blocks
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.subspace.gradients import gradient_norms
 from curvprobe.subspace.spaces import Eigenspace, Subspace
+
+DESCENT_STEPS = 5
+"""Conjugate gradient steps by which it is seen how far the loss would still fall; a Hessian product each."""
+
+SCALES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+"""Multiples of what they find at which the loss is evaluated."""
+
+ROUNDING = 10
+"""Units of rounding of the loss that a fall may be without being one."""
+
+FLAT = 1e-6
+"""Part of the largest curvature below which a direction is taken for flat, or bent down."""
 
 
 def stationarity(
@@ -26,7 +40,7 @@ def stationarity(
 ) -> Stationarity:
     """How far the solution is from a minimiser of the risk.
 
-    Costs one gradient of every example and one Hessian product.
+    Costs one gradient of every example, :data:`DESCENT_STEPS` Hessian products and some passes over the sample.
 
     Args:
         risk: on the k examples.
@@ -54,25 +68,70 @@ def stationarity(
         decrement = float((slope.square() / (subspace.eigenvalues + damping)).sum() / 2)
     scatter = float((others.gradient - slope).square().sum(1).mean())
     gradient = risk.gradient()
+    found = _descend(risk, gradient, mean.hessian[0])
     return Stationarity(
         gradient_norm=norm(gradient),
         projected_gradient_norm=float(slope.norm()),
         newton_decrement=decrement,
-        step_decrease=_step_decrease(risk, gradient, mean.hessian[0]),
+        step_decrease=found.step_decrease,
         moving_ratio=_moving_ratio(norm(gradient) ** 2, gradient_norms(risk), risk.shares),
         slope_share=float(slope.square().sum()) / scatter if scatter > 0 else 0.0,
+        descent=found.descent,
+        least_curvature=found.least_curvature,
     )
 
 
-def _step_decrease(risk: EmpiricalRisk, gradient: Tensor, projected: Tensor) -> float:
-    """What a gradient step of the inverse of the largest curvature takes off the loss: of the eigenspace's curvatures
-    and that along the gradient itself, which may be larger where the eigenspace is not the top one."""
+@dataclass(frozen=True)
+class _Descent:
+    """What a gradient step promises, what a few steps took off the loss, and the least curvature met on the way."""
+
+    step_decrease: float
+    descent: float
+    least_curvature: float
+
+
+def _descend(risk: EmpiricalRisk, gradient: Tensor, projected: Tensor) -> _Descent:
+    """Follow conjugate gradients for a few steps, and see how far the loss itself falls along what they find.
+
+    The gradient alone does not tell: on a plateau, or where valleys are flat, it is within the examples' scatter and
+    training would take much off the loss. A curvature below zero ends the steps, and is followed too.
+    """
     square = norm(gradient) ** 2
     if square == 0:
-        return 0.0
-    along = abs(float(inner(gradient[None], hessian(risk) @ gradient)[0])) / square
-    largest = max(along, float(torch.linalg.eigvalsh(projected).abs().max()))
-    return square / (2 * largest) if largest > 0 else math.inf
+        return _Descent(0.0, 0.0, math.nan)
+    matrix, largest, least = hessian(risk), float(torch.linalg.eigvalsh(projected).abs().max()), math.inf
+    step, residual, along = torch.zeros_like(gradient), -gradient, -gradient
+    directions, first, left = [], math.inf, square
+    for index in range(DESCENT_STEPS):
+        image = matrix @ along
+        curvature = float(inner(along[None], image)[0]) / norm(along) ** 2
+        least = min(least, curvature)
+        if index == 0:  # it may be larger than those of an eigenspace that is not the top one
+            largest = max(largest, abs(curvature))
+            first = square / (2 * largest) if largest > 0 else math.inf
+            directions.append(-gradient / largest if largest > 0 else -gradient)
+        if curvature <= FLAT * largest:
+            directions.append(along * (norm(directions[0]) / norm(along)))
+            break
+        length = left / (curvature * norm(along) ** 2)
+        step = step + length * along
+        residual = residual - length * image
+        before, left = left, norm(residual) ** 2
+        if left <= torch.finfo(risk.dtype).eps * square:  # at the minimum of the quadratic model
+            break
+        along = residual + (left / before) * along
+    directions.append(step)
+    return _Descent(first, _fall(risk, directions), least)
+
+
+def _fall(risk: EmpiricalRisk, directions: list[Tensor]) -> float:
+    """The most that the loss falls along these directions, at several lengths; 0 where rounding may have made it."""
+    points = (scale * direction for direction in directions for scale in SCALES)
+    values = [displaced_losses(risk, block, finite=False) @ risk.shares for block in in_blocks(points, risk)]
+    value = risk.value()
+    fall = value - torch.cat(values)
+    most = float(fall.nan_to_num(nan=0.0, neginf=0.0).max())
+    return most if most > ROUNDING * torch.finfo(risk.dtype).eps * abs(value) else 0.0
 
 
 def _moving_ratio(square: float, norms: Tensor, shares: Tensor) -> float:

@@ -33,6 +33,9 @@ class Stationarity:
             still move the point; NaN where one example leaves nothing to judge by.
         slope_share: ``|U^T g^(k)|^2`` over the mean of ``|U^T (g_j - g^(k))|^2`` over the next examples: how much of
             the slope term is the solution's own gradient, which the paper sets to zero.
+        descent: how far the loss itself fell along a few conjugate gradient steps, loss units: training would take off
+            more; NaN in a result of an earlier version.
+        least_curvature: the smallest that these steps met; below zero the point is a saddle. NaN where nothing was met.
     """
 
     gradient_norm: float
@@ -41,6 +44,13 @@ class Stationarity:
     step_decrease: float
     moving_ratio: float
     slope_share: float
+    descent: float = math.nan
+    least_curvature: float = math.nan
+
+    @property
+    def falls(self) -> float:
+        """What is known to be still there to be taken off the loss, loss units."""
+        return self.step_decrease if math.isnan(self.descent) else max(self.step_decrease, self.descent)
 
     @property
     def outside(self) -> float:
@@ -71,7 +81,7 @@ class Stationarity:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Stationarity:
         """What :meth:`to_json` has written; results of schema 3 or before hold the moving ratio of the subspace."""
-        known = {"step_decrease": None} | record
+        known = {"step_decrease": None, "descent": None, "least_curvature": None} | record
         ratio = number(known["moving_ratio"], math.inf if known.get("moving_known") else math.nan)
         names = [field.name for field in fields(cls) if field.name != "moving_ratio"]
         return cls(moving_ratio=ratio, **{name: number(known[name]) for name in names})
@@ -85,6 +95,12 @@ class Stationarity:
             f"{100 * self.outside:.0f} % of the squared gradient is outside the subspace;\n"
             f"  a Newton step in the subspace {promised}; in the slope's mean square the sample's own gradient is "
             f"{100 * self.slope_share:.2g} %"
+            + (
+                ""
+                if math.isnan(self.descent)
+                else f"; a few conjugate gradient steps took {self.descent:.2e} off the loss"
+            )
+            + (f", and met a curvature of {self.least_curvature:.2g}" if self.least_curvature < 0 else "")
         )
 
 
