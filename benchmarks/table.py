@@ -19,6 +19,7 @@ import monte_carlo
 import more_data
 import paper
 import peers
+import report_page
 import scaling
 import solver
 from benchmark import RESULTS, page, read
@@ -41,6 +42,7 @@ SCRIPTS = (
     monte_carlo,
     paper,
     peers,
+    report_page,
     scaling,
     solver,
 )

@@ -1,12 +1,13 @@
 """What the page recomputes its numbers from, against the functions that it stands for."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import curvprobe as cp
-from curvprobe.criteria.increment import prefix_means
+from curvprobe.criteria.increment import fresh_increments, prefix_means
 from curvprobe.report.aggregates import CELLS, aggregates
 from tests.criteria.samples import sample_of
 
@@ -86,11 +87,14 @@ def test_one_candidate_has_no_scatter_and_many_fewer_sizes():
     assert repr(alone).count("\n") == 0
 
 
-def test_a_large_problem_has_fewer_sizes(monkeypatch):
-    monkeypatch.setattr("curvprobe.report.aggregates.MOST", 9 * 9 * 10)
-    found = aggregates(sample_of(400, dim=3), sample_of(9, dim=3, seed=1))
-    assert len(found.ks) <= 10
-    assert found.ks[-1] == 400
+def test_what_the_curvatures_share_takes_no_digits_from_how_they_differ():
+    sample, fresh = sample_of(40, dim=3, weighted=True), sample_of(9, dim=3, seed=1, weighted=True)
+    common = 1e6 * torch.eye(3, dtype=torch.float64)
+    lifted = [replace(part, hessian=part.hessian + common) for part in (sample, fresh)]
+    found = aggregates(*lifted)
+    for i, at_k in enumerate(fresh_increments(*lifted, found.ks)):
+        bend = at_k.curvature.square().mean(0).cumsum(0).cumsum(1).diagonal()
+        assert torch.allclose(found.moments[i, :, 4], bend, rtol=1e-7)
 
 
 def test_the_last_size_is_the_whole_sample_however_many():

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 import curvprobe as cp
 from curvprobe.analysis.result import Absent, Analysis
@@ -80,3 +81,32 @@ def test_the_loss_itself_is_shown_where_it_was_evaluated(analysed):
     without = page(replace(analysed, plane=None))
     assert "measured" not in data_of(without)["charts"]
     assert "chart-measured" not in without
+
+
+def test_concentration_is_shown_where_it_was_computed(analysed):
+    shares = torch.tensor([[0.1, 0.4], [0.01, torch.nan]], dtype=torch.float64)
+    found = cp.ConcentrationCurve(
+        names=("hessian", "<few>"),
+        certified=torch.tensor([2, 1]),
+        dims=torch.tensor([1, 2]),
+        criterion=shares,
+        criterion_stderr=shares / 10,
+        shape=shares,
+        shape_stderr=shares / 10,
+        num_params=40,
+        sigma=0.01,
+        full_criterion=1.0,
+        full_criterion_stderr=0.1,
+        full_shape=0.5,
+    )
+    html = page(replace(analysed, concentration=found))
+    rows = data_of(html)["charts"]["concentration"]["data"]["values"]
+    assert [(row["directions"], row["D"], row["share"]) for row in rows] == [
+        ("hessian", 1, 0.1),
+        ("hessian", 2, 0.4),
+        ("<few>", 1, 0.01),
+        ("D / N", 1, 0.025),
+        ("D / N", 2, 0.05),
+    ]
+    assert "&lt;few&gt;" in html
+    assert "chart-concentration" not in page(analysed)

@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvprobe.criteria.increment import QuadraticIncrement, fresh_increments, prefix_means
+from curvprobe.criteria.increment import QuadraticIncrement, fresh_increments, joining_factor, prefix_means
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.runtime.plain import brief, plain
 
-POINTS = 60
+POINTS = 40
 """Sample sizes, at most."""
-
-MOST = 300_000_000
-"""Entries of the candidates' curvatures that are gone through, about; beyond, there are fewer sample sizes."""
 
 PLANE = 6
 """Leading directions of which any two may span the plane of the landscape."""
@@ -72,17 +69,16 @@ CELLS = (
 def aggregates(sample: ProjectedSample, fresh: ProjectedSample) -> Aggregates:
     """Of a projected sample and the candidates."""
     k, m = len(sample), len(fresh)
-    points = max(8, min(POINTS, MOST // (m * sample.dim**2)))
-    sizes = torch.logspace(0, math.log10(k), points, dtype=torch.float64, device="cpu").round()
+    sizes = torch.logspace(0, math.log10(k), POINTS, dtype=torch.float64, device="cpu").round()
     ks = sorted({*(min(k, int(size)) for size in sizes), k})
-    moments = torch.stack([_moments(at_k) for at_k in fresh_increments(sample, fresh, ks)])
+    before = prefix_means(sample, ks)
     last = next(fresh_increments(sample, fresh, [k]))
     few = min(PLANE, sample.dim)
-    risk, mean = _flat(prefix_means(sample, ks), few), _flat(fresh.mean(), few)[0]
+    risk, mean = _flat(before, few), _flat(fresh.mean(), few)[0]
     share = float(fresh.weight.sum() / (sample.weight.sum() + fresh.weight.sum()))
     return Aggregates(
         ks=ks,
-        moments=moments,
+        moments=_moments(before, fresh),
         cells=_cells(last),
         moves=_cells(_moves(sample, fresh)),
         products=_products(last),
@@ -103,17 +99,33 @@ def _moves(sample: ProjectedSample, fresh: ProjectedSample) -> QuadraticIncremen
     )
 
 
-def _moments(increments: QuadraticIncrement) -> Tensor:
-    """Means over the increments (m,) of a^2, a tr B, (tr B)^2, |c|^2 and |B|_F^2, (D, 5)."""
-    level, trace = increments.level[:, None], _traces(increments.curvature)
-    columns = (
-        level.square().expand_as(trace).mean(0),
-        (level * trace).mean(0),
-        trace.square().mean(0),
-        increments.slope.square().mean(0).cumsum(0),
-        _leading(increments.curvature.square().mean(0)),
-    )
-    return torch.stack(columns, dim=1)
+def _moments(before: ProjectedSample, fresh: ProjectedSample) -> Tensor:
+    """Means over the candidates of a^2, a tr B, (tr B)^2, |c|^2 and |B|_F^2 at every prefix, (K, D, 5).
+
+    The curvatures are gone through once, whatever the number of prefixes: about the candidates' mean C, a candidate's
+    ``f^2 (H - H_k)^2`` is ``f^2 ((H - C)^2 + 2 (H - C)(C - H_k) + (C - H_k)^2)``, of which nothing cancels.
+    """
+    factors = torch.stack([joining_factor(weight, fresh.weight) for weight in before.weight])
+    squares, m = factors.square(), len(fresh)
+    centre = fresh.mean().hessian[0]
+    off = (fresh.hessian - centre).flatten(1)
+    apart = (centre - before.hessian).flatten(1)
+    bend = squares @ off.square() + 2 * (squares @ off) * apart + squares.sum(1, keepdim=True) * apart.square()
+    traces = fresh.hessian.diagonal(dim1=1, dim2=2)
+    columns = []
+    for i, factor in enumerate(factors):
+        level = (factor * (fresh.loss - before.loss[i]))[:, None]
+        trace = (factor[:, None] * (traces - before.hessian[i].diagonal())).cumsum(1)
+        slope = factor[:, None] * (fresh.gradient - before.gradient[i])
+        at_k = (
+            level.square().expand_as(trace).mean(0),
+            (level * trace).mean(0),
+            trace.square().mean(0),
+            slope.square().mean(0).cumsum(0),
+            _leading(bend[i].view_as(centre) / m),
+        )
+        columns.append(torch.stack(at_k, dim=1))
+    return torch.stack(columns)
 
 
 def _products(increments: QuadraticIncrement) -> Tensor:

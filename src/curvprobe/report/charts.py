@@ -10,6 +10,7 @@ from curvprobe.report.drawing import needed
 from curvprobe.report.landscape import ACCENT, Kind, landscape, measured
 
 if TYPE_CHECKING:
+    from curvprobe.analysis.concentration import ConcentrationCurve
     from curvprobe.analysis.result import Analysis
 
 COLOURS = {"level": "#56748a", "slope": "#d1822b", "curvature": "#3f8f6b"}
@@ -26,6 +27,8 @@ def charts(analysis: Analysis, found: Aggregates) -> dict[str, dict[str, Any]]:
         "eigenvalues": _eigenvalues(analysis),
         "validity": _validity(analysis),
     }
+    if analysis.concentration is not None:
+        drawn["concentration"] = _concentration(analysis.concentration)
     if analysis.spectrum.dim > 1:  # there is no plane of one direction
         kinds: tuple[Kind, ...] = ("risk", "change", *(("candidates",) if found.num_candidates > 1 else ()))
         drawn |= {kind: landscape(analysis, found, kind) for kind in kinds} | measured(analysis)
@@ -173,6 +176,37 @@ def _eigenvalues(analysis: Analysis) -> Any:
     )
     bars = base.mark_rule(color=MUTED).encode(y="low:Q", y2="high")
     return alt.layer(bars, points).properties(width=300, height=230)
+
+
+def _concentration(found: ConcentrationCurve) -> Any:
+    """Shares of the full-space shape signal against the number of directions, for every choice of these."""
+    alt = needed()
+    rows = [
+        {"D": dim, "share": share, "low": max(share - stderr, share / 10), "high": share + stderr, "directions": name}
+        for name, shares, errors in zip(found.names, found.shape.tolist(), found.shape_stderr.tolist(), strict=True)
+        for dim, share, stderr in zip(found.dims.tolist(), shares, errors, strict=True)
+        if math.isfinite(share) and share > 0
+    ]
+    rows += [
+        {"D": dim, "share": null, "low": null, "high": null, "directions": "D / N"}
+        for dim, null in zip(found.dims.tolist(), found.null.tolist(), strict=True)
+    ]
+    x = alt.X("D:Q", title="directions D", scale=alt.Scale(type="log"))
+    share = alt.Y(
+        "share:Q", title="share of the shape signal", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0~e")
+    )
+    names = [*found.names, "D / N"]
+    hue = alt.Color("directions:N", title=None, scale=alt.Scale(domain=names, scheme="tableau10"))
+    base = alt.Chart(alt.Data(values=rows))
+    lines = base.mark_line(point=True).encode(
+        x=x,
+        y=share,
+        color=hue,
+        strokeDash=alt.condition("datum.directions === 'D / N'", alt.value([2, 3]), alt.value([1, 0])),
+        tooltip=["directions:N", alt.Tooltip("D:Q"), alt.Tooltip("share:Q", format=".3g")],
+    )
+    bars = base.mark_rule(opacity=0.5).encode(x=x, y="low:Q", y2="high", color=hue)
+    return alt.layer(bars, lines).properties(width=300, height=230)
 
 
 def _validity(analysis: Analysis) -> Any:
