@@ -72,7 +72,7 @@ def aggregates(sample: ProjectedSample, fresh: ProjectedSample) -> Aggregates:
     sizes = torch.logspace(0, math.log10(k), POINTS, dtype=torch.float64, device="cpu").round()
     ks = sorted({*(min(k, int(size)) for size in sizes), k})
     before = prefix_means(sample, ks)
-    last = next(fresh_increments(sample, fresh, [k]))
+    last = next(fresh_increments(before[-1:], fresh, [1]))  # the whole sample as one example
     few = min(PLANE, sample.dim)
     risk, mean = _flat(before, few), _flat(fresh.mean(), few)[0]
     share = float(fresh.weight.sum() / (sample.weight.sum() + fresh.weight.sum()))
