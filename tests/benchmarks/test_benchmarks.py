@@ -397,13 +397,3 @@ def test_scaling_in_small(tmp_path, monkeypatch):
     for model in result["block"].values():
         assert [(row["seconds_per_vector"], row["over_first"]) for row in model["rows"]] == [(3.0, 1.0), (1.5, 0.5)]
     assert [row[:2] for row in rows_of(scaling.block_table(result["block"]))] == [["| 1", "3"], ["| 2", "1.5"]]
-
-
-def test_the_report_of_a_small_run_is_measured(tmp_path, capsys):
-    import report_page
-
-    result = run(report_page, tmp_path, "--k 60 --candidates 20 --dim 3 --repeats 1")
-    assert (result["k"], result["dim"], result["candidates"]) == (60, 3, 20)
-    assert 500_000 < result["bytes"] < 2_000_000
-    assert "| size | " in capsys.readouterr().out
-    assert "not measured" in report_page.table({**result, "open_seconds": None})
