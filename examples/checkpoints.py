@@ -46,7 +46,8 @@ def main(out: Path) -> None:
 
         risk = cp.EmpiricalRisk(model, loss, (x[:200], y[:200]))
         folder = out / f"step{step}"
-        cp.analyze(risk, (x[200:], y[200:]), dim=4, sigma=0.01, stages="quick", out=folder)
+        found = cp.analyze(risk, (x[200:], y[200:]), dim=4, sigma=0.01, stages="quick", out=folder)
+        print(f"step {step}: {found.answer.trust[0]}")
         runs.append(folder)
     print(cp.compare(runs))
 

@@ -9,6 +9,7 @@ import curvprobe as cp
 from curvprobe.experiments import convergence, error_map, timing, validity
 from curvprobe.experiments.options import Options
 from curvprobe.experiments.run import run_experiment
+from curvprobe.numerics import linalg, noise
 from curvprobe.tasks.text import nanochat
 from tests import cases
 from tests.experiments.tiny import GROWTH, TINY
@@ -108,3 +109,21 @@ def test_every_experiment_runs_on_it(name, settings, literal, tmp_path):
         name, settings=settings, options=Options(literal=literal, device="cuda"), out=tmp_path, say=lambda _: None
     )
     assert done.findings
+
+
+def test_long_random_vectors_are_those_of_the_processor():
+    def drawn(make, device, dtype):
+        return make(torch.Generator().manual_seed(3), 300_001, dtype=dtype, device=device).cpu()
+
+    assert torch.equal(*(drawn(noise.normal_vector, device, torch.float32) for device in ("cpu", "cuda")))
+    assert torch.equal(*(drawn(noise.sign_vector, device, torch.float32) for device in ("cpu", "cuda")))
+    both = [drawn(noise.normal_vector, device, torch.float64) for device in ("cpu", "cuda")]
+    assert torch.allclose(*both, rtol=1e-13, atol=1e-14)
+
+
+def test_sums_over_a_basis_are_those_of_float64():
+    rows, vector = torch.randn(5, 100_003, device="cuda"), torch.randn(100_003, device="cuda")
+    exact = rows.double() @ vector.double()
+    scale = rows.double().norm(dim=1) * vector.double().norm()
+    assert bool(((linalg.quick_inner(rows, vector) - exact).abs() <= 1e-8 * scale).all())
+    assert linalg.quick_inner(rows[:0], vector).shape == (0,)

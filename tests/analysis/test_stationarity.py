@@ -1,7 +1,5 @@
 """How far the solution is from a minimiser, on functions whose minima are known."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -45,7 +43,40 @@ def test_conjugate_gradients_find_the_minimum_of_a_bowl():
 def test_at_a_minimum_nothing_is_left():
     found = at(bowl, 0.0, 0.0)
     assert (found.descent, found.step_decrease, found.falls) == (0.0, 0.0, 0.0)
-    assert math.isnan(found.least_curvature)
+    assert 1.0 <= found.least_curvature <= 100.0
+
+
+def test_a_saddle_without_a_gradient_is_seen():
+    """Nothing leads away from it but its curvature, which no leading eigenvalue shows."""
+    found = at(lambda u, v: 50 * u**2 - 0.5 * v**2 + v**4 + 1, 0.0, 0.0)
+    assert (found.gradient_norm, found.step_decrease) == (0.0, 0.0)
+    assert found.least_curvature == pytest.approx(-1.0, rel=0.2)
+    assert 0 < found.descent <= 1 / 16 + 1e-12
+    assert "met a curvature of -" in str(found)
+
+
+def test_a_zero_network_is_a_saddle_and_no_minimum():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 1, bias=False)).double()
+    for p in model.parameters():
+        nn.init.zeros_(p)
+    x = torch.randn(400, 3, dtype=torch.float64)
+    risk = cp.EmpiricalRisk(model, cp.losses.mse, (x[:100], x[:100, :1]))
+    found = cp.analyze(risk, (x[100:], x[100:, :1]), dim=3, sigma=0.01, stages="quick")
+    assert bool((found.spectrum.eigenvalues > 0).all())
+    assert found.gradient_norm == 0
+    assert found.answer.trust[0].word == "doubt"
+    assert "a saddle" in str(found.answer)
+
+
+def test_a_flat_direction_is_no_saddle():
+    """In float32, where its curvature is rounding."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1), torch.randn(64, 4)
+    x[:, 3] = x[:, 2]  # along their difference nothing changes
+    risk = cp.EmpiricalRisk(model, cp.losses.mse, (x, x.sum(1, keepdim=True)))
+    space = cp.top_eigenspace(risk, dim=2)
+    assert cp.stationarity(risk, space, cp.project(risk, space)).least_curvature >= 0
 
 
 def test_a_saddle_is_left_along_the_direction_that_bends_down():

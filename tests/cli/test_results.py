@@ -92,5 +92,12 @@ def test_a_pipeline_reads_annotations(task_file, tmp_path):
     assert "%25" in formats.workflow_commands(replace_finding("0.1 % of it"), {})[-1]
 
 
+def test_what_prints_json_prints_nothing_else(task_file, tmp_path):
+    options = ("--dim", 2, "--no-report", "--json", "--report-format", "github", "--out", tmp_path / "out")
+    result = invoke("run", f"{task_file}:task", *options)
+    assert json.loads(result.stdout)["schema_version"] > 0
+    assert "::notice title=curvprobe::" in result.stderr
+
+
 def replace_finding(text):
     return cp.Answer("model", (text,), None, "", (), "", "")

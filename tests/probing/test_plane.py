@@ -78,6 +78,18 @@ def test_the_trusted_radius_is_where_the_model_departs():
     assert "within 10 % of the change up to 0.224 steps away" in told
 
 
+def test_no_more_is_trusted_than_was_looked_at():
+    side = torch.linspace(-0.25, 1, 126, dtype=torch.float64)
+    square = side[None, :].square() + side[:, None].square()
+    found = cp.Plane(side, side, 5 + square, 5 + square, 5.0, (1.0, 1.0))
+    assert found.trusted_radius() == pytest.approx(0.25, abs=0.01)  # the other way it goes no farther
+    beyond = cp.Plane(side + 0.5, side, 5 + square, 5 + square, 5.0, (1.0, 1.0))
+    assert math.isnan(beyond.trusted_radius())
+    assert "how far the quadratic model holds is not told" in str(beyond)
+    still = cp.Plane(side, side, 5 + 1e-7 * square, 5 + 1e-7 * square, 5.0, (1.0, 1.0))
+    assert math.isnan(still.trusted_radius())  # rounding of a loss of 5 would hide the change
+
+
 class Log(nn.Module):
     def __init__(self):
         super().__init__()

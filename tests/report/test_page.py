@@ -78,6 +78,9 @@ def test_the_loss_itself_is_shown_where_it_was_evaluated(analysed):
     assert (cells[30]["x"], cells[30]["y"]) == pytest.approx((float(analysed.plane.x[9]), float(analysed.plane.y[1])))
     missed = found["departure"]["layer"][0]["data"]["values"]
     assert missed[30]["height"] == pytest.approx(float(analysed.plane.departure[1, 9]), rel=1e-4)
+    scale = found["departure"]["layer"][0]["encoding"]["color"]["scale"]["domain"]
+    height = float((analysed.plane.model - analysed.plane.at_solution).abs().max())
+    assert scale[1] == pytest.approx(max(float(analysed.plane.departure.abs().max()), 0.1 * height))
     without = page(replace(analysed, plane=None))
     assert "measured" not in data_of(without)["charts"]
     assert "chart-measured" not in without

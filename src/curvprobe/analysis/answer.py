@@ -266,6 +266,9 @@ def _minimum(analysis: Analysis) -> Mark:
         return Mark("minimum", "doubt", f"{said}, curvature {short(least)} along one direction")
     if math.isnan(analysis.stationarity.moving_ratio):
         return Mark("minimum", "doubt", f"{said}, and no scatter to judge it by")
+    if analysis.gradient_norm == 0 and analysis.stationarity.least_curvature < 0:
+        least = analysis.stationarity.least_curvature
+        return Mark("minimum", "doubt", f"{said}, curvature {short(least)}: a saddle")
     if _still_falls(analysis):
         falls = short(analysis.stationarity.falls)
         return Mark("minimum", "doubt", f"{said}; a few steps take {falls} off the loss")

@@ -12,6 +12,7 @@ from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.stationarity import Stationarity, over_scatter
 from curvprobe.curvature.matrix import hessian
 from curvprobe.numerics.linalg import inner, norm
+from curvprobe.numerics.noise import normal_vector
 from curvprobe.risk.displaced import displaced_losses, in_blocks
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.subspace.gradients import gradient_norms
@@ -94,11 +95,14 @@ def _descend(risk: EmpiricalRisk, gradient: Tensor, projected: Tensor) -> _Desce
     """Follow conjugate gradients for a few steps, and see how far the loss itself falls along what they find.
 
     The gradient alone does not tell: on a plateau, or where valleys are flat, it is within the examples' scatter and
-    training would take much off the loss. A curvature below zero ends the steps, and is followed too.
+    training would take much off the loss. A curvature below zero ends the steps, and is followed too. Where the
+    gradient is zero the steps explore from a random vector: a saddle has none either.
     """
+    still = not bool(gradient.any())
+    if still:
+        draws = torch.Generator().manual_seed(0)
+        gradient = normal_vector(draws, risk.num_params, dtype=risk.dtype, device=risk.device)
     square = norm(gradient) ** 2
-    if square == 0:
-        return _Descent(0.0, 0.0, math.nan)
     matrix, largest, least = hessian(risk), float(torch.linalg.eigvalsh(projected).abs().max()), math.inf
     step, residual, along = torch.zeros_like(gradient), -gradient, -gradient
     directions, first, left = [], math.inf, square
@@ -109,9 +113,13 @@ def _descend(risk: EmpiricalRisk, gradient: Tensor, projected: Tensor) -> _Desce
         if index == 0:  # it may be larger than those of an eigenspace that is not the top one
             largest = max(largest, abs(curvature))
             first = square / (2 * largest) if largest > 0 else math.inf
-            directions.append(-gradient / largest if largest > 0 else -gradient)
+            if not still:
+                directions.append(-gradient / largest if largest > 0 else -gradient)
         if curvature <= FLAT * largest:
-            directions.append(along * (norm(directions[0]) / norm(along)))
+            # Where no gradient gives a length: as far as the bend changes the loss by itself, about.
+            bent = 2 * abs(risk.value()) / max(abs(curvature), FLAT * largest, 1e-300)
+            length = math.sqrt(bent) if still else norm(directions[0])
+            directions.append(along * (length / norm(along)))
             break
         length = left / (curvature * norm(along) ** 2)
         step = step + length * along
@@ -120,8 +128,11 @@ def _descend(risk: EmpiricalRisk, gradient: Tensor, projected: Tensor) -> _Desce
         if left <= torch.finfo(risk.dtype).eps * square:  # at the minimum of the quadratic model
             break
         along = residual + (left / before) * along
-    directions.append(step)
-    return _Descent(first, _fall(risk, directions), least)
+    if not still:
+        directions.append(step)
+    bends_down = least < -FLAT * largest  # by more than rounding
+    fall = _fall(risk, directions) if directions else 0.0
+    return _Descent(0.0 if still else first, fall, least if bends_down else max(least, 0.0))
 
 
 def _fall(risk: EmpiricalRisk, directions: list[Tensor]) -> float:

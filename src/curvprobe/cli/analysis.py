@@ -298,7 +298,8 @@ def _end(analysis: Analysis, shown: Shown, out: Path) -> None:
     if shown.also is ReportFormat.JUNIT:
         write_junit(out, analysis.answer, outcomes)
     elif shown.also is ReportFormat.GITHUB:
-        typer.echo("\n".join(workflow_commands(analysis.answer, outcomes)))
+        # Commands are read from either stream; that of --json holds nothing else.
+        typer.echo("\n".join(workflow_commands(analysis.answer, outcomes)), err=shown.as_json)
     met = [reason for reason in outcomes.values() if reason is not None]
     for reason in met:
         say(f"Failed: {reason}", style="red")

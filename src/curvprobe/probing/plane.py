@@ -57,10 +57,13 @@ class Plane:
 
     def trusted_radius(self, share: float = 0.1) -> float:
         """How far from the solution, in steps along the directions, the quadratic model is off by no more than this
-        share of the most that it rises or falls as far out; 0 where it is off at once."""
+        share of the most that it rises or falls as far out; 0 where it is off at once. No farther than was looked at
+        in every direction; NaN where the solution lies outside, or rounding of the loss may hide all of the change."""
         rise, off = (self.model - self.at_solution).abs(), self.departure.abs()
         distance = (self.x[None, :].square() + self.y[:, None].square()).sqrt()
-        reach = min(float(side.abs().max()) for side in (self.x, self.y))
+        reach = min(float(end) for side in (self.x, self.y) for end in (-side[0], side[-1]))
+        if reach < 0 or float(rise.max()) <= ROUNDING / share * abs(self.at_solution):
+            return math.nan
         order = distance.flatten().argsort()
         distance, rise, off = (part.flatten()[order] for part in (distance, rise, off))
         off = off.nan_to_num(nan=math.inf)
@@ -68,6 +71,14 @@ class Plane:
         departs = float(distance[~good].min()) if not bool(good.all()) else math.inf
         trusted = distance[(distance < departs) & (distance <= reach)]
         return float(trusted.max()) if len(trusted) else 0.0
+
+    def _trusted(self) -> str:
+        radius = self.trusted_radius()
+        if math.isnan(radius):
+            return (
+                "how far the quadratic model holds is not told: the solution lies outside, or rounding hides the change"
+            )
+        return f"the quadratic model is within 10 % of the change up to {radius:.3g} steps away"
 
     def __str__(self) -> str:
         finite = self.loss[self.loss.isfinite()]
@@ -80,7 +91,7 @@ class Plane:
             f"length {self.lengths[0]:.3g} and {self.lengths[1]:.3g}:",
             f"  least {float(finite.min()):.4g} at ({at[0]:.3g}, {at[1]:.3g}), largest {float(finite.max()):.4g}"
             + (f"; not finite at {lost} points" if lost else ""),
-            f"  the quadratic model is within 10 % of the change up to {self.trusted_radius():.3g} steps away",
+            f"  {self._trusted()}",
         ]
         return "\n".join(lines)
 

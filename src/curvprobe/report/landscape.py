@@ -24,6 +24,9 @@ DESCRIPTIONS: dict[Kind, str] = {
 SIDE = 45
 """Cells along a side."""
 
+PALE = 0.1
+"""Part of the model's own height below which what it misses stays pale."""
+
 ACCENT = "#b3402a"
 
 _X, _Y = "datum.x", "datum.y"
@@ -105,7 +108,7 @@ def measured(analysis: Analysis) -> dict[str, Any]:
     heights = alt.Scale(type="quantize", scheme=alt.SchemeParams(name="lightgreyteal", count=14), domain=[0, top])
     heights.reverse = True
     both = alt.SchemeParams(name="blueorange", count=13)
-    reach = max(_largest(off), 1e-3 * top)
+    reach = max(_largest(off), PALE * top)
     return {
         "measured": _grid(alt, analysis, rise, heights, "Bands of equal height of the loss itself over the plane."),
         "departure": _grid(
@@ -134,22 +137,9 @@ def _grid(alt: Any, analysis: Analysis, values: Tensor, scale: Any, description:
         for j, a in enumerate(x.tolist())
         if bool(values[i, j].isfinite())
     ]
-    axis = alt.Axis(format=".1~e", tickCount=5, grid=False)
-    plane = alt.Scale(domain=[float(x[0]) - half, float(x[-1]) + half], nice=False)
-    legend = alt.Legend(title=None, format=".0~e", orient="bottom", gradientLength=220)
-    ground = (
-        alt.Chart(alt.Data(values=rows))
-        .transform_calculate(left=f"datum.x - {half}", low=f"datum.y - {half}")
-        .transform_calculate(right=f"datum.x + {1.05 * half}", high=f"datum.y + {1.05 * half}")
-        .mark_rect(clip=True, aria=False)
-        .encode(
-            x=alt.X("left:Q", title="along the first eigenvector", scale=plane, axis=axis),
-            x2="right",
-            y=alt.Y("low:Q", title="along the second eigenvector", scale=plane, axis=axis),
-            y2="high",
-            color=alt.Color("height:Q", scale=scale, legend=legend),
-        )
-    )
+    chart = alt.Chart(alt.Data(values=rows)).transform_calculate(left=f"datum.x - {half}", low=f"datum.y - {half}")
+    ends = [float(x[0]) - half, float(x[-1]) + half]
+    ground = _cells(alt, chart, 2 * half, ends, scale, "eigenvector")
     chart = alt.layer(ground, *_marks(alt)).add_params(alt.param(name="sigma", value=analysis.sigma))
     return chart.properties(width=230, height=230, description=description)
 
@@ -170,23 +160,30 @@ def _colours(alt: Any, found: Aggregates, kind: Kind, function: _Quadratic, widt
 def _ground(alt: Any, function: _Quadratic, width: float, scale: Any) -> Any:
     """The cells of the plane, coloured by height."""
     step = 2 * width / SIDE
-    axis = alt.Axis(format=".1~e", tickCount=5, grid=False)
-    plane = alt.Scale(domain=[-width, width], nice=False)
-    legend = alt.Legend(title=None, format=".0~e", orient="bottom", gradientLength=220)
-    return (
+    chart = (
         alt.Chart(alt.sequence(0, SIDE * SIDE, 1, as_="n"))
         .transform_calculate(
             left=f"-{width} + (datum.n % {SIDE}) * {step}", low=f"-{width} + floor(datum.n / {SIDE}) * {step}"
         )
         .transform_calculate(x=f"datum.left + {step / 2}", y=f"datum.low + {step / 2}")
-        # A little wider than a cell: between cells that only touch, the ground would shine through.
-        .transform_calculate(right=f"datum.left + {1.05 * step}", high=f"datum.low + {1.05 * step}")
         .transform_calculate(height=function.height())
+    )
+    return _cells(alt, chart, step, [-width, width], scale, "direction")
+
+
+def _cells(alt: Any, chart: Any, step: float, ends: list[float], scale: Any, along: str) -> Any:
+    """Cells of this size at ``datum.left`` and ``datum.low``, coloured by ``datum.height``."""
+    axis = alt.Axis(format=".1~e", tickCount=5, grid=False)
+    plane = alt.Scale(domain=ends, nice=False)
+    legend = alt.Legend(title=None, format=".0~e", orient="bottom", gradientLength=220)
+    # A little wider than a cell: between cells that only touch, the ground would shine through.
+    return (
+        chart.transform_calculate(right=f"datum.left + {1.05 * step}", high=f"datum.low + {1.05 * step}")
         .mark_rect(clip=True, aria=False)
         .encode(
-            x=alt.X("left:Q", title="along the first direction", scale=plane, axis=axis),
+            x=alt.X("left:Q", title=f"along the first {along}", scale=plane, axis=axis),
             x2="right",
-            y=alt.Y("low:Q", title="along the second direction", scale=plane, axis=axis),
+            y=alt.Y("low:Q", title=f"along the second {along}", scale=plane, axis=axis),
             y2="high",
             color=alt.Color("height:Q", scale=scale, legend=legend),
         )
