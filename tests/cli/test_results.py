@@ -3,6 +3,8 @@
 import json
 from xml.etree import ElementTree
 
+import pytest
+
 import curvprobe as cp
 from curvprobe.cli import formats
 from tests.cli.test_cli import invoke
@@ -97,6 +99,12 @@ def test_what_prints_json_prints_nothing_else(task_file, tmp_path):
     result = invoke("run", f"{task_file}:task", *options)
     assert json.loads(result.stdout)["schema_version"] > 0
     assert "::notice title=curvprobe::" in result.stderr
+
+
+def test_junit_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(cp.ArgumentError, match="junit.xml' cannot be written"):
+        formats.write_junit(tmp_path / "file", replace_finding("none"), {})
 
 
 def replace_finding(text):

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from curvprobe.analysis.answer import Answer
+from curvprobe.errors import ArgumentError
 from curvprobe.runtime.store import write_atomically
 
 JUNIT = "junit.xml"
@@ -46,7 +47,10 @@ def write_junit(folder: Path, answer: Answer, outcomes: Outcomes) -> Path:
             ElementTree.SubElement(case, "skipped", message=str(mark))
     ElementTree.SubElement(suite, "system-out").text = str(answer)
     path = folder / JUNIT
-    write_atomically(path, ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+    try:
+        write_atomically(path, ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+    except OSError as error:  # a finished run may lie where nothing can be written
+        raise ArgumentError(f"{str(path)!r} cannot be written: {error}") from error
     return path
 
 

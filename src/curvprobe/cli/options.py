@@ -13,7 +13,7 @@ from curvprobe.cli.formats import ReportFormat
 from curvprobe.errors import ArgumentError
 
 
-def _positive(value: float | None) -> float | None:
+def positive(value: float | None) -> float | None:
     """An option that is left out, or a positive number."""
     if value is not None and not 0 < value < math.inf:
         raise typer.BadParameter(f"it is {value:g}; expected a positive number")
@@ -69,7 +69,7 @@ Sigma = Annotated[
 NumProbes = Annotated[int, typer.Option(min=2, help="Monte-Carlo draws.")]
 Tol = Annotated[
     float,
-    typer.Option(callback=_positive, help="Bound on the eigenpairs' residuals, relative to the first eigenvalue."),
+    typer.Option(callback=positive, help="Bound on the eigenpairs' residuals, relative to the first eigenvalue."),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Memory = Annotated[
@@ -77,13 +77,13 @@ Memory = Annotated[
     typer.Option(
         help="GiB that the work may take beyond the model and the data. Default: half of what is free.",
         metavar="GIB",
-        callback=_positive,
+        callback=positive,
     ),
 ]
 Tolerance = Annotated[
     float | None,
     typer.Option(
-        callback=_positive,
+        callback=positive,
         help="RMS increment for which to tell the required sample size, in loss units. Default: not told.",
     ),
 ]

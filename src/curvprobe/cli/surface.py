@@ -16,7 +16,7 @@ from torch import Tensor
 from curvprobe.cli.app import app
 from curvprobe.cli.loading import sample_of, task_with
 from curvprobe.cli.messages import plain_errors, saved, say, tell
-from curvprobe.cli.options import Device, K, Memory, Params, Seed, Tol
+from curvprobe.cli.options import Device, K, Memory, Params, Seed, Tol, positive
 from curvprobe.errors import ArgumentError
 from curvprobe.probing.plane import Plane, plane
 from curvprobe.risk.empirical import EmpiricalRisk
@@ -64,7 +64,7 @@ def surface(
     reach: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
+            callback=positive,
             help="How far to go either way. Default: 1 along filters, -0.5 to 1.5 to checkpoints, "
             "and along eigenvectors as far as the quadratic model doubles the loss.",
         ),
@@ -82,9 +82,8 @@ def surface(
 
     Example: curvprobe surface my_task.py:task --along filter --out runs/surface
     """
+    pair, files = _axes(axes), _files(along, checkpoint)
     with plain_errors():
-        pair = _axes(axes)
-        files = _files(along, checkpoint)
         Store.at(out)
         loaded = task_with(load_task(task), params, device)
         if loaded.description:
@@ -105,14 +104,14 @@ def _axes(axes: str) -> tuple[int, int]:
     except ValueError:
         first = second = -1
     if first == second or min(first, second) < 0:
-        raise ArgumentError(f"--axes is {axes!r}; expected two different numbers from 1, such as 1,2")
+        raise typer.BadParameter(f"--axes is {axes!r}; expected two different numbers from 1, such as 1,2")
     return first, second
 
 
 def _files(along: Along, checkpoint: list[Path] | None) -> list[Path]:
     files = list(checkpoint or ())
     if len(files) != (2 if along is Along.CHECKPOINTS else 0):
-        raise ArgumentError(
+        raise typer.BadParameter(
             f"{len(files)} --checkpoint came with --along {along.value}; expected two with --along checkpoints, and "
             "none else"
         )
@@ -138,7 +137,7 @@ def _state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         raise ArgumentError(f"no state dictionary could be read from {str(path)!r}: {error}") from error
     nested = state.get("state_dict") if isinstance(state, dict) else None
     found = state if nested is None else nested
