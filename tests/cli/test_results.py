@@ -103,7 +103,7 @@ def test_what_prints_json_prints_nothing_else(task_file, tmp_path):
 
 def test_junit_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(cp.ArgumentError, match="junit.xml' cannot be written"):
+    with pytest.raises(cp.ArgumentError, match=r"junit\.xml' cannot be written"):
         formats.write_junit(tmp_path / "file", replace_finding("none"), {})
 
 
