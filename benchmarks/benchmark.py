@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ MEANINGS = {
     "seed": "of the draws and of the solver's start",
 }
 """Of the options that several benchmarks have."""
+
+
+BUSY = 0.5
+"""Load of a core above which a time is worth nothing."""
 
 
 def shared(**defaults: Any) -> dict[str, tuple[Any, str]]:
@@ -58,6 +63,7 @@ class Benchmark:
         """Measure, write the result file and print its table."""
         options = self.parser().parse_args(argv)
         machine = {**describe(), "load": os.getloadavg()}  # before the work, which is a load itself
+        warn_of(os.getloadavg()[0], os.cpu_count() or 1)
         write_atomically(options.out, to_json({"machine": machine, **self.measure(options)}))
         print(f"written to {options.out}\n\n{self.table(read(options.out))}")
 
@@ -76,6 +82,13 @@ class Benchmark:
                 help=f"{meaning} (default: {' '.join(map(str, values))})",
             )
         return made
+
+
+def warn_of(load: float, cores: int) -> None:
+    """Say that other work goes on, beside which no time is worth anything."""
+    if load > BUSY * cores:
+        said = f"WARNING: the load is {load:.1f} on {cores} cores; times measured beside other work are not comparable"
+        print(said, file=sys.stderr)
 
 
 def read(path: Path) -> dict[str, Any]:

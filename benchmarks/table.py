@@ -13,15 +13,18 @@ import extremality
 import front_door
 import gates
 import gpu
+import gpu_parts
 import limit
 import misses
 import monte_carlo
 import more_data
 import paper
 import peers
+import projection
 import report_page
 import scaling
 import solver
+import vocabulary
 from benchmark import RESULTS, page, read
 
 ROOT = Path(__file__).parent.parent
@@ -36,15 +39,18 @@ SCRIPTS = (
     front_door,
     gates,
     gpu,
+    gpu_parts,
     limit,
     misses,
     more_data,
     monte_carlo,
     paper,
     peers,
+    projection,
     report_page,
     scaling,
     solver,
+    vocabulary,
 )
 BENCHMARKS = tuple(script.BENCHMARK for script in SCRIPTS)
 

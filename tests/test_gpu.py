@@ -93,6 +93,7 @@ def test_a_language_model_in_float32(compiled):
     close(product, cp.hessian(risk.in_double()) @ vector.double(), rtol=1e-3, atol=1e-4 * float(product.abs().max()))
 
 
+@pytest.mark.filterwarnings("ignore::curvprobe.ConvergenceWarning")  # which pair is the last may be in doubt there
 @pytest.mark.parametrize(
     ("name", "settings", "literal"),
     [

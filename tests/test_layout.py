@@ -59,6 +59,7 @@ FOREIGN = {
     "_BatchNorm",
     "_pytree",
     "_version",
+    "_base",
 }
 """Private names of torch and of Python that are looked at."""
 

@@ -147,6 +147,7 @@ from .probing.plane import Plane as Plane
 from .probing.plane import plane as plane
 from .probing.validity import quadratic_validity as quadratic_validity
 from .risk.empirical import EmpiricalRisk as EmpiricalRisk
+from .risk.heads import before_head as before_head
 from .subspace.deformation import deformation_subspace as deformation_subspace
 from .subspace.directions import checkpoint_directions as checkpoint_directions
 from .subspace.directions import filter_directions as filter_directions

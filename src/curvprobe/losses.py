@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from curvprobe.errors import CannotProbeError, CannotProbeTypeError
+from curvprobe.unprojected import Unprojected
 
 __all__ = ["binary_cross_entropy", "causal_lm", "cross_entropy", "masked_lm", "model_loss", "mse"]
 
@@ -158,8 +159,12 @@ def mse(outputs: Any, batch: Any) -> Tensor:
     return error.reshape(error.shape[0], -1).mean(1)
 
 
-def _token_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _token_cross_entropy(logits: Tensor | Unprojected, labels: Tensor) -> tuple[Tensor, Tensor]:
     labels = labels.long()
+    if isinstance(logits, Unprojected):
+        counted = labels != IGNORE_INDEX
+        losses = logits.losses(labels.clamp_min(0).flatten()).view(labels.shape) * counted
+        return losses.sum(1), counted.sum(1)
     loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
     return loss.view(labels.shape).sum(1), (labels != IGNORE_INDEX).sum(1)
 
@@ -168,7 +173,7 @@ def causal_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """Next-token cross-entropy of a causal language model, with the number of predicted tokens as weight.
 
     Args:
-        outputs: logits (n, T, vocabulary), or an object with ``.logits``.
+        outputs: logits (n, T, vocabulary), an object with ``.logits``, or what :func:`~curvprobe.before_head` returns.
         batch: token ids (n, T); or a dict with ``labels`` (n, T; -100 does not count), or with ``input_ids`` and
             perhaps ``attention_mask`` (padding on either side counts nothing, and the first token after it neither); or
             ``(inputs, labels)``. Labels are shifted here, as in Hugging Face.
@@ -182,14 +187,15 @@ def causal_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         >>> causal_lm(torch.zeros(2, 3, 4), tokens)
         (tensor([2.7726, 1.3863]), tensor([2, 1]))
     """
-    return _token_cross_entropy(_tensor(outputs)[:, :-1], _labels(batch)[:, 1:])
+    predicted = outputs.up_to(-1) if isinstance(outputs, Unprojected) else _tensor(outputs)[:, :-1]
+    return _token_cross_entropy(predicted, _labels(batch)[:, 1:])
 
 
 def masked_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """Cross-entropy at the labelled positions of a masked language model or a tagger, unshifted.
 
     Args:
-        outputs: logits (n, T, vocabulary), or an object with ``.logits``.
+        outputs: logits (n, T, vocabulary), an object with ``.logits``, or what :func:`~curvprobe.before_head` returns.
         batch: ``(inputs, labels)`` or a dict with ``labels`` (n, T); -100 does not count.
 
     Returns:
@@ -200,7 +206,7 @@ def masked_lm(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         >>> masked_lm(torch.zeros(1, 3, 4), (None, torch.tensor([[-100, 2, -100]])))
         (tensor([1.3863]), tensor([1]))
     """
-    return _token_cross_entropy(_tensor(outputs), _target(batch))
+    return _token_cross_entropy(outputs if isinstance(outputs, Unprojected) else _tensor(outputs), _target(batch))
 
 
 def model_loss(outputs: Any, batch: Any, *, shifted: bool = False) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from curvprobe.risk import budget
 from curvprobe.risk.budget import BasisPlan, Budget, Footprint, SavedBytes
 from tests import cases
 from tests.cases import EXACT, block_of
+from tests.subspace.projected import taking
 
 CPU, OTHER = torch.device("cpu"), torch.device("meta")
 
@@ -266,6 +267,16 @@ def test_room_for_a_basis_comes_from_microbatches_then_from_vectors_then_from_th
     assert few.basis_for(20).size == 25
 
 
+def test_a_basis_that_is_more_than_what_is_free_is_refused_with_what_fits(monkeypatch):
+    little = 55 * 40_000 + SMALL.least
+    monkeypatch.setattr(budget, "free_bytes", lambda _: little)
+    assert Budget(1, False, SMALL, CPU).basis_for(20) == BasisPlan(30, 0)
+    with pytest.raises(ValueError, match=rf"{little} bytes of memory are free; 21 eigenvectors .*dim=20 fits, or free"):
+        Budget(1, False, SMALL, CPU).basis_for(21)
+    with pytest.raises(ValueError, match=r"memory_budget is 1 bytes; .*no dim fits; allow that much"):
+        Budget(1, True, SMALL, CPU).basis_for(21)
+
+
 # ---- little room, and the same results -----------------------------------------------------------------------------
 
 LITTLE, ENOUGH = 5800, 2**24
@@ -293,12 +304,14 @@ def test_the_projection_keeps_to_the_budget(risks, monkeypatch):
     monkeypatch.setattr("curvprobe.subspace.projection.project_together", counted_together)
     monkeypatch.setattr("curvprobe.subspace.projection.project_one", counted_one)
     subspace = cp.random_subspace(enough, 10)
+    for risk in risks:
+        taking("together", risk)
     whole = cp.project(enough, subspace)
     assert (taken, held) == ([6], [])
     parts = cp.project(little, subspace)
     assert (taken[1:], held) == ([2, 2, 2], [])
     assert 2 * (4 * 31 * 8 + little.footprint.example) <= LITTLE // 2
-    least = cases.make("mlp").risk(memory_budget=4000)
+    least = taking("together", cases.make("mlp").risk(memory_budget=4000))
     alone = cp.project(least, subspace)
     assert (taken[4:], held) == ([], [least.budget.products_held()] * 6)
     assert held[0] * 31 * 8 <= 2000

@@ -1,9 +1,10 @@
-"""Projections by double backward, one example and one direction at a time, and the two ways of the package to them."""
+"""Projections by double backward, one example and one direction at a time, and the package's three ways to them."""
 
 import torch
 from torch import Tensor
 
 import curvprobe as cp
+from curvprobe.curvature.nodewise.examples import NODEWISE
 from curvprobe.curvature.per_example import TOGETHER
 from tests import cases, reference
 
@@ -38,13 +39,22 @@ def same(first: cp.ProjectedSample, second: cp.ProjectedSample, **tolerance) -> 
     return all(torch.allclose(getattr(first, n), getattr(second, n), **tolerance) for n in names)
 
 
+WAYS = ("by operations", "together", "one by one")
+
+
 def taking(way: str, risk: cp.EmpiricalRisk) -> cp.EmpiricalRisk:
-    """The risk, whose examples go this way; together is what small ones do by themselves."""
-    if way == "one by one":
-        risk.probed.fast_paths.verdicts[TOGETHER] = False
+    """The risk, whose examples go this way; by operations is what they do by themselves."""
+    given_up = {"together": [NODEWISE], "one by one": [NODEWISE, TOGETHER]}.get(way, [])
+    risk.probed.fast_paths.verdicts.update(dict.fromkeys(given_up, False))
     return risk
 
 
+def taken(risk: cp.EmpiricalRisk) -> str:
+    """The way that its examples went."""
+    verdicts = risk.probed.fast_paths.verdicts
+    return next((way for way, name in zip(WAYS, (NODEWISE, TOGETHER), strict=False) if verdicts.get(name)), WAYS[2])
+
+
 def together(risk: cp.EmpiricalRisk) -> bool | None:
-    """Whether its examples were projected together; None where that was never tried."""
+    """Whether its examples were differentiated together; None where that was never tried."""
     return risk.probed.fast_paths.verdicts.get(TOGETHER)

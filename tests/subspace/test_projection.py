@@ -12,12 +12,23 @@ from curvprobe.risk.budget import SMALL_EXAMPLE, Budget
 from curvprobe.runtime.digest import digest
 from tests import cases
 from tests.subspace.counted import counted
-from tests.subspace.projected import CLOSE, DIM, given, naive_projection, orthonormal, same, taking, together
+from tests.subspace.projected import (
+    CLOSE,
+    DIM,
+    WAYS,
+    given,
+    naive_projection,
+    orthonormal,
+    same,
+    taken,
+    taking,
+    together,
+)
 
 
-@pytest.fixture(params=["together", "one by one"])
+@pytest.fixture(params=WAYS)
 def way(request):
-    """Each of the two ways to differentiate the examples."""
+    """Each of the three ways to the examples' derivatives."""
     return request.param
 
 
@@ -39,14 +50,16 @@ def test_every_example_is_that_of_double_backward(case, way):
     assert torch.allclose(sample.hessian, bends, **CLOSE)
     assert torch.equal(sample.hessian, sample.hessian.mT)
     assert (len(sample), sample.dim) == (len(risk), DIM)
-    assert together(risk) == (way == "together")
-    # Together a pass for the slopes and one for each direction, and one by double backward that confirms them.
-    assert passes == (1 + DIM + 1 if way == "together" else len(risk))
+    assert taken(risk) == way
+    # By operations one is recorded, and one pass by double backward confirms all. Together a pass for the slopes and
+    # one for each direction, and one that confirms them.
+    assert passes == {"by operations": 2, "together": 1 + DIM + 1, "one by one": len(risk)}[way]
 
 
 @pytest.mark.parametrize(("activation", "expected"), [(SMALL_EXAMPLE, True), (SMALL_EXAMPLE + 1, None)])
 def test_small_examples_are_differentiated_together_and_large_ones_are_not(activation, expected):
     made, loss = counted(cases.make("mlp"))
+    taking("together", made)
     risk = with_budget(made, replace(made.budget, footprint=replace(made.footprint, activation=activation)))
     cp.mean_projection(risk, given(risk))
     before = loss.calls
@@ -75,7 +88,7 @@ def test_examples_of_unequal_length_are_padded_only_among_themselves(way):
     risk = cp.EmpiricalRisk(model, cp.losses.causal_lm, tokens, collate_fn=collate)
     alone = [cp.EmpiricalRisk(model, cp.losses.causal_lm, collate([t])) for t in tokens]
     sample = cp.project(taking(way, risk), given(risk))
-    assert together(risk) == (way == "together")
+    assert taken(risk) == way
     assert sample.weight.tolist() == [5.0, 2.0, 4.0, 1.0]
     for i, one in enumerate(alone):
         assert same(sample[i], cp.project(one, given(risk)))

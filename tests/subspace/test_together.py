@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import curvprobe as cp
 from tests import cases
 from tests.cases import block_of
-from tests.subspace.projected import given, naive_projection, same, taking, together
+from tests.subspace.projected import WAYS, given, naive_projection, same, taken, taking, together
 
 
 class Branching(nn.Module):
@@ -23,7 +23,7 @@ class Branching(nn.Module):
 
 def test_a_model_without_batching_rules_is_differentiated_one_by_one():
     case = cases.make("layer_norm")
-    risk = cp.EmpiricalRisk(Branching(), case.loss, case.data)
+    risk = taking("together", cp.EmpiricalRisk(Branching(), case.loss, case.data))
     subspace = given(risk)
     assert same(cp.project(risk, subspace), cp.project(case.risk(), subspace))
     assert together(risk) is False
@@ -68,7 +68,7 @@ def steps(n: int, length: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("batched_long", [lambda z: 1.001 * z, lambda z: z.detach(), lambda z: z * torch.nan, refuse])
 def test_batching_that_is_wrong_for_longer_examples_only_is_found_out_there(batched_long):
     model = lengthy(batched_long)
-    risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, steps(5, 4))
+    risk = taking("together", cp.EmpiricalRisk(model, cp.losses.cross_entropy, steps(5, 4)))
     subspace = given(risk)
     short = cp.project(risk, subspace)
     assert together(risk) is True
@@ -99,7 +99,7 @@ def test_batching_that_is_wrong_for_one_example_of_many_is_found_out(wrong):
         model = Selective().double()
     x, y = -block_of(12, 2).abs(), torch.arange(12) % 3
     x[wrong] *= -1
-    risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, (x, y))
+    risk = taking("together", cp.EmpiricalRisk(model, cp.losses.cross_entropy, (x, y)))
     subspace = given(risk)
     found = cp.project(risk, subspace)
     assert together(risk) is False
@@ -107,7 +107,7 @@ def test_batching_that_is_wrong_for_one_example_of_many_is_found_out(wrong):
     assert same(found, cp.ProjectedSample(*naive_projection(case, subspace.basis)))
 
 
-@pytest.mark.parametrize("way", ["together", "one by one"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("first", [[1, 2], [2, 0]], ids=["no padding first", "padding first"])
 def test_a_padding_row_is_a_constant_also_where_examples_go_together(first, way):
     class Text(nn.Module):
@@ -127,7 +127,7 @@ def test_a_padding_row_is_a_constant_also_where_examples_go_together(first, way)
     risk = taking(way, case.risk())
     subspace = given(risk, risk.num_params)
     found = cp.project(risk, subspace)
-    assert together(risk) == (way == "together")
+    assert taken(risk) == way
     assert same(found, cp.ProjectedSample(*naive_projection(case, subspace.basis)))
 
 
@@ -163,7 +163,7 @@ def test_a_sample_whose_later_examples_are_longer(batched_long):
             lengthy(batched_long), cp.losses.cross_entropy, items, collate_fn=collate, microbatch_size=2
         )
 
-    risk = made()
+    risk = taking("together", made())
     subspace = given(risk)
     found = cp.project(risk, subspace)
     assert same(found, cp.project(taking("one by one", made()), subspace))
@@ -183,7 +183,7 @@ def test_candidates_with_an_entry_that_is_no_tensor():
         return model(batch["x"])
 
     model = cases.make("mlp").model
-    risk = cp.EmpiricalRisk(model, loss, {"x": x, "labels": y}, forward=forward)
+    risk = taking("together", cp.EmpiricalRisk(model, loss, {"x": x, "labels": y}, forward=forward))
     subspace = given(risk)
     plain = cp.project(risk, subspace)
     assert together(risk) is True

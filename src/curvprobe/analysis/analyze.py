@@ -118,17 +118,18 @@ def analyze(
     store, job = Store.at(out), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sorted({*SIGMA_GRID, *([] if settings.sigma == "auto" else [settings.sigma])})
-    seen = _seen(
-        job,
-        store,
-        grid,
-        notes,
-        progress,
-        laws=laws,
-        concentration=concentration,
-        surface=surface,
-        full=stages == "full",
-    )
+    with risk.few_threads():
+        seen = _seen(
+            job,
+            store,
+            grid,
+            notes,
+            progress,
+            laws=laws,
+            concentration=concentration,
+            surface=surface,
+            full=stages == "full",
+        )
     config = {
         "tolerance": tolerance,
         "tolerance_on": tolerance_on,

@@ -204,7 +204,11 @@ AllowOverlap = Annotated[
     ),
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the Hessian product: minutes at first, for jobs that take long.")
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the Hessian product, which takes minutes; gains nothing where one microbatch holds the sample.",
+    ),
 ]
 
 

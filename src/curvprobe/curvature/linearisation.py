@@ -15,6 +15,7 @@ from curvprobe.errors import CannotProbeError, CannotProbeTypeError
 from curvprobe.risk.fast_paths import Compared
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
+from curvprobe.unprojected import Unprojected
 
 Kind = Literal["hessian", "ggn"]
 
@@ -198,6 +199,11 @@ class _Outputs:
 
 
 def _output_tensors(outputs: Any) -> _Outputs:
+    if isinstance(outputs, Unprojected):
+        raise CannotProbeTypeError(
+            "the Gauss-Newton matrix is that of a function of the logits, which are not made as a whole here; "
+            "leave out forward=before_head"
+        )
     leaves, structure = pytree.tree_flatten(outputs)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not places:

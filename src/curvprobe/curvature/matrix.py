@@ -101,8 +101,9 @@ def hessian(risk: EmpiricalRisk, *, compile: bool = False) -> CurvatureMatrix:  
     Args:
         risk: any empirical risk.
         compile: compile the product with torch.compile at its first use, which takes minutes for a transformer and
-            needs a C++ compiler; it pays on long jobs. A compiled product that fails or disagrees with the plain one
-            is not used, and a warning says so.
+            needs a C++ compiler. It gains nothing where the sample fits in one microbatch, whose graph is kept anyway:
+            try it on a sample of many microbatches, on an accelerator, and time both. A compiled product that fails or
+            disagrees with the plain one is not used, and a warning says so.
 
     Returns:
         A matrix for ``H @ V`` with V (N,) or (N, b).

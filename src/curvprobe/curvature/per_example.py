@@ -13,11 +13,12 @@ from torch.utils import _pytree as pytree
 from curvprobe.curvature.linearisation import Linearisation, gradient_derivative, kind_of
 from curvprobe.numerics.linalg import all_finite, quick_inner
 from curvprobe.risk.examples import Batch
-from curvprobe.risk.fast_paths import difference
+from curvprobe.risk.fast_paths import Compared, difference, quietly
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
 
 TOGETHER, NORMS_TOGETHER = "examples projected together", "examples differentiated together"
+PRODUCTS_TOGETHER = "products of examples together"
 """Names of the fast ways."""
 
 ROUNDING = 1000
@@ -65,19 +66,56 @@ def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) ->
             total += quick_inner(part.reshape(count, -1), bases[name].T)
         return total
 
-    gradient: Callable[..., dict[str, Tensor]] = grad(_loss_of_one(model))
-    slope = contract(vmap(gradient, in_dims=(None, 0))(params, batch))
-    curved = []
-    for tangent in columns:
-
-        def product(example: Batch, tangent: dict[str, Tensor] = tangent) -> Any:
-            return jvp(lambda at: gradient(at, example), (params,), (tangent,))[1]
-
-        curved.append(contract(vmap(product)(batch)))
+    slope = contract(vmap(grad(loss_of_one(model)), in_dims=(None, 0))(params, batch))
+    curved = [contract(_products(model, params, batch, tangent)) for tangent in columns]
     return slope.cpu(), torch.stack(curved, dim=1).cpu()
 
 
-def _loss_of_one(model: ProbedModel) -> Callable[[dict[str, Tensor], Batch], Tensor]:
+def _products(
+    model: ProbedModel, params: dict[str, Tensor], batch: Batch, tangent: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Products of every example's Hessian with a tangent, (n, *shape) by parameter."""
+    gradient: Callable[..., dict[str, Tensor]] = grad(loss_of_one(model))
+
+    def product(example: Batch) -> Any:
+        return jvp(lambda at: gradient(at, example), (params,), (tangent,))[1]
+
+    found: dict[str, Tensor] = vmap(product)(batch)
+    return found
+
+
+def products_together(model: ProbedModel, examples: Microbatch, vector: Tensor) -> Tensor | None:
+    """Products (n, N) of every example's Hessian with a vector (N,), by vmap; None where double backward disagrees.
+
+    What is compared is their sum with random signs, for the first vector that a group of examples is multiplied with.
+    """
+
+    def found() -> Tensor:
+        params = {name: p.detach() for name, p in model.leaves().items()}
+        parts = model.trained(_products(model, params, examples.batch, model.trained(model.split(vector))), lead=1)
+        return torch.cat([parts[name].reshape(len(examples), -1) for name in model.names], dim=1)
+
+    def compare() -> Compared:
+        signs = _signs(_generator(examples), len(examples)).to(vector)
+        leaves = model.leaves()
+        loss_sum, weight = model.batch_losses(leaves, examples)
+        gradients = model.first_order((signs.to(loss_sum) * loss_sum / weight).sum(), leaves, create_graph=True)
+        kind = kind_of(model, examples)
+        derivative = gradient_derivative(leaves, gradients)
+        slow = next(Linearisation(model, "example", kind, derivative).products(vector[:, None]))
+        return torch.tensordot(signs.to(vector), found(), dims=1), slow
+
+    with quietly():
+        if not model.fast_paths.hold(PRODUCTS_TOGETHER, kind_of(model, examples), compare):
+            return None
+        try:
+            return found()
+        except RuntimeError:  # other examples may bring another operation
+            model.fast_paths.give_up(PRODUCTS_TOGETHER)
+            return None
+
+
+def loss_of_one(model: ProbedModel) -> Callable[[dict[str, Tensor], Batch], Tensor]:
     """The mean loss of an example without its batch dimension, as a function of the parameters."""
 
     def loss_of(at: dict[str, Tensor], example: Batch) -> Tensor:
@@ -94,7 +132,7 @@ def norms_together(model: ProbedModel, examples: Microbatch) -> tuple[Tensor, Te
     What is held against a backward pass is their sum with random signs: an error in any of them shows there.
     """
     params = {name: p.detach() for name, p in model.leaves().items()}
-    found = vmap(grad(_loss_of_one(model)), in_dims=(None, 0))(params, examples.batch)
+    found = vmap(grad(loss_of_one(model)), in_dims=(None, 0))(params, examples.batch)
     for name, rows in model.padding_rows.items():
         found[name][:, rows] = 0
     parts = [torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64) for part in found.values()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from curvprobe.criteria.draws import check_sigma
 from curvprobe.criteria.estimators import Estimate
+from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.matrix import hessian
+from curvprobe.curvature.per_example import products_together
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import freedom, standard_error
-from curvprobe.numerics.linalg import inner, norm
+from curvprobe.numerics.linalg import inner, norm, quick_inner
 from curvprobe.numerics.noise import sign_vector
 from curvprobe.numerics.traces import TraceMoments, trace_moments
 from curvprobe.probing.joining import Joining
@@ -232,13 +234,12 @@ def full_space_parts(
         for first, block in _sign_blocks(risk, num_probes, seed):
             columns = scale[:, None] * block
             of_sample = H @ columns
-            for j, single in enumerate(singles):
-                images = scale[:, None] * (hessian(single) @ columns - of_sample)
-                for s in range(block.shape[1]):
-                    image = images[:, s].contiguous()
-                    traces[j, first + s] = float(factor[j]) * float(inner(block[:, s][None], image)[0])
-                    squares[j, first + s] = (float(factor[j]) * norm(image)) ** 2
-                advance(block.shape[1])
+            for rows, s, products in _products_of_each(candidates, columns):
+                images = scale * (products - of_sample[:, s])
+                traces[rows, first + s] = factor[rows] * quick_inner(images, block[:, s].contiguous()).cpu()
+                sizes = torch.linalg.vector_norm(images, dim=1, dtype=torch.float64).cpu()
+                squares[rows, first + s] = (factor[rows] * sizes).square()
+                advance(len(products))
     raised, terms = _raised(factor * (candidates.losses() - risk.value()), traces)
     return FullSpaceParts(
         level=raised,
@@ -247,6 +248,34 @@ def full_space_parts(
         value_terms=(terms + squares / 2).mean(0),
         shape_terms=squares.mean(0) / 2,
     )
+
+
+def _products_of_each(candidates: EmpiricalRisk, columns: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
+    """Which examples, which column of (N, b), and the products (n, N) of the examples' own Hessians with it."""
+    start, size = 0, min(candidates.budget.examples_together(), candidates.microbatch_size)
+    while start < len(candidates):
+        rows = slice(start, min(start + size, len(candidates)))
+        if size > 1 and (yield from _together(candidates, rows, columns)):
+            start = rows.stop
+            continue
+        size = 1
+        products = hessian(candidates[[start]]) @ columns
+        yield from ((slice(start, start + 1), s, column[None]) for s, column in enumerate(products.T))
+        start += 1
+
+
+def _together(
+    candidates: EmpiricalRisk, rows: slice, columns: Tensor
+) -> Generator[tuple[slice, int, Tensor], None, bool]:
+    """The same of a group of examples at once; returns whether that works."""
+    for s, column in enumerate(columns.T):
+        with candidates.undisturbed(), double_backward_errors():
+            examples = candidates.sample.read(rows.start, rows.stop)
+            products = products_together(candidates.probed, examples, column.contiguous())
+        if products is None:
+            return False
+        yield rows, s, products
+    return True
 
 
 def _sign_blocks(risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[tuple[int, Tensor]]:

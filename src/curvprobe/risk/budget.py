@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from curvprobe.errors import ArgumentError
 from curvprobe.runtime.memory import free_bytes
@@ -18,6 +22,9 @@ from curvprobe.runtime.memory import free_bytes
 PEAK_OVER_SAVED = 2.5
 """Resident memory of a curvature product over the bytes that autograd saves for it: cotangents in flight bring the
 live tensors to 1.6 times (on a transformer), and the fragmentation of the C library's heap brings that to 2.5."""
+
+PRODUCT_OVER_FORWARD = 6
+"""Multiplications of a curvature product, over those of a forward pass."""
 
 VECTORS_IN_FLIGHT = 6
 """Vectors of the model's size that a product holds beside its microbatch: gradients, tangents, sums."""
@@ -49,6 +56,26 @@ PROBES_HELD = 8
 
 VECTORS_PER_PROBE = 8
 """Vectors of the model's size that a probe held takes: signs, products and differences, and sums in float64."""
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the floating-point operations of multiplications of matrices, convolutions and attention in a block."""
+
+    total: float = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operation itself."""
+        found = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=found)
+        return found
+
+
+def compilers_held() -> AbstractContextManager[Any]:
+    """A block in which nothing is compiled: code that torch meets while operations are watched it never compiles."""
+    loaded = "torch._dynamo" in sys.modules  # it takes seconds to load, and without it nothing is compiled
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 class SavedBytes(saved_tensors_hooks):
@@ -90,6 +117,7 @@ class Footprint:
         num_params: N.
         itemsize: bytes of a number.
         shapes: of the tensors of the example that it was measured on.
+        operations: floating-point operations of a forward pass of one example.
     """
 
     activation: int
@@ -97,6 +125,11 @@ class Footprint:
     num_params: int
     itemsize: int = 4
     shapes: tuple[tuple[int, ...], ...] = ()
+    operations: float = 0.0
+
+    def of_product(self, rows: int) -> float:
+        """Floating-point operations of a curvature product over so many examples, whose graph is made anew."""
+        return PRODUCT_OVER_FORWARD * rows * self.operations
 
     @property
     def vector(self) -> int:
@@ -207,6 +240,10 @@ class Budget:
             return 1
         return max(1, min(EXAMPLES_TOGETHER, self.half) // (4 * self.footprint.vector + self.footprint.example))
 
+    def examples_swept(self, each: int) -> int:
+        """Examples that are swept together where one takes so many bytes; none if one does not fit."""
+        return 0 if each > self.half else max(1, min(EXAMPLES_TOGETHER, self.half) // each)
+
     def products_held(self) -> int:
         """Products that are held at once when an example is projected by itself."""
         return max(1, min(PRODUCTS_HELD, self.half // self.footprint.vector))
@@ -219,7 +256,7 @@ class Budget:
         """Room for the basis of ``dim`` eigenvectors: by smaller microbatches, then fewer vectors, then on the host.
 
         Raises:
-            ArgumentError: where a stated budget has no room for the smallest basis.
+            ArgumentError: where a stated budget, or what is free, has no room for the smallest basis.
         """
         vector, num_params = self.footprint.vector, self.footprint.num_params
         for extra in (math.ceil(dim / 2) + 10, 10):
@@ -229,9 +266,13 @@ class Budget:
                 return BasisPlan(size, self.total - needed)
         if self.device.type != "cpu":
             return BasisPlan(None, on_host=True)
-        if self.stated:
-            raise ArgumentError(
-                f"memory_budget is {self.total} bytes; {dim} eigenvectors of {num_params} parameters need at least "
-                f"{needed + self.footprint.least}: allow that much, lower dim, or probe fewer parameters with params="
-            )
-        return BasisPlan(size, 0)
+        room = self.total if self.stated else free_bytes(self.device)
+        if needed <= room - self.footprint.least:
+            return BasisPlan(size, 0)
+        fits = max(0, ((room - self.footprint.least) // vector - 5 - 10) // 2)
+        limit = f"memory_budget is {room} bytes" if self.stated else f"{room} bytes of memory are free"
+        raise ArgumentError(
+            f"{limit}; {dim} eigenvectors of {num_params} parameters need at least {needed + self.footprint.least}: "
+            + (f"dim={fits} fits, or " if fits else "no dim fits; ")
+            + f"{'allow' if self.stated else 'free'} that much, or probe fewer parameters with params="
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -23,6 +23,7 @@ from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
 from curvprobe.risk.trial import check_behaviour, check_same_losses, check_sample, measure
 from curvprobe.runtime.digest import digest
+from curvprobe.runtime.threads import threads_for
 from curvprobe.version import __version__
 
 
@@ -178,9 +179,15 @@ class EmpiricalRisk:
     def __repr__(self) -> str:
         return f"EmpiricalRisk({len(self)} examples, {self.num_params} parameters, {str(self.dtype).split('.')[-1]})"
 
-    def undisturbed(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
         """A block in which the model may be evaluated, and after which nothing about it or the RNGs has changed."""
-        return self.probed.undisturbed()
+        with self.few_threads(), self.probed.undisturbed():
+            yield
+
+    def few_threads(self, beside: float = 0.0) -> AbstractContextManager[None]:
+        """A block in which little work, with so many operations ``beside`` each product, is done by one thread."""
+        return threads_for(self.footprint.of_product(min(len(self), self.microbatch_size)) + beside, self.device)
 
     def check_same_model(self, other: EmpiricalRisk) -> None:
         """Refuse a risk of another model, other parameters or other weights."""

@@ -186,12 +186,12 @@ class ProbedModel:
         """Rows of probed embeddings that never train, by the name of the parameter."""
         return self._paddings[0]
 
-    def trained(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A vector given by parameter, zero in padding rows, which never train."""
+    def trained(self, parts: Mapping[str, Tensor], *, lead: int = 0) -> dict[str, Tensor]:
+        """A vector given by parameter, or several (``lead`` dimensions); zero in padding rows, which never train."""
         moving = dict(parts)
         for name, rows in self.padding_rows.items():
             moving[name] = parts[name].clone()
-            moving[name][rows] = 0
+            moving[name].movedim(lead, 0)[rows] = 0
         return moving
 
     def flatten(self, parts: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.errors import CannotProbeError
-from curvprobe.risk.budget import Footprint, SavedBytes
+from curvprobe.risk.budget import Footprint, Operations, SavedBytes, compilers_held
 from curvprobe.risk.contract import (
     check_depends,
     check_finite,
@@ -109,12 +109,15 @@ def measure(model: ProbedModel, sample: Sample, leaves: dict[str, Tensor]) -> tu
     """What an example takes, and the gradient of the first one's loss at ``leaves``."""
     first, activation, slopes = sample.read(0, 1), 0, list[Tensor]()
     kept = SavedBytes([*leaves.values(), *model.state.kept.values()])
+    operations = Operations()  # type: ignore[no-untyped-call]
     with kept, contextlib.suppress(RuntimeError):  # an operation without a second derivative is refused later
-        loss_sum, _ = model.batch_losses(leaves, first)
+        with operations, compilers_held():
+            loss_sum, _ = model.batch_losses(leaves, first)
         activation = kept.total
         slopes = [part.detach() for part in model.first_order(loss_sum.sum(), leaves, create_graph=True)]
     slopes = slopes or model.first_order(model.batch_losses(leaves, first)[0].sum(), leaves)
-    return Footprint(activation, kept.total, model.num_params, model.dtype.itemsize, first.shapes), slopes
+    itemsize, found = model.dtype.itemsize, operations.total
+    return Footprint(activation, kept.total, model.num_params, itemsize, first.shapes, found), slopes
 
 
 # ---- which examples, and among which others ------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from curvprobe.eigensolver.wanted import Which
 from curvprobe.errors import ArgumentError
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime.digest import digest
+from curvprobe.runtime.threads import SWEPT
 from curvprobe.subspace.spaces import Eigenspace, Matrix, Subspace
 
 
@@ -76,22 +77,23 @@ def top_eigenspace(
         raise ArgumentError(f"start is {start!r:.80}; expected a Subspace of {risk.num_params} parameters")
     slim, basis_size, device = plan_memory(risk, dim)
     matrix = CurvatureMatrix(slim, curvature, compile)
-    pairs = lanczos(
-        lambda block: matrix @ block,
-        risk.num_params,
-        dim=dim,
-        which=which,
-        tol=tol,
-        max_matvecs=max_matvecs,
-        seed=seed,
-        dtype=risk.dtype,
-        device=device,
-        start=None if start is None else start.basis[:, :basis_size],
-        basis_size=basis_size,
-        checkpoint=None
-        if checkpoint is None
-        else Checkpoint(Path(checkpoint), digest([risk.key(), curvature, dim, which, seed])),
-    )
+    with risk.few_threads(SWEPT * 4 * risk.num_params * (basis_size or 0)):
+        pairs = lanczos(
+            lambda block: matrix @ block,
+            risk.num_params,
+            dim=dim,
+            which=which,
+            tol=tol,
+            max_matvecs=max_matvecs,
+            seed=seed,
+            dtype=risk.dtype,
+            device=device,
+            start=None if start is None else start.basis[:, :basis_size],
+            basis_size=basis_size,
+            checkpoint=None
+            if checkpoint is None
+            else Checkpoint(Path(checkpoint), digest([risk.key(), curvature, dim, which, seed])),
+        )
     return spanned(pairs, curvature, risk)
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.matrix import hessian
+from curvprobe.curvature.nodewise.examples import NODEWISE, Sweeps
+from curvprobe.curvature.nodewise.recording import UnknownOperationError
+from curvprobe.curvature.nodewise.sweep import Found
 from curvprobe.curvature.per_example import TOGETHER, Projected, confirmed, project_one, project_together
 from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
@@ -26,15 +29,22 @@ from curvprobe.runtime import progress
 from curvprobe.runtime.memory import freed_memory_kept
 from curvprobe.subspace.spaces import Eigenspace, Subspace
 
+WORTH_SWEEPING = 3
+"""Directions from which on sweeping a large example is faster than products along each, on a processor; an accelerator
+takes many tangents of one graph together, which is as fast."""
+
+CONFIRMED_OF = 8
+"""Of examples that are swept one by one, one in so many is confirmed by double backward."""
+
 
 def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     r"""Project every example's loss, gradient and Hessian onto a subspace.
 
     .. math:: l_i, \quad U^T g_i, \quad U^T H_i U, \qquad i = 1, \dots, n
 
-    Costs about D Hessian-vector products over the sample. Small examples are differentiated together (vmap over
-    examples, outside every derivative), and each such group is held against one product by double backward; others,
-    and models without batching rules, go one by one.
+    Found operation by operation, at the cost of half of D Hessian-vector products over the sample or much less, and
+    held against double backward; where an operation of the model has no rule, small examples are differentiated
+    together and others one by one. Every example's loss must be the one that is known.
 
     Args:
         risk: the empirical risk; n examples.
@@ -68,7 +78,7 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     ):
         gradient = torch.empty(n, dim, dtype=torch.float64, device="cpu")
         curved = torch.empty(n, dim, dim, dtype=torch.float64, device="cpu")
-        for rows, (slopes, curvatures), again in _projected(risk, basis):
+        for rows, (slopes, curvatures), again in _projected(risk, basis, loss):
             gradient[rows], curved[rows] = slopes, curvatures
             check_same_losses(risk.probed, risk.sample, loss[rows], again, len(again), rows.start)
             advance(len(again))
@@ -77,10 +87,14 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
 
 
-def _projected(risk: EmpiricalRisk, basis: Tensor) -> Iterator[tuple[slice, Projected, Tensor]]:
-    """Slopes and curvatures of all examples in order, as many at a time as pays and works, and their losses."""
+def _projected(risk: EmpiricalRisk, basis: Tensor, loss: Tensor) -> Iterator[tuple[slice, Projected, Tensor]]:
+    """Slopes and curvatures of all examples in order, by the fastest way that works, and their losses."""
+    start = 0
+    for rows, projected, again in _swept(risk, basis, loss):
+        yield rows, projected, again
+        start = rows.stop
     model, held, at_once = risk.probed, risk.budget.products_held(), risk.budget.tangents_at_once(1)
-    size, start = min(len(risk), risk.budget.examples_together(), risk.microbatch_size), 0
+    size = min(len(risk), risk.budget.examples_together(), risk.microbatch_size)
     while start < len(risk):
         examples = risk.sample.read(start, min(start + size, len(risk)))
         alone = size == 1
@@ -90,6 +104,54 @@ def _projected(risk: EmpiricalRisk, basis: Tensor) -> Iterator[tuple[slice, Proj
             continue
         yield examples.rows, *found
         start = examples.rows.stop
+
+
+def _swept(risk: EmpiricalRisk, basis: Tensor, loss: Tensor) -> Iterator[tuple[slice, Projected, Tensor]]:
+    """Examples in order, operation by operation, until one is met that this does not work for."""
+    model, small = risk.probed, risk.budget.examples_together() > 1
+    if not small and (basis.shape[1] < WORTH_SWEEPING or risk.device.type != "cpu"):
+        return
+    sweeps, start, size = Sweeps.along(model, basis), 0, risk.microbatch_size
+    while start < len(risk) and model.fast_paths.open(NODEWISE):
+        examples, recorded = risk.sample.read(start, min(start + size, len(risk))), len(sweeps.recorded)
+        try:
+            with quietly():
+                fit = risk.budget.examples_swept(sweeps.bytes_per_example(examples))
+                if fit == 0:
+                    return
+                if len(examples) > fit:
+                    size = fit
+                    continue
+                found = sweeps(examples, loss[examples.rows])
+        except UnknownOperationError:
+            break
+        except Exception:  # a rule that fails; what is wrong with the examples themselves, the slow way says
+            found = None
+        if found is None and size > 1:
+            size = 1  # each by a recording of its own, if need be
+            continue
+        anew = size > 1 or len(sweeps.recorded) > recorded
+        if found is None or not _confirmed(model, examples, basis, found, anew=anew):
+            break
+        model.fast_paths.verdicts[NODEWISE] = True
+        yield examples.rows, (found[1].cpu(), found[2].cpu()), found[0].cpu()
+        start = examples.rows.stop
+    if start < len(risk):
+        model.fast_paths.give_up(NODEWISE)
+
+
+def _confirmed(model: ProbedModel, examples: Microbatch, basis: Tensor, found: Found, *, anew: bool) -> bool:
+    """Whether double backward agrees with what sweeping found.
+
+    Several examples are confirmed together each time. Of those that go one by one what was recorded ``anew`` is, and
+    one in eight: there a confirmation takes a good part of the time.
+    """
+    if not anew and examples.rows.start % CONFIRMED_OF:
+        return True
+    try:
+        return confirmed(model, examples, basis, (found[1].cpu(), found[2].cpu())) is not None
+    except Exception:  # the slow way says what is wrong
+        return False
 
 
 def _together(model: ProbedModel, examples: Microbatch, basis: Tensor) -> tuple[Projected, Tensor] | None:
