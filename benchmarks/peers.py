@@ -277,43 +277,47 @@ def relative(row: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
 # ---- the table
 
 HEAD = "| model | method | setting | residual | products | seconds | over ours | peak memory | eigenvalues off by |"
+EVEN = "| model | method | | products | seconds | over ours |"
 
 
 def table(result: dict[str, Any]) -> str:
-    rows = (
-        line
+    """What each method takes as it comes; then what it would take to give, or to leave out, what others do."""
+    rows = [
+        (model, method, row)
         for model, comparison in result["models"].items()
         for method, row in comparison["rows"].items()
-        for line in lines_of(model, method, row, result["dim"])
-    )
+    ]
+    raw = markdown(HEAD, (measured(*row) for row in rows))
+    even = markdown(EVEN, (line for row in rows for line in on_even_terms(*row, result["dim"])))
     versions = (f"{package} {number}" for package, number in result["versions"].items())
-    return page(result, markdown(HEAD, rows), note=", ".join([f"D = {result['dim']}", *versions]))
+    return page(result, raw, even, note=", ".join([f"D = {result['dim']}", *versions]))
 
 
-def lines_of(model: str, method: str, row: dict[str, Any], dim: int) -> Iterator[str]:
-    """A measurement, and what it would be without the search and with certified residuals."""
+def measured(model: str, method: str, row: dict[str, Any]) -> str:
+    """A measurement."""
     if "setting" not in row:
-        yield f"| {model} | {method} | | not finished: {row['unfinished']['reason']} | | | | | |"
-        return
+        return f"| {model} | {method} | | not finished: {row['unfinished']['reason']} | | | | | |"
     setting = ", ".join(f"{name} {value:g}" for name, value in row["setting"].items())
-    yield (
+    return (
         f"| {model} | {method} | {setting} | {row['largest_residual']:.1e}{'' if row['reached'] else ', not reached'} "
         f"| {row['products']} | {row['seconds']:.3g} | {row['seconds_over_ours']:.2g} "
         f"| {mebibytes(row['peak_bytes'])} | {row['eigenvalue_difference']:.0e} |"
     )
-    if row["search_products"]:
+
+
+def on_even_terms(model: str, method: str, row: dict[str, Any], dim: int) -> Iterator[str]:
+    """What a measurement would be without the search, or with certified residuals."""
+
+    def line(how: str, products: int, seconds: float) -> str:
+        over = seconds / row["seconds"] * row["seconds_over_ours"]
+        return f"| {model} | {method} | {how} | {products} | {seconds:.3g} | {over:.2g} |"
+
+    if row.get("search_products"):
         products = row["products"] - row["search_products"]
-        yield another_line("without its search for missed copies", row, products, row["seconds_without_search"])
+        yield line("without its search for missed copies", products, row["seconds_without_search"])
     if method != "curvprobe" and row["reached"]:
         products = row["products"] + dim
-        seconds = row["seconds"] * products / row["products"]
-        yield another_line("with D products that certify its residuals", row, products, seconds)
-
-
-def another_line(how: str, row: dict[str, Any], products: int, seconds: float) -> str:
-    """The same measurement with a few products more or less."""
-    over = seconds / row["seconds"] * row["seconds_over_ours"]
-    return f"| | the same {how} | | | {products} | {seconds:.3g} | {over:.2g} | | |"
+        yield line("with D products that certify its residuals", products, row["seconds"] * products / row["products"])
 
 
 BENCHMARK = Benchmark("peers", __doc__, OPTIONS, measure, table)

@@ -2,6 +2,7 @@
 
 examples    against k: products with microbatches of 8 examples, as many microbatches at every k, on the NanoChat
 parameters  against N: MLPs of growing width on random data, products and a solve with a small budget
+beside      what whole solves spend on the basis, beside their products, against N and D
 dimension   against D: seconds and products of a solve, on the digits MLP
 block       against the block size b of H @ V: seconds per vector, on both models
 budget      memory_budget as stated, and the peak memory that was measured, on the NanoChat
@@ -159,6 +160,39 @@ def parameters_table(part: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
+# ---- what a solve spends beside its products
+
+
+def measure_beside(num_params: int, k: int, dims: list[int]) -> list[dict[str, Any]]:
+    risk = ready(random_mlp(num_params, k))
+    product, rows = statistics.median(power_steps(risk, 7)[1:]), []
+    for dim in dims:
+        space, seconds = timed(CPU, solve, risk, dim)
+        share = 1 - product * space.num_matvecs / seconds
+        found = {"dim": dim, "product_seconds": product, "products": space.num_matvecs, "seconds": seconds}
+        rows.append({"num_params": risk.num_params, **found, "share_beside": max(0.0, share)})
+    return rows
+
+
+def beside(options: Namespace) -> dict[str, Any]:
+    k, dims = 64, [10, 45]
+    found = [run_isolated(measure_beside, size, k, dims) for size in options.beside]
+    return {"model": "random tanh MLP", "k": k, "rows": [row for rows in found for row in rows]}
+
+
+def beside_table(part: dict[str, Any]) -> str:
+    head = (
+        f"| N ({part['model']}, k = {part['k']}) | D | products | seconds of a solve | of these beside the products: "
+        "orthogonalisation |"
+    )
+    rows = (
+        f"| {row['num_params']} | {row['dim']} | {row['products']} | {row['seconds']:.3g} "
+        f"| {100 * row['share_beside']:.0f} % |"
+        for row in part["rows"]
+    )
+    return markdown(head, rows)
+
+
 # ---- against D
 
 
@@ -251,6 +285,7 @@ def budget_table(part: dict[str, Any]) -> str:
 PARTS = {
     "examples": (examples, examples_table),
     "parameters": (parameters, parameters_table),
+    "beside": (beside, beside_table),
     "dimension": (dimension, dimension_table),
     "block": (block, block_table),
     "budget": (budget, budget_table),
@@ -260,6 +295,7 @@ OPTIONS = {
     "examples": ([8, 32, 128, 512], "sample sizes k"),
     "microbatches": (128, "of the products at every k, two at the least"),
     "parameters": ([10**4, 10**5, 10**6, 10**7], "numbers of parameters N"),
+    "beside": ([10**4, 10**5, 10**6], "numbers of parameters N of the part beside"),
     "dims": ([1, 2, 4, 8, 16, 32, 64], "dimensions D"),
     "widths": ([1, 2, 4, 8, 16], "block sizes b"),
     "budgets": ([512, 1024, 2048], "in MiB"),

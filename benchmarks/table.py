@@ -15,6 +15,7 @@ import gates
 import gpu
 import gpu_parts
 import limit
+import load
 import misses
 import monte_carlo
 import more_data
@@ -41,6 +42,7 @@ SCRIPTS = (
     gpu,
     gpu_parts,
     limit,
+    load,
     misses,
     more_data,
     monte_carlo,

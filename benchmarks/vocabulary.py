@@ -21,7 +21,7 @@ OPTIONS = {
     "context": (512, "tokens in a sequence"),
     "hidden_size": (128, "of the model"),
     "layers": (2, "of the model"),
-    **shared(k=1, repeats=5),
+    **shared(k=4, repeats=3),
 }
 SIDES = {"all logits": None, "head in the loss": cp.before_head}
 

@@ -64,7 +64,7 @@ def test_tables_of_what_was_not_finished_have_the_same_columns():
     result = json.loads(peers.BENCHMARK.result.read_text())
     whole = peers.table(result)
     result["models"]["mlp"]["rows"]["pyhessian"] = {"reached": False, "unfinished": {"reason": "more than 120 s"}}
-    lines = peers.table(result).splitlines()
+    lines = peers.table(result).split("\n\n")[0].splitlines()
     assert "| mlp | pyhessian | | not finished: more than 120 s | | | | | |" in lines
     assert {line.count("|") for line in lines if line.startswith("|")} == {whole.splitlines()[0].count("|")}
 

@@ -120,6 +120,11 @@ def test_a_rule_that_fits_only_some_uses_says_so():
             Sweep.along(program, params, along(params), DIM)([torch.ones(1, 6, dtype=torch.float64)])
 
 
+def test_complex_numbers_go_another_way():
+    with pytest.raises(UnknownOperationError, match=r"^_fft_r2c$"):
+        recorded(lambda p, x: torch.fft.rfft(p["p0"] * x[:6]).abs().sum(), (6,))
+
+
 def test_a_loss_of_nothing_that_is_given():
     with pytest.raises(UnknownOperationError, match="neither on the parameters nor on the example"):
         recorded(lambda p, x: torch.ones(()), (2,))

@@ -26,6 +26,7 @@ class Local:
         outputs: values of its results.
         adjoint: of the first result; None where what the operation adds is not wanted.
         dim: D.
+        alone: whether it is seen at one example, and not at many through vmap.
     """
 
     function: Callable[..., Any]
@@ -35,6 +36,7 @@ class Local:
     outputs: tuple[Any, ...]
     adjoint: Tensor | None
     dim: int
+    alone: bool = False
 
     def argument(self, place: int, default: Any) -> Any:
         """The argument in a place, where it is given."""

@@ -18,7 +18,7 @@ from curvprobe.curvature.nodewise.local import Local, Pushed, Rule, dims_behind,
 FLAT = frozenset(
     {
         *("detach", "sign", "floor", "ceil", "round", "trunc", "zeros_like", "ones_like", "full_like", "empty_like"),
-        *("new_zeros", "new_ones", "new_full", "new_empty"),
+        *("new_zeros", "new_ones", "new_full", "new_empty", "zero", "fill"),
     }
 )
 """Operations whose derivative is zero."""

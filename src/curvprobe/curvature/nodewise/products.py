@@ -13,7 +13,7 @@ from curvprobe.curvature.nodewise.local import Local, Pair, Pushed, lifted
 
 def push_mm(at: Local) -> Pushed:
     """``X @ W`` with tangents (D, t, d) and (D, d, o)."""
-    tangent, pairs = _mm(at.args[0], at.args[1], at.tangent(0), at.tangent(1), at.adjoint)
+    tangent, pairs = _mm(at, at.args[0], at.args[1], at.tangent(0), at.tangent(1), at.adjoint)
     return [tangent], pairs
 
 
@@ -21,7 +21,7 @@ def push_addmm(at: Local) -> Pushed:
     """``beta C + alpha X @ W``."""
     alpha, beta = at.options.get("alpha", 1), at.options.get("beta", 1)
     adjoint = at.adjoint if at.adjoint is None else alpha * at.adjoint if alpha != 1 else at.adjoint
-    tangent, pairs = _mm(at.args[1], at.args[2], at.tangent(1), at.tangent(2), adjoint)
+    tangent, pairs = _mm(at, at.args[1], at.args[2], at.tangent(1), at.tangent(2), adjoint)
     return [_plus(tangent if alpha == 1 or tangent is None else alpha * tangent, at, beta)], pairs
 
 
@@ -36,21 +36,26 @@ def _plus(tangent: Tensor | None, at: Local, beta: float) -> Tensor:
 
 
 def _mm(
-    x: Tensor, w: Tensor, moved_x: Tensor | None, moved_w: Tensor | None, adjoint: Tensor | None
+    at: Local, x: Tensor, w: Tensor, moved_x: Tensor | None, moved_w: Tensor | None, adjoint: Tensor | None
 ) -> tuple[Tensor | None, list[Pair]]:
-    """All directions of a weight are columns of one matrix, which many examples share."""
-    rows, inner, columns = *x.shape, w.shape[1]
+    """For many examples all directions of a weight are columns of one matrix, which they share; one example alone is
+    multiplied with each direction, in a batch that needs no copies."""
     total = None if moved_x is None else moved_x @ w
     if moved_w is None:
         return total, []
-    dim = moved_w.shape[0]
-    flat = moved_w.transpose(1, 2).reshape(dim * columns, inner)
-    by_weight = (x @ flat.T).reshape(rows, dim, columns).transpose(0, 1)
-    total = by_weight if total is None else total + by_weight
-    if moved_x is None or adjoint is None:
-        return total, []
-    back = (adjoint @ moved_w.permute(2, 0, 1).reshape(columns, dim * inner)).reshape(rows, dim, inner)
-    return total, [(moved_x, back.transpose(0, 1))]
+    dim, inner, columns = moved_w.shape
+    bends, back = None if moved_x is None else adjoint, None
+    if at.alone:
+        beside = x.expand(dim, *x.shape)
+        total = torch.bmm(beside, moved_w) if total is None else torch.baddbmm(total, beside, moved_w)
+        back = None if bends is None else torch.bmm(bends.expand(dim, *bends.shape), moved_w.mT)
+    else:
+        by_weight = (x @ moved_w.mT.reshape(dim * columns, inner).T).reshape(len(x), dim, columns).transpose(0, 1)
+        total = by_weight if total is None else total + by_weight
+        if bends is not None:
+            flat = moved_w.permute(2, 0, 1).reshape(columns, dim * inner)
+            back = (bends @ flat).reshape(len(x), dim, inner).transpose(0, 1)
+    return total, [] if moved_x is None or back is None else [(moved_x, back)]
 
 
 def push_bmm(at: Local) -> Pushed:
@@ -84,9 +89,8 @@ def push_mv(at: Local) -> Pushed:
     """A matrix times a vector."""
     adjoint = None if at.adjoint is None else at.adjoint[:, None]
     moved = at.tangent(1)
-    tangent, pairs = _mm(
-        at.args[0], at.args[1][:, None], at.tangent(0), None if moved is None else moved[..., None], adjoint
-    )
+    column = None if moved is None else moved[..., None]
+    tangent, pairs = _mm(at, at.args[0], at.args[1][:, None], at.tangent(0), column, adjoint)
     assert tangent is not None
     return [tangent[..., 0]], pairs
 

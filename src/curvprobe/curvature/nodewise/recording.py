@@ -218,7 +218,8 @@ class _Recorder(TorchDispatchMode):
         results = found if isinstance(found, tuple | list) else (found,)
         floating = [isinstance(r, Tensor) and r.is_floating_point() for r in results]
         moves = self._moves((args, options)) and name not in FLAT and any(floating)
-        if moves and name not in RULES:
+        turns = any(isinstance(r, Tensor) and r.is_complex() for r in results)
+        if (moves and name not in RULES) or (turns and self._moves((args, options))):
             raise UnknownOperationError(name)
         bent = moves and bends(name, args, self._moves)
         outputs = tuple(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class Sweep:
             if step in found._shared:
                 found._run(step, values)
                 if program.active.intersection(step.outputs):
-                    found._push(step, values, tangents, None)
+                    found._push(step, values, tangents)
         return found
 
     @cached_property
@@ -85,7 +85,8 @@ class Sweep:
 
     def __call__(self, examples: list[Tensor]) -> Found:
         """The losses, slopes and curvatures of examples (n, ...)."""
-        mapped = vmap if len(examples[0]) > 1 else _alone  # which shapes that depend on the values do not trouble
+        alone = len(examples[0]) == 1
+        mapped = _alone if alone else vmap  # shapes that depend on the values do not trouble one example
         bumps = [self._bump(slot, len(examples[0])) for slot in self._bent]
         with torch.enable_grad():
             losses, kept = mapped(self._forward)(examples, bumps)
@@ -93,7 +94,8 @@ class Sweep:
             adjoints = torch.autograd.grad(losses.sum(), bumps, allow_unused=True) if reach else [None] * len(bumps)
         known = {slot: adjoint for slot, adjoint in zip(self._bent, adjoints, strict=True) if adjoint is not None}
         with torch.no_grad():
-            slopes, halves = mapped(self._tangents)([value.detach() for value in kept], known)
+            tangents = partial(self._tangents, alone=alone)
+            slopes, halves = mapped(tangents)([value.detach() for value in kept], known)
         return losses.detach().double(), slopes, halves + halves.mT
 
     def _bump(self, slot: int, count: int) -> Tensor:
@@ -113,14 +115,14 @@ class Sweep:
                 values[slot] = values[slot] + moved[slot]
         return values[self.program.output], [values[slot] for slot in self._kept]
 
-    def _tangents(self, kept: list[Tensor], adjoints: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def _tangents(self, kept: list[Tensor], adjoints: dict[int, Tensor], *, alone: bool) -> tuple[Tensor, Tensor]:
         """Slopes (D,), and half of the curvatures (D, D)."""
         values = {**self.values, **dict(zip(self._kept, kept, strict=True))}
         tangents = dict(self.tangents)
         total = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=next(iter(self.values.values())).device)
         for step, dying in self._lives:
             adjoint = adjoints.get(step.outputs[0]) if step.bends and step.outputs[0] is not None else None
-            for pair in self._push(step, values, tangents, adjoint):
+            for pair in self._push(step, values, tangents, adjoint, alone=alone):
                 total = total + gram(*pair)
             for slot in dying:
                 tangents.pop(slot, None)
@@ -145,7 +147,15 @@ class Sweep:
             if slot is not None:
                 values[slot] = result
 
-    def _push(self, step: Step, values: Values, tangents: dict[int, Tensor], adjoint: Tensor | None) -> list[Pair]:
+    def _push(
+        self,
+        step: Step,
+        values: Values,
+        tangents: dict[int, Tensor],
+        adjoint: Tensor | None = None,
+        *,
+        alone: bool = False,
+    ) -> list[Pair]:
         """Tangents of a step's results, into ``tangents``; returns what it adds."""
         local = Local(
             step.function,
@@ -155,6 +165,7 @@ class Sweep:
             tuple(values.get(slot) if slot is not None else None for slot in step.outputs),
             adjoint,
             self.dim,
+            alone,
         )
         pushed: Pushed = RULES[step.name](local)
         found = zip(step.outputs, pushed[0], strict=False)  # what has no tangent may be left out
