@@ -48,7 +48,7 @@ def inner(rows: Tensor, vectors: Tensor) -> Tensor:
     return total
 
 
-def _multiplies_exactly(rows: Tensor) -> bool:
+def multiplies_exactly(rows: Tensor) -> bool:
     """Whether products are made in the operands' own precision, and on a device whose way to make them is known."""
     return rows.device.type in _CHUNK_ELEMENTS and torch.get_float32_matmul_precision() == "highest"
 
@@ -60,7 +60,7 @@ def quick_inner(rows: Tensor, vectors: Tensor) -> Tensor:
     product of the norms on vectors without structure, where their storage is off by 6e-8, and by 2e-5 of
     the sum at worst.
     """
-    if not _multiplies_exactly(rows):
+    if not multiplies_exactly(rows):
         return inner(rows, vectors)
     if rows.device.type != "cpu":
         return inner_of_pieces(rows, vectors)
@@ -103,7 +103,7 @@ def orthogonalise(vector: Tensor, rows: Tensor) -> Tensor:
 
 def _take_out(vector: Tensor, rows: Tensor) -> Tensor:
     coefficients = quick_inner(rows, vector).to(vector.dtype)
-    if _multiplies_exactly(rows):
+    if multiplies_exactly(rows):
         vector.addmv_(rows.T, coefficients, alpha=-1)  # in place: fresh memory for a long vector takes as long
     else:
         subtract_combination(vector, rows, coefficients.double())
@@ -145,7 +145,7 @@ def rotate(rows: Tensor, coefficients: Tensor) -> None:
     In the rows' own precision, five times as fast as in float64: these are sums of m terms, off by 2e-7 in float32
     where their storage is off by 3e-8.
     """
-    precision = rows.dtype if _multiplies_exactly(rows) else torch.float64
+    precision = rows.dtype if multiplies_exactly(rows) else torch.float64
     weights, columns = coefficients.T.to(precision).contiguous(), _chunks(rows)
     for start in columns:
         piece = slice(start, start + columns.step)

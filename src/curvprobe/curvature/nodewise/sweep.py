@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from curvprobe.curvature.nodewise.local import Local, Pair, Pushed
 from curvprobe.curvature.nodewise.operations import RULES
 from curvprobe.curvature.nodewise.recording import Program, Step, filled, moved
-from curvprobe.numerics.linalg import inner_of_pieces
+from curvprobe.numerics.linalg import inner_of_pieces, multiplies_exactly
 
 TANGENTS_IN_FLIGHT = 3
 """Sets of D tangents of the largest result that a rule holds beside those that are still wanted."""
@@ -204,4 +204,4 @@ def gram(left: Tensor, right: Tensor) -> Tensor:
         elif right.shape[i] == 1 != left.shape[i]:
             left = left.sum(i, keepdim=True)
     a, b = left.flatten(1) if left.dim() > 1 else left[:, None], right.flatten(1) if right.dim() > 1 else right[:, None]
-    return inner_of_pieces(a, b.mT)
+    return inner_of_pieces(a, b.mT) if multiplies_exactly(a) else a.double() @ b.double().mT
