@@ -1,10 +1,12 @@
 """An eigenspace and projections of a small model beside other work: on one thread, as little work is done, and on all.
 
 Other processes do nothing but count. Medians; the load is what these processes make, not what the system counts.
+Besides, what threads that wait passively cost a product of the NanoChat on an idle machine.
 Run: python benchmarks/load.py
 """
 
 import multiprocessing
+import os
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -14,12 +16,17 @@ from typing import Any
 
 import torch
 from benchmark import Benchmark, markdown, page, shared
-from models import mlp
+from isolated import run_isolated
+from models import mlp, nanochat
 
 import curvprobe as cp
 from curvprobe.runtime import threads
 
-OPTIONS = {**shared(dim=10, repeats=9), "others": (5, "processes beside it")}
+OPTIONS = {
+    **shared(dim=10, repeats=9),
+    "others": (5, "processes beside it"),
+    "turns": (3, "of processes that wait actively and passively; none leaves them out"),
+}
 WORK = {
     "eigenspace": lambda risk, dim: cp.top_eigenspace(risk, dim=dim),
     "projections": lambda risk, dim: cp.project(risk, cp.random_subspace(risk, dim)),
@@ -48,6 +55,31 @@ def beside(others: int) -> Iterator[None]:
             process.join()
 
 
+def product_seconds(repeats: int) -> float:
+    """Of the NanoChat, on all threads."""
+    risk = nanochat().risk()
+    matrix, vector = cp.hessian(risk), torch.randn(risk.num_params)
+    found = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        _ = matrix @ vector
+        found.append(time.perf_counter() - start)
+    return median(found[1:])
+
+
+def waiting(options: Namespace) -> dict[str, list[float]]:
+    """Seconds of a product by how threads wait, in processes of their own."""
+    found: dict[str, list[float]] = {"active": [], "passive": []}
+    for _ in range(options.turns):
+        for policy, seconds in found.items():
+            os.environ.pop("OMP_WAIT_POLICY", None)
+            if policy == "passive":
+                os.environ["OMP_WAIT_POLICY"] = policy
+            seconds.append(run_isolated(product_seconds, options.repeats))
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    return found
+
+
 def measure(options: Namespace) -> dict[str, Any]:
     risk, little = mlp().risk(), threads.LITTLE
     risk.losses()
@@ -65,7 +97,8 @@ def measure(options: Namespace) -> dict[str, Any]:
                         found.append(time.perf_counter() - start)
                     rows[name][f"{way}, {'idle' if others == 0 else 'beside'}"] = median(found)
     threads.LITTLE = little
-    return {"others": options.others, "threads": torch.get_num_threads(), "dim": options.dim, "rows": rows}
+    found = {"waiting": waiting(options)} if options.turns else {}
+    return {**found, "others": options.others, "threads": torch.get_num_threads(), "dim": options.dim, "rows": rows}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -77,6 +110,12 @@ def table(result: dict[str, Any]) -> str:
         for way in ("one", "all")
     ]
     note = f"digits, D = {result['dim']}, {result['others']} other processes, all is {result['threads']} threads"
+    if "waiting" in result:
+        seconds = result["waiting"]
+        cost = median(p / a for a, p in zip(seconds["active"], seconds["passive"], strict=True)) - 1
+        note += (
+            f"; threads that wait passively make a product of the NanoChat {100 * cost:.0f} % longer on an idle machine"
+        )
     return page(result, markdown(head, rows), note=note)
 
 

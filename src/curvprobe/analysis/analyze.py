@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -139,8 +140,13 @@ def analyze(
         "engine": engine,
     }
     found = assemble(job, seen, grid, tolerance, notes, config, store)
-    store.write_result(found.to_json())
+    store.write_result({**found.to_json(), **_load()})
     return found
+
+
+def _load() -> dict[str, float]:
+    """Of the machine as the analysis ends, by which the seconds in its file are to be read."""
+    return {"load_average": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
 
 
 def _check_tolerance(tolerance: float | None, on: str, risk: EmpiricalRisk, num_candidates: int) -> None:

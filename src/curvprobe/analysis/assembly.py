@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import sys
 from dataclasses import dataclass, replace
@@ -251,10 +250,4 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "machine": platform.machine(),
-        "load": _load(),
     }
-
-
-def _load() -> str:
-    """Of the machine while the analysis ran, by which its seconds are to be read."""
-    return f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else "unknown"
