@@ -124,8 +124,40 @@ def test_a_risk_before_the_head_is_the_risk(name):
 
 
 def test_what_has_no_such_head_is_refused():
-    with pytest.raises(cp.CannotProbeError, match=r"expected a language model of Hugging Face with an nn.Linear"):
+    with pytest.raises(cp.CannotProbeError, match=r"expected a language model of Hugging Face with a plain nn.Linear"):
         cp.before_head(nn.Linear(2, 2), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("how", ["another class", "replaced"])
+def test_a_head_that_is_no_plain_linear_is_refused_and_left_as_it_is(how):
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model = models()["gpt2"].eval()
+    if how == "another class":
+        model.lm_head.__class__ = Doubled
+    else:
+        model.lm_head.forward = own = lambda x: 2 * functional.linear(x, model.lm_head.weight)
+    with pytest.raises(cp.CannotProbeError, match=r"a plain nn.Linear"):
+        cp.before_head(model, torch.arange(4)[None])
+    assert how == "another class" or model.lm_head.forward is own
+
+
+def test_a_vocabulary_that_is_cut_behind_the_head_is_refused():
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 3), nn.Linear(3, 10)
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+        def forward(self, tokens: Tensor) -> dict:
+            return transformers.utils.ModelOutput(logits=self.head(self.embed(tokens))[..., :9])
+
+    with pytest.raises(cp.CannotProbeError, match=r"does something to the logits"):
+        cp.before_head(Cut(), torch.arange(4)[None])
 
 
 def test_a_model_that_does_more_to_its_logits_is_refused():

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from curvprobe.curvature.linearisation import Linearisation, gradient_derivative, kind_of
 from curvprobe.numerics.linalg import all_finite, quick_inner
 from curvprobe.risk.examples import Batch
-from curvprobe.risk.fast_paths import Compared, difference, quietly
+from curvprobe.risk.fast_paths import Compared, difference
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
 
@@ -87,32 +87,27 @@ def _products(
 def products_together(model: ProbedModel, examples: Microbatch, vector: Tensor) -> Tensor | None:
     """Products (n, N) of every example's Hessian with a vector (N,), by vmap; None where double backward disagrees.
 
-    What is compared is their sum with random signs, for the first vector that a group of examples is multiplied with.
+    What is compared is their sum with random signs, each time: an error in any of them shows there.
     """
 
-    def found() -> Tensor:
-        params = {name: p.detach() for name, p in model.leaves().items()}
-        parts = model.trained(_products(model, params, examples.batch, model.trained(model.split(vector))), lead=1)
-        return torch.cat([parts[name].reshape(len(examples), -1) for name in model.names], dim=1)
+    if not model.fast_paths.open(PRODUCTS_TOGETHER):
+        return None
+    products: list[Tensor] = []
 
     def compare() -> Compared:
+        params = {name: p.detach() for name, p in model.leaves().items()}
+        parts = model.trained(_products(model, params, examples.batch, model.trained(model.split(vector))), lead=1)
+        products.append(torch.cat([parts[name].reshape(len(examples), -1) for name in model.names], dim=1))
         signs = _signs(_generator(examples), len(examples)).to(vector)
         leaves = model.leaves()
         loss_sum, weight = model.batch_losses(leaves, examples)
         gradients = model.first_order((signs.to(loss_sum) * loss_sum / weight).sum(), leaves, create_graph=True)
-        kind = kind_of(model, examples)
         derivative = gradient_derivative(leaves, gradients)
-        slow = next(Linearisation(model, "example", kind, derivative).products(vector[:, None]))
-        return torch.tensordot(signs.to(vector), found(), dims=1), slow
+        slow = next(Linearisation(model, "example", kind_of(model, examples), derivative).products(vector[:, None]))
+        return torch.tensordot(signs, products[0], dims=1), slow
 
-    with quietly():
-        if not model.fast_paths.hold(PRODUCTS_TOGETHER, kind_of(model, examples), compare):
-            return None
-        try:
-            return found()
-        except RuntimeError:  # other examples may bring another operation
-            model.fast_paths.give_up(PRODUCTS_TOGETHER)
-            return None
+    model.fast_paths.verdicts[PRODUCTS_TOGETHER] = difference(compare) is None
+    return products[0] if model.fast_paths.open(PRODUCTS_TOGETHER) else None
 
 
 def loss_of_one(model: ProbedModel) -> Callable[[dict[str, Tensor], Batch], Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -68,7 +68,8 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = func(*args, **(kwargs or {}))
         count = flop_registry.get(func.overloadpacket)
         if count is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=found)
+            with suppress(Exception):  # of unusual arguments; the count is a courtesy
+                self.total += count(*args, **(kwargs or {}), out_val=found)
         return found
 
 

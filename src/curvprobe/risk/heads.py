@@ -20,8 +20,8 @@ def before_head(model: nn.Module, batch: Any) -> Unprojected:
     are the same.
 
     Args:
-        model: one whose ``get_output_embeddings()`` is an ``nn.Linear``, and which does nothing to the logits behind it
-            but ``final_logit_softcapping``. That is looked at in every call.
+        model: one whose ``get_output_embeddings()`` is a plain ``nn.Linear``, and which does nothing to the logits
+            behind it but ``final_logit_softcapping``. That is looked at in every call.
         batch: as without it.
 
     Returns:
@@ -42,12 +42,14 @@ def before_head(model: nn.Module, batch: Any) -> Unprojected:
     """
     embeddings: Any = getattr(model, "get_output_embeddings", None)
     head = embeddings() if embeddings is not None else None
-    if not isinstance(head, nn.Linear):
+    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
+    if not isinstance(head, nn.Linear) or not plain:  # a quantised one is a kind of nn.Linear too
         raise CannotProbeTypeError(
-            f"before_head was given a {type(model).__name__}, whose output embeddings are "
-            f"{type(head).__name__}; expected a language model of Hugging Face with an nn.Linear: leave out forward="
+            f"before_head was given a {type(model).__name__}, whose output embeddings are {type(head).__name__}; "
+            "expected a language model of Hugging Face with a plain nn.Linear: leave out forward="
         )
-    probe = torch.linspace(-40, 40, 7, device=head.weight.device)[None, None]
+    # As wide as the logits, so that a slice of the vocabulary or a bias of its own shows too.
+    probe = torch.linspace(-40, 40, head.out_features, device=head.weight.device)[None, None]
     taken: list[Tensor] = []
 
     def take(hidden: Tensor) -> Tensor:

@@ -76,7 +76,10 @@ class Sweeps:
             part = _swept(sweep, leaves, left, alone=count == 1)
             if part is not None:
                 found = part if found is None else _merged(found, left, part)
-                left = left[unlike_losses(losses[left], part[0].cpu(), self.model.dtype)]
+                again = part[0].cpu()
+                unlike = set(unlike_losses(losses[left], again, self.model.dtype).tolist())
+                branched = set((again.isnan() & ~losses[left].isnan()).nonzero().flatten().tolist())
+                left = left[sorted(unlike | branched)]
             if len(left) == 0:
                 return found
         return None

@@ -84,6 +84,7 @@ class Program:
         active: slots of what moves with the parameters.
         shapes: of all slots, for the example that was recorded.
         types: of the same.
+        asked: slots of conditions and counts that the model has asked for, as where it branches, and what they were.
     """
 
     steps: tuple[Step, ...]
@@ -93,6 +94,7 @@ class Program:
     active: frozenset[int]
     shapes: dict[int, torch.Size]
     types: dict[int, torch.dtype]
+    asked: tuple[tuple[int, float], ...] = ()
 
 
 def record(
@@ -114,19 +116,20 @@ def record(
         raise UnknownOperationError("the loss depends neither on the parameters nor on the example")
     output = recorder.slots[id(loss)]
     return Program(
-        _needed(recorder.steps, output),
+        _needed(recorder.steps, {output, *(slot for slot, _ in recorder.asked)}),
         places,
         inputs,
         output,
         frozenset(recorder.active),
         {slot: tensor.shape for slot, tensor in recorder.tensors.items()},
         {slot: tensor.dtype for slot, tensor in recorder.tensors.items()},
+        tuple(recorder.asked),
     )
 
 
-def _needed(steps: list[Step], output: int) -> tuple[Step, ...]:
-    """Those that the output depends on."""
-    wanted, kept = {output}, []
+def _needed(steps: list[Step], outputs: set[int]) -> tuple[Step, ...]:
+    """Those that the outputs depend on."""
+    wanted, kept = outputs, []
     for step in reversed(steps):
         if wanted.intersection(step.outputs):
             wanted.update(step.inputs)
@@ -154,6 +157,8 @@ class _Recorder(TorchDispatchMode):
     active: set[int] = field(default_factory=set)
     parts: dict[int, tuple[Tensor, Tensor, str, Any]] = field(default_factory=dict)  # part, whole, way back, where
 
+    asked: list[tuple[int, float]] = field(default_factory=list)
+
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
@@ -179,9 +184,13 @@ class _Recorder(TorchDispatchMode):
             if found is not NotImplemented:
                 return found
         found = func(*args, **options)
+        if name == "_local_scalar_dense" and used:
+            if not isinstance(found, float):  # a condition or a count; by a number another loss shows
+                self.asked.append((used[0], found))
+            return found
         if name in PUT_BACK:
-            size = args[0].shape[args[1] if len(args) > 1 else 0]
-            self.parts[id(found)] = (found, args[0], PUT_BACK[name], [_at_most(place, size) for place in args[1:]])
+            where = _within(args) if name == "slice" else args[1:]
+            self.parts[id(found)] = (found, args[0], PUT_BACK[name], where)
         if used:
             self._write(func, name, self._arguments((args, options)), found)
         return found
@@ -192,7 +201,8 @@ class _Recorder(TorchDispatchMode):
         if packet is None:
             raise UnknownOperationError(f"{name}_ in place")
         functional = getattr(packet, overload if overload in packet.overloads() else packet.overloads()[0])
-        written = self._arguments((args, options))  # before the tensor has changed
+        kept = args[0] if id(args[0]) in self.slots else args[0].clone()  # a constant, before it changes
+        written = self._arguments(((kept, *args[1:]), options))
         if name == "copy":  # which autograd does not know
             name, functional, written = "where", torch.ops.aten.where.self, ((NEVER, *written[0][:2]), {})
         found, changed = func(*args, **options), args[0]
@@ -232,9 +242,12 @@ class _Recorder(TorchDispatchMode):
         return any(slot in self.active for slot in slots_of(argument))
 
 
-def _at_most(place: Any, size: int) -> Any:
-    """An end of a slice beyond the end of a tensor, which batching does not take."""
-    return min(place, size) if isinstance(place, int) else place
+def _within(args: tuple[Any, ...]) -> list[Any]:
+    """Dimension, start, end and step of a slice; an end beyond the end of the tensor is one that batching refuses."""
+    given: list[Any] = [*args[1:], *[0, None, None, 1][len(args) - 1 :]]
+    dim, start, end, step = given
+    size = args[0].shape[dim]
+    return [dim, *(min(place, size) if isinstance(place, int) else place for place in (start, end)), step]
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

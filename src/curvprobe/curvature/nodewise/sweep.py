@@ -24,7 +24,8 @@ Values = dict[int, Any]
 """By slot."""
 
 Found = tuple[Tensor, Tensor, Tensor]
-"""Losses (n,), slopes (n, D) and curvatures (n, D, D) of the examples, float64."""
+"""Losses (n,), slopes (n, D) and curvatures (n, D, D) of the examples, float64; the loss of one that takes another
+branch than what was recorded is NaN."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +90,17 @@ class Sweep:
         mapped = _alone if alone else vmap  # shapes that depend on the values do not trouble one example
         bumps = [self._bump(slot, len(examples[0])) for slot in self._bent]
         with torch.enable_grad():
-            losses, kept = mapped(self._forward)(examples, bumps)
+            losses, kept, asked = mapped(self._forward)(examples, bumps)
             reach = losses.requires_grad
             adjoints = torch.autograd.grad(losses.sum(), bumps, allow_unused=True) if reach else [None] * len(bumps)
         known = {slot: adjoint for slot, adjoint in zip(self._bent, adjoints, strict=True) if adjoint is not None}
         with torch.no_grad():
             tangents = partial(self._tangents, alone=alone)
             slopes, halves = mapped(tangents)([value.detach() for value in kept], known)
-        return losses.detach().double(), slopes, halves + halves.mT
+        losses = losses.detach().double()
+        for (_, value), found in zip(self.program.asked, asked, strict=True):
+            losses = losses.masked_fill(found.reshape(-1) != value, torch.nan)
+        return losses, slopes, halves + halves.mT
 
     def _bump(self, slot: int, count: int) -> Tensor:
         """Zeros of many results, whose slopes are adjoints."""
@@ -104,8 +108,11 @@ class Sweep:
         shape, dtype = self.program.shapes[slot], self.program.types[slot]
         return torch.zeros(count, *shape, dtype=dtype, device=like.device, requires_grad=True)
 
-    def _forward(self, example: list[Tensor], bumps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The loss, and the values to be kept; a result that bends is moved by its bump, whose slope is the adjoint."""
+    def _forward(self, example: list[Tensor], bumps: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The loss, the values to be kept, and those that were asked for.
+
+        A result that bends is moved by its bump, whose slope is the adjoint.
+        """
         values = {**self.values, **dict(zip(self.program.inputs, example, strict=True))}
         moved = dict(zip(self._bent, bumps, strict=True))
         for step in self._own:
@@ -113,7 +120,8 @@ class Sweep:
             slot = step.outputs[0]
             if slot in moved:
                 values[slot] = values[slot] + moved[slot]
-        return values[self.program.output], [values[slot] for slot in self._kept]
+        asked = [values[slot].detach() for slot, _ in self.program.asked]
+        return values[self.program.output], [values[slot] for slot in self._kept], asked
 
     def _tangents(self, kept: list[Tensor], adjoints: dict[int, Tensor], *, alone: bool) -> tuple[Tensor, Tensor]:
         """Slopes (D,), and half of the curvatures (D, D)."""
