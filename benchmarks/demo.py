@@ -1,6 +1,6 @@
 """What ``curvprobe demo --tolerance 1e-4`` answers, for the README and the docs: the excerpts are the output itself.
 
-docs/numbers.md explains lines of the table; a test holds each that it shows against the result file.
+docs/numbers.md explains the table section by section.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/demo.py
 """
@@ -24,6 +24,17 @@ def measure(options: Namespace) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     return "\n".join(["```text", *result["answer"], "```"])
+
+
+def excerpts(result: dict[str, Any]) -> dict[str, str]:
+    """The sections of the table, by title, as docs/numbers.md shows them."""
+    found: dict[str, list[str]] = {}
+    for line in result["table"]:
+        if line and not line.startswith(" "):
+            found[line] = lines = []
+        elif found:
+            lines.append(line)
+    return {title: "\n".join(["```text", title, *lines]).rstrip() + "\n```" for title, lines in found.items()}
 
 
 BENCHMARK = Benchmark("demo", __doc__, OPTIONS, measure, table)

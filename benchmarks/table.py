@@ -61,8 +61,9 @@ def fill(text: str) -> str:
     """The text with every ``<!-- table NAME -->`` block written anew, where there is a result of that name."""
     tables = {one.name: one.table(read(one.result)) for one in BENCHMARKS if one.result.exists()}
     tables |= {path.stem: experiment(read(path)) for path in RESULTS.glob("experiment_*.json")}
+    tables |= {f"demo, {title}": text for title, text in demo.excerpts(read(demo.BENCHMARK.result)).items()}
     for name, table in tables.items():
-        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
+        pattern = rf"(<!-- table {re.escape(name)} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)
     return text
 

@@ -1,7 +1,6 @@
 """The pages' Python runs as printed, and the docstrings come out as formulas, links and code."""
 
 import importlib
-import json
 import re
 import sys
 from pathlib import Path
@@ -79,12 +78,3 @@ def test_every_public_name_is_on_the_page(docstrings):
     names = set(dir(cp)) - {"Checkpoint", "ConvergenceWarning", "CurvatureMatrix", "losses", "plots"}
     public = {name for name in names if not name.startswith("_") and getattr(cp, name).__doc__}
     assert public - docstrings.DOCUMENTED == set()
-
-
-def test_the_lines_that_the_numbers_page_explains_are_those_of_the_demo():
-    """Each is the beginning of a line of the table in the committed result file."""
-    printed = [line.strip() for line in json.loads((BENCHMARKS / "results" / "demo.json").read_text())["table"]]
-    shown = re.findall(r"^    (.*\S)$", (DOCS / "numbers.md").read_text(), flags=re.MULTILINE)
-    assert len(shown) > 20
-    for line in shown:
-        assert any(one.startswith(line.strip()) for one in printed), f"run benchmarks/demo.py: {line}"

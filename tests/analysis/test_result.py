@@ -6,10 +6,24 @@ import curvprobe as cp
 from curvprobe.subspace.eigenspace import plan_memory
 
 
+def words(text: str) -> str:
+    """A text without its line breaks and columns."""
+    return " ".join(text.split())
+
+
 def test_the_text_names_the_candidates_that_move_it_most(analysis):
     first = int(analysis.ranking.order[0])
-    assert f"{first:>9}{float(analysis.ranking.total[first]):>25.4g}" in analysis.table()
-    assert "In bfloat16, rounding of the losses would hide the increment's change" in analysis.table()
+    rows = [line.split() for line in analysis.table().split("\n")]
+    columns = analysis.ranking.columns().values()
+    assert [str(first), *(f"{float(column[first]):.3g}" for column in columns)] in rows
+    assert "in bfloat16 it would hide the increment's change" in words(analysis.table())
+
+
+def test_the_text_fits_a_terminal_and_is_plain(analysis):
+    text = analysis.table()
+    assert max(len(line) for line in text.split("\n")) <= 80
+    assert text.isascii()
+    assert text.isprintable() or set(text) - {"\n"} == {c for c in text if c.isprintable()}
 
 
 def test_result_file_holds_every_number_with_its_error(case, tmp_path):
@@ -25,9 +39,13 @@ def test_result_file_holds_every_number_with_its_error(case, tmp_path):
 
 
 def test_table_and_dataframe(analysis):
-    text = analysis.table()
-    assert f"{analysis.controlled.value:.5e}" in text
-    assert f"{analysis.direct.reach:.1e}" in text
+    rows = [" ".join(line.split()) for line in analysis.table().split("\n")]
+    controlled, direct = analysis.controlled, analysis.direct
+    for name, found in (("controlled", controlled), ("direct Monte Carlo", direct)):
+        reach, rms = f"+- {found.reach:.2g}", f"{found.rms:.3g}"
+        assert f"Delta_2^(4), {name} {found.value:.3g} {reach} {rms} truth" in rows
+    assert f"Delta_1, at the solution {analysis.delta1.value:.3g} exact {analysis.delta1.value:.3g} truth" in rows
+    assert sum(row.startswith("Delta_") for row in rows) == len(analysis.estimates())
     frame = analysis.to_dataframe()
     assert list(frame["value"]) == [estimate.value for estimate in analysis.estimates().values()]
 
@@ -72,7 +90,9 @@ def test_the_concentration_is_told_where_it_is_asked_for(case, tmp_path):
     assert torch.equal(again.concentration.shape, analysis.concentration.shape)
     written = json.loads((tmp_path / "result.json").read_text())["concentration"]
     assert written["subspaces"]["hessian"]["shape"] == analysis.concentration.shape[0].tolist()
-    assert "Share of the full-space shape signal" in again.table()
+    assert "How much of it the first D directions hold" in again.table()
+    null = " ".join(f"{value:.3g}" for value in curve.null.tolist())
+    assert f"null, D / N {null}" in words(again.table())
     assert (tmp_path / "concentration.png") in save_figures(again, tmp_path)
     assert cp.analyze(case.risk(), case.candidates, dim=2).concentration is None
 

@@ -152,7 +152,8 @@ def test_an_analysis_of_another_order(problem, tmp_path):
     assert found.closed_form.p == found.direct.p == found.controlled.p == found.expected.p == 1
     assert found.controlled.value == pytest.approx(found.closed_form.value, rel=1e-9)  # the loss is quadratic
     assert found.expected.value == pytest.approx(float(found.expected.contributions.mean()))
-    assert "Order 1, D = 2 closed form" in found.table()
+    assert "order 1, D = 2, closed form" in found.table()
+    assert "(loss units to the power 1; roots in loss units)" in found.table()
     assert "isotropic closed form" not in found.table()
     again = cp.load(tmp_path)
     assert (again.p, str(again)) == (1.0, str(found))

@@ -11,6 +11,8 @@ from curvprobe.criteria.increment import fresh_increments, prefix_means
 from curvprobe.report.aggregates import CELLS, aggregates
 from tests.criteria.samples import sample_of
 
+SIGMAS = torch.tensor([1e-3, 0.1, 0.7], dtype=torch.float64)
+
 
 def polynomial(moments, sigma):
     """Level, slope and curvature from the five moments."""
@@ -21,7 +23,7 @@ def polynomial(moments, sigma):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_moments_are_the_decay_curve(weighted):
     sample, fresh = sample_of(40, dim=3, weighted=weighted), sample_of(9, dim=3, seed=1, weighted=weighted)
-    found = aggregates(sample, fresh)
+    found = aggregates(sample, fresh, SIGMAS)
     curve = cp.decay_curve(sample, found.ks, [0.1, 0.7], [1, 2, 3], fresh=fresh)
     for i in range(len(found.ks)):
         for d in range(3):
@@ -35,7 +37,7 @@ def test_the_moments_are_the_decay_curve(weighted):
 @pytest.mark.parametrize("sigma", [0.1, 0.7])
 def test_the_cells_are_the_expectations_table(weighted, sigma):
     sample, fresh = sample_of(40, dim=3, weighted=weighted), sample_of(9, dim=3, seed=1, weighted=weighted)
-    found, m = aggregates(sample, fresh), 9
+    found, m = aggregates(sample, fresh, SIGMAS), 9
     for d in range(3):
         expected = cp.expected_criterion(sample.truncate(d + 1), fresh.truncate(d + 1), sigma)
         c = dict(zip(CELLS, found.cells[d].tolist(), strict=True))
@@ -63,7 +65,7 @@ def test_the_cells_are_the_expectations_table(weighted, sigma):
 
 def test_the_landscapes_are_the_means():
     sample, fresh = sample_of(40, dim=8, weighted=True), sample_of(9, dim=8, seed=1, weighted=True)
-    found = aggregates(sample, fresh)
+    found = aggregates(sample, fresh, SIGMAS)
     assert found.risk.shape == (len(found.ks), 1 + 6 + 36)
     means = prefix_means(sample, found.ks)
     assert torch.equal(found.risk[:, 0], means.loss)
@@ -78,7 +80,7 @@ def test_the_landscapes_are_the_means():
 
 def test_one_candidate_has_no_scatter_and_many_fewer_sizes():
     sample, fresh = sample_of(40, dim=3), sample_of(1, dim=3, seed=1)
-    alone = aggregates(sample, fresh)
+    alone = aggregates(sample, fresh, SIGMAS)
     assert bool((alone.products == 0).all())
     assert alone.num_candidates == 1
     found = alone.to_json()
@@ -91,7 +93,7 @@ def test_what_the_curvatures_share_takes_no_digits_from_how_they_differ():
     sample, fresh = sample_of(40, dim=3, weighted=True), sample_of(9, dim=3, seed=1, weighted=True)
     common = 1e6 * torch.eye(3, dtype=torch.float64)
     lifted = [replace(part, hessian=part.hessian + common) for part in (sample, fresh)]
-    found = aggregates(*lifted)
+    found = aggregates(*lifted, SIGMAS)
     for i, at_k in enumerate(fresh_increments(*lifted, found.ks)):
         bend = at_k.curvature.square().mean(0).cumsum(0).cumsum(1).diagonal()
         assert torch.allclose(found.moments[i, :, 4], bend, rtol=1e-7)
@@ -104,4 +106,25 @@ def test_the_last_size_is_the_whole_sample_however_many():
     many = cp.ProjectedSample(
         *(getattr(one, f).expand(k, *getattr(one, f).shape[1:]) for f in ("loss", "weight", "gradient", "hessian"))
     )
-    assert aggregates(many, sample_of(3, dim=1, seed=1)).ks[-1] == k
+    assert aggregates(many, sample_of(3, dim=1, seed=1), SIGMAS).ks[-1] == k
+
+
+@pytest.mark.parametrize(("count", "weighted"), [(9, True), (300, False)])
+def test_intervals_and_quantiles_are_those_of_the_expectation(count, weighted):
+    sample, fresh = (sample_of(n, dim=3, seed=n, weighted=weighted) for n in (40, count))
+    found = aggregates(sample, fresh, SIGMAS)
+    for d in range(3):
+        for s, sigma in enumerate(SIGMAS.tolist()):
+            expected = cp.expected_criterion(sample.truncate(d + 1), fresh.truncate(d + 1), sigma)
+            ends = [*expected.interval, *expected.shape_interval]
+            assert found.intervals[d, s].tolist() == pytest.approx(ends, rel=1e-9)
+            assert math.isfinite(ends[1]) == (count >= 250)
+            ordered = expected.contributions.sort().values
+            quantiles = [float(ordered.quantile(level)) for level in (0.05, 0.5, 0.95)]
+            assert found.quantiles[d, s].tolist() == pytest.approx(quantiles, rel=1e-9)
+
+
+def test_few_candidates_have_no_interval():
+    found = aggregates(sample_of(40, dim=2), sample_of(4, dim=2, seed=1), SIGMAS)
+    assert torch.equal(found.intervals, torch.tensor([0.0, math.inf, 0.0, math.inf]).expand(2, 3, 4))
+    assert found.to_json()["intervals"][1][2] == [0.0, None, 0.0, None]

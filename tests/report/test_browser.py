@@ -95,6 +95,12 @@ def test_every_number_is_that_of_python(opened, analysed, sigma, dim, k, toleran
     assert number(page, "whole-stderr") == pytest.approx(expected.stderr, rel=1e-6)
     whole = cp.decay_curve(sample, [60], at, [directions], fresh=fresh)
     assert number(page, "shape-stderr") == pytest.approx(float(whole.shape_stderr[0, 0, 0]), rel=1e-6)
+    ends = [*expected.rms_interval, *expected.shape_rms_interval]
+    for name, end in zip(("whole-low", "whole-high", "shape-low", "shape-high"), ends, strict=True):
+        assert number(page, name) == pytest.approx(end, rel=1e-6)
+    for name, level in (("least", 0.05), ("median", 0.5), ("most", 0.95)):
+        single = float(expected.contributions.quantile(level)) ** 0.5
+        assert number(page, name) == pytest.approx(single, rel=1e-6)
     required = cp.required_sample_size(sample, fresh, at, bound)
     assert number(page, "size") == pytest.approx(required.observed, abs=1)
     assert seen == []

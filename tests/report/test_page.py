@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -64,9 +65,23 @@ def test_a_loaded_result_needs_its_projections(analysed, tmp_path):
 
 
 def test_a_thousand_candidates_in_forty_five_directions_fit():
-    """The sums do not grow with the examples: 45 directions and 60 sizes take half a megabyte."""
-    found = aggregates(sample_of(1000, dim=45), sample_of(100, dim=45, seed=1)).to_json()
-    assert len(json.dumps(found)) < 600_000
+    """The sums do not grow with the examples: 45 directions, 40 sizes and 51 sigmas take less than a megabyte."""
+    sigmas = torch.logspace(-5, 0, 51, dtype=torch.float64)
+    found = aggregates(sample_of(1000, dim=45), sample_of(100, dim=45, seed=1), sigmas).to_json()
+    assert len(json.dumps(found, separators=(",", ":"))) < 700_000
+
+
+def test_the_sliders_sigmas_are_ten_a_decade_with_the_one_analysed(analysed):
+    found = data_of(page(analysed))["aggregates"]["sigmas"]
+    assert analysed.sigma in found
+    assert [b / a for a, b in pairwise(found)] == pytest.approx([10**0.1] * (len(found) - 1))
+    tried = analysed.validity.sigmas
+    assert found[0] < float(tried[0]) * 10**0.1
+    assert found[-1] > float(tried[-1]) / 10**0.1
+    beyond = 123.4567890123456789
+    wide = data_of(page(replace(analysed, sigma=beyond)))["aggregates"]["sigmas"]
+    assert wide[0] < float(tried[0]) * 10**0.1
+    assert wide[-1] == beyond
 
 
 def test_the_loss_itself_is_shown_where_it_was_evaluated(analysed):

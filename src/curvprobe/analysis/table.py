@@ -1,4 +1,4 @@
-"""The text of everything that a result holds."""
+"""Everything that a result holds, in sections."""
 
 from __future__ import annotations
 
@@ -7,155 +7,311 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from curvprobe.analysis.answer import three
+from curvprobe.analysis.concentration import ConcentrationCurve
+from curvprobe.analysis.law_table import LawTable
+from curvprobe.analysis.sections import Columns, Section, plain
+from curvprobe.analysis.spectrum import SHOWN as SHOWN_VALUES
+from curvprobe.analysis.spectrum import Spectrum
 from curvprobe.criteria.decay import DecayCurve
 from curvprobe.criteria.estimators import Estimate
-from curvprobe.criteria.expected import ExpectedCriterion
-from curvprobe.criteria.ranking import Ranking
+from curvprobe.criteria.expected import PARTS, SOURCES, ExpectedCriterion
+from curvprobe.criteria.ranking import SHOWN, Ranking
 from curvprobe.criteria.row_errors import RowError, RowErrors
+from curvprobe.criteria.sample_size import RequiredSampleSize
+from curvprobe.criteria.stationarity import Stationarity
+from curvprobe.criteria.theory import TheoryChecks
 from curvprobe.criteria.verdicts import QuadraticValidity
-from curvprobe.numerics.intervals import FEWEST_FOR_UPPER
+from curvprobe.numerics.intervals import FEWEST_FOR_UPPER, student_reach
 
 if TYPE_CHECKING:
     from curvprobe.analysis.result import Analysis
 
-
-def estimate_row(name: str, e: Estimate, comment: str) -> str:
-    """One estimate with its error, and what it is an estimate of."""
-    error = "exact" if e.stderr == 0 and not e.num_probes else f"+- {e.reach:.1e}"
-    if comment.startswith("quadratic model") and not e.num_probes:
-        error = "exact for the model"
-    root = "rms" if e.p == 2 else "root"
-    return f"  {name:<38} {e.value:>12.5e}  {error:<20} {root} {e.rms:.3e}  {comment}"
-
-
-def mean_lines(curve: DecayCurve, num_candidates: int, errors: RowErrors | None, p: float) -> list[str]:
-    """The criterion averaged over the candidates, and its parts, at the largest sample and dimension of the curve."""
-    dim = int(curve.dims[-1])
-    value, stderr = float(curve.value[-1, -1, 0]), float(curve.stderr[-1, -1, 0])
-    level, slope, curvature = (float(getattr(curve, part)[-1, -1, 0]) for part in ("level", "slope", "curvature"))
-    total, several = level + slope + curvature or 1.0, num_candidates > 1
-    spread = f" (standard error {stderr:.1e})" if several else " (one candidate: no standard error)"
-    it = "it" if p == 2 else f"the closed form of order {p:g}"
-    return [
-        f"Averaged over the {num_candidates} candidates as the next example: Delta_2^({dim}) = "
-        f"{value:.5e}{spread}, rms {value**0.5:.3e} loss units",
-        f"  of it level {100 * level / total:.2f} %, slope {100 * slope / total:.2g} %, curvature "
-        f"{100 * curvature / total:.2g} %; shape (all but the level) {slope + curvature:.3e}"
-        + (f" (standard error {float(curve.shape_stderr[-1, -1, 0]):.1e})" if several else ""),
-        *(
-            []
-            if errors is None
-            else [f"  the truth against {it}, over {errors.num_candidates} of them: {errors.expected}"]
-        ),
-    ]
-
-
-def expected_lines(expected: ExpectedCriterion | None, doubling: ExpectedCriterion | None) -> list[str]:
-    """What is expected of the next example, and of as many again."""
-    if expected is None:
-        return []
-    if doubling is None:
-        return [
-            f"Over the sample itself, to which the weights were fitted: {expected}" if expected.pool else str(expected)
-        ]
-    low, high = expected.rms_interval
-    lines, of = list[str](), "the rms"
-    if expected.pool:
-        lines, of = [f"Averaged over all orders of the sample itself: rms {expected.rms:.3e} loss units"], "it"
-    return [
-        *lines,
-        f"  95 % interval of {of}: [{low:.3e}, {high:.3e}]{_no_upper(high)}; {doubling.rms:.3e} when as many join as "
-        "there are",
-        *indented("\n".join(str(expected).split("\n")[1:])),
-    ]
-
-
-def _no_upper(high: float) -> str:
-    return (
-        "" if math.isfinite(high) else f" (no upper end: it takes {FEWEST_FOR_UPPER} examples, none of which prevails)"
-    )
-
-
-def ranking_lines(ranking: Ranking, errors: RowErrors | None) -> list[str]:
-    """The ranking, with what is known of each row's closed form."""
-    if errors is None:
-        return [str(ranking)]
-    return [ranking.text({position: str(row) for position, row in errors.rows.items()})]
-
-
-def floor_lines(validity: QuadraticValidity, dtype: str) -> list[str]:
-    """Where rounding takes over: as measured in the model's own precision, and by the unit roundoff of bfloat16."""
-    measured, rough = validity.precision_floor, validity.rounding_floor(torch.bfloat16)
-    lines = [] if measured is None else [f"  Below sigma = {measured:.2g} rounding in {dtype} takes over."]
-    if bool(validity.change.isnan().any()):  # a result of the first version does not tell
-        return lines
-    where = "at every sigma that was tried" if rough is None else f"below sigma = {rough:.2g}"
-    return [*lines, f"  In bfloat16, rounding of the losses would hide the increment's change {where}."]
-
-
-def indented(text: str) -> list[str]:
-    """The lines of a text, two spaces in."""
-    return [f"  {line}" for line in text.split("\n")]
+NORMAL = 1.96
+"""Standard errors in half of a 95 % interval, where nothing better is known."""
 
 
 def table(found: Analysis) -> str:
     """All that was found, as a text."""
-    at = found.sigma
-    error, stderr = (100 * part for part in (found.validity.error_at(at), found.validity.stderr_at(at)))
-    lines = [
-        f"Sample: {found.k} examples, {found.num_candidates} candidates; {found.num_params} parameters ({found.dtype})",
-        f"Solution: loss {found.loss:.5g}, gradient norm {found.gradient_norm:.2e}",
-        *([] if found.examination is None else [f"Checks: {found.examination.summary()}"]),
-        str(found.spectrum),
-        f"Probe: sigma = {at:.3g} ({found.sigma_source}); for the candidates together the quadratic model is "
-        f"{found.verdict} there, error {error:.2g} +- {stderr:.1g} %; each row below says how far its own is off",
-        *floor_lines(found.validity, found.dtype),
-        "",
-        *_first_candidate_lines(found),
-        "",
-        *mean_lines(found.decay, found.num_candidates, found.errors, found.p),
-        *expected_lines(found.expected, found.doubling),
-        *([] if found.required is None else [str(found.required)]),
-        "",
-        str(found.stationarity),
-        str(found.theory),
-        *ranking_lines(found.ranking, found.errors),
+    return plain(sections(found))
+
+
+def sections(found: Analysis) -> list[Section]:
+    """All that was found: what was measured, where, how far it holds, and what it is."""
+    parts = [
+        Section("The solution", (_facts(_solution(found)),)),
+        Section("The eigenspace", (_facts(_eigenspace(found.spectrum)),)),
+        Section("The probe and the quadratic model", (_facts(_probe(found)),)),
+        Section(_of_next(found), (_units(found.p), *_next_example(found))),
+        *([] if found.required is None else [Section("Sample size", (_facts(_size(found.required)),))]),
+        Section("If the first candidate is added", _first_candidate(found)),
+        Section("Stationarity", (_facts(_stationarity(found.stationarity)),)),
+        Section("Theory, for the first candidate", (_facts(_theory(found.theory)),)),
+        Section("Candidates that would move it most", _ranking(found.ranking, found.errors)),
     ]
     if found.laws is not None:
-        lines += ["", "If the first candidate is added, under other laws:", *indented(str(found.laws))]
+        parts.append(Section("The first candidate under other laws", (_laws(found.laws),)))
     if found.concentration is not None:
-        lines += ["", str(found.concentration)]
+        parts.append(Section("How much of it the first D directions hold", _concentration(found.concentration)))
     if found.notes:
-        lines += ["", "Notes:", *(f"  - {note}" for note in found.notes)]
-    return "\n".join(lines)
+        parts.append(Section("Notes", (_facts([("-", note) for note in found.notes]),)))
+    return parts
 
 
-def _first_candidate_lines(found: Analysis) -> list[str]:
-    subspace = f"Delta_2^({found.spectrum.dim})"
-    isotropic = "Delta_2 isotropic" if found.p == 2 else f"Order {found.p:g}, isotropic"
-    wide, first = "quadratic model", "quadratic model"
+def _facts(pairs: list[tuple[str, str]]) -> Columns:
+    return Columns(("", ""), tuple(pairs), words=(0, 1))
+
+
+def _brief(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _with_reach(value: float, reach: float) -> str:
+    """A number with half of its 95 % interval."""
+    return _brief(value) if math.isnan(reach) else f"{value:.3g} +- {reach:.2g}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:.3g}, {high:.3g}]"
+
+
+def _solution(found: Analysis) -> list[tuple[str, str]]:
+    held_out = "" if math.isnan(found.held_out_loss) else f", {three(found.held_out_loss)} on the candidates"
+    return [
+        ("examples", f"{found.k:,} in the sample, {found.num_candidates:,} candidates"),
+        ("parameters", f"{found.num_params:,} ({found.dtype})"),
+        ("loss", f"{three(found.loss)} on the sample{held_out}"),
+        ("gradient norm", f"{found.gradient_norm:.3g}"),
+        *([] if found.examination is None else [("checks", found.examination.summary())]),
+    ]
+
+
+def _probe(found: Analysis) -> list[tuple[str, str]]:
+    at, validity = found.sigma, found.validity
+    error, reach = validity.error_at(at), student_reach(validity.stderr_at(at), max(1, validity.num_probes // 2 - 1))
+    return [
+        ("sigma", f"{at:.3g} ({found.sigma_source})"),
+        (
+            "distance",
+            f"a probe is {at * found.spectrum.dim**0.5:.2g} from the solution in the subspace, "
+            f"{at * found.num_params**0.5:.2g} when isotropic",
+        ),
+        (
+            "quadratic model",
+            f"{found.verdict} for the candidates together: the increment's change is off by "
+            f"{100 * error:.2g} +- {100 * reach:.1g} %; rows below tell how far their own is off",
+        ),
+        *_floors(validity, found.dtype),
+    ]
+
+
+def _floors(validity: QuadraticValidity, dtype: str) -> list[tuple[str, str]]:
+    """Where rounding takes over: as measured in the model's own precision, and by the unit roundoff of bfloat16."""
+    measured, rough = validity.precision_floor, validity.rounding_floor(torch.bfloat16)
+    lines = [] if measured is None else [f"below sigma = {measured:.2g} it takes over in {dtype}"]
+    if not bool(validity.change.isnan().any()):  # a result of the first version does not tell
+        where = "at every sigma that was tried" if rough is None else f"below sigma = {rough:.2g}"
+        lines.append(f"in bfloat16 it would hide the increment's change {where}")
+    return [("rounding", "; ".join(lines))] if lines else []
+
+
+def _eigenspace(spectrum: Spectrum) -> list[tuple[str, str]]:
+    values, more = spectrum.eigenvalues[:SHOWN_VALUES].tolist(), ", ..." * (spectrum.dim > SHOWN_VALUES)
+    return [
+        ("eigenvalues", ", ".join(_brief(value) for value in values) + more),
+        ("next", f"about {_brief(spectrum.next_eigenvalue)}"),
+        (
+            "certified",
+            f"{int(spectrum.converged.sum())} of {spectrum.dim}, largest residual "
+            f"{float(spectrum.residuals.max()):.2g} of {spectrum.relative_to}",
+        ),
+        ("products", f"{spectrum.num_matvecs} with the Hessian"),
+    ]
+
+
+def _of_next(found: Analysis) -> str:
+    if found.num_candidates > 1 or found.expected is None:
+        return f"Whichever of the {found.num_candidates:,} candidates comes next"
+    return "Whichever of the sample's own examples had come last"
+
+
+def _next_example(found: Analysis) -> tuple[str | Columns, ...]:
+    """The criterion over the candidates, and its parts."""
+    expected, doubling = found.expected, found.doubling
+    if expected is None:
+        return (Columns(_HEADER, (_of_curve(found.decay),)),)
+    rows = [_criterion_row("one more example", expected)]
+    if expected.p == 2:
+        low, high = expected.shape_rms_interval
+        rows.append(
+            ("its shape: all but the level", _brief(expected.shape), _brief(expected.shape_rms), _interval(low, high))
+        )
+    if doubling is not None:
+        rows.append(_criterion_row("as many again", doubling))
+    told: list[str | Columns] = [Columns(_HEADER, tuple(rows))]
+    if not math.isfinite(expected.rms_interval[1]):
+        told.append(f"(no upper end: it takes {FEWEST_FOR_UPPER} examples, none of which prevails)")
+    if expected.pool:
+        told.append("(averaged over all orders of the sample, to which the weights were fitted)")
+    if expected.p == 2:
+        told += ["", _cells(expected)]
     if found.errors is not None:
-        first = f"quadratic model; the truth against it: {found.errors.rows[0]}"
+        it = "closed form" if found.p == 2 else f"closed form of order {found.p:g}"
+        told.append(
+            f"\nThe truth against the {it}, over {found.errors.num_candidates} candidates: {found.errors.expected}"
+        )
+    return tuple(told)
+
+
+_HEADER = ("", "criterion", "root", "95 % of the root")
+
+
+def _units(p: float) -> str:
+    return f"({'squared loss units' if p == 2 else f'loss units to the power {p:g}'}; roots in loss units)"
+
+
+def _criterion_row(name: str, expected: ExpectedCriterion) -> tuple[str, ...]:
+    return (name, _brief(expected.value), _brief(expected.rms), _interval(*expected.rms_interval))
+
+
+def _of_curve(curve: DecayCurve) -> tuple[str, ...]:
+    """The same for a single candidate, over which nothing can be averaged."""
+    value = float(curve.value[-1, -1, 0])
+    return ("the only candidate", _brief(value), _brief(max(0.0, value) ** 0.5), "none for one candidate")
+
+
+def _cells(expected: ExpectedCriterion) -> Columns:
+    rows = [
+        (source, *(_with_reach(v, NORMAL * e) for v, e in zip(values, errors, strict=True)))
+        for source, values, errors in zip(SOURCES, expected.table.tolist(), expected.table_stderr.tolist(), strict=True)
+    ]
+    total = expected.value or 1.0
+    shares = [100 * part / total for part in expected.table.sum(0).tolist()]
+    return Columns(("", *PARTS), (*rows, ("together", *(f"{share:.3g} %" for share in shares))))
+
+
+def _size(size: RequiredSampleSize) -> list[tuple[str, str]]:
+    asked, _, told = str(size).partition(": ")
+    answer, _, condition = told.partition("\n")
+    return [
+        ("asked", asked[:1].lower() + asked[1:]),
+        ("answer", answer),
+        *([("condition", condition.strip(" ()"))] if condition else []),
+    ]
+
+
+def _first_candidate(found: Analysis) -> tuple[str | Columns, ...]:
+    subspace, isotropic = f"Delta_2^({found.spectrum.dim})", "Delta_2 isotropic"
+    if found.p != 2:
+        subspace, isotropic = f"order {found.p:g}, D = {found.spectrum.dim}", f"order {found.p:g}, isotropic"
+    rows = [
+        ("Delta_1, at the solution", found.delta1, "truth"),
+        (f"{subspace}, closed form", found.closed_form, "model"),
+        (f"{subspace}, quadratic Monte Carlo", found.quadratic, "model"),
+        (f"{subspace}, direct Monte Carlo", found.direct, "truth"),
+        (f"{subspace}, controlled", found.controlled, "truth"),
+        (f"{isotropic}, Monte Carlo", found.isotropic, "truth"),
+        ("Delta_2 isotropic, controlled", found.isotropic_controlled, "truth"),
+        ("Delta_2 isotropic, closed form", found.isotropic_closed_form, "model"),
+    ]
+    told: list[str | Columns] = [
+        Columns(
+            ("", "criterion", "95 %", "root", "of"),
+            tuple(estimate_row(name, estimate, of) for name, estimate, of in rows if estimate is not None),
+            words=(0, 4),
+        )
+    ]
+    if found.errors is not None:
+        told.append(f"\nThe truth against the closed form: {found.errors.rows[0]}")
     if found.isotropic_closed_form is not None and found.isotropic_controlled is not None:
         error = RowError.of_total(found.isotropic_closed_form, found.isotropic_controlled)
-        wide = f"quadratic model; the truth against it: {error}"
-    unit = "squared loss units; rms in loss units"
-    if found.p != 2:
-        subspace, unit = f"Order {found.p:g}, D = {found.spectrum.dim}", f"loss units to the power {found.p:g}"
+        told.append(f"The truth against the isotropic one: {error}")
+    if found.isotropic is None:
+        told.append("(The isotropic criterion was left out: stages = 'full' has it.)")
+    return tuple(told)
+
+
+def estimate_row(name: str, estimate: Estimate, of: str) -> tuple[str, ...]:
+    """One estimate with its error, and what it is an estimate of."""
+    exact = "exact" if estimate.stderr == 0 and not estimate.num_probes else f"+- {estimate.reach:.2g}"
+    return (name, _brief(estimate.value), exact, _brief(estimate.rms), of)
+
+
+def _stationarity(found: Stationarity) -> list[tuple[str, str]]:
+    newton = f"in the subspace would take {_brief(found.newton_decrement)} off the loss"
+    if math.isnan(found.newton_decrement):
+        newton = "in the subspace is not defined (not all eigenvalues are positive)"
     rows = [
-        ("Delta_1 at the solution", found.delta1, "true loss, loss units"),
-        (f"{subspace} closed form", found.closed_form, first),
-        (f"{subspace} quadratic Monte Carlo", found.quadratic, "quadratic model"),
-        (f"{subspace} direct Monte Carlo", found.direct, "true loss"),
-        (f"{subspace} controlled Monte Carlo", found.controlled, "true loss"),
-        (f"{isotropic} Monte Carlo", found.isotropic, "true loss"),
-        ("Delta_2 isotropic controlled", found.isotropic_controlled, "true loss"),
-        ("Delta_2 isotropic closed form", found.isotropic_closed_form, wide),
+        ("gradient step", f"would take {_brief(found.step_decrease)} off the loss"),
+        ("Newton step", newton),
+        ("outside", f"the subspace is {100 * found.outside:.0f} % of the squared gradient"),
+        ("slope", f"{100 * found.slope_share:.2g} % of its mean square is the sample's own gradient"),
     ]
+    if not math.isnan(found.descent):
+        met = f", and met a curvature of {found.least_curvature:.2g}" if found.least_curvature < 0 else ""
+        rows.insert(
+            2, ("conjugate gradients", f"a few steps of them took {_brief(found.descent)} off the loss itself{met}")
+        )
+    return rows
+
+
+def _theory(found: TheoryChecks) -> list[tuple[str, str]]:
+    bound, sets, form = found.rate_bound, found.extremality, found.spectral_closed_form
+    ambient = "" if math.isnan(bound.ambient_bound) else f"; with N for D at least {_brief(bound.ambient_bound)}"
+    holds = "holds" if sets.premise else "does not hold: the shifts are not all positive and in order, or B mixes them"
     return [
-        f"If the first candidate is added ({unit}; 95 % intervals):",
-        *(estimate_row(name, estimate, comment) for name, estimate, comment in rows if estimate is not None),
-        f"  (A probe is {found.sigma * found.spectrum.dim**0.5:.2g} from the solution in the subspace, and "
-        f"{found.sigma * found.num_params**0.5:.2g} when isotropic.)",
-        *(["  (The isotropic criterion was left out: stages = 'full' has it.)"] if found.isotropic is None else []),
+        ("rate bound", f"{_brief(bound.bound)}, {bound.slack:.2g} times the value{ambient}"),
+        ("spectral form", f"{_brief(form.value)}; {100 * form.misalignment:.0f} % of B is not in the shifts"),
+        (
+            "extremality",
+            f"of {sets.num_sets} sets of {len(sets.best_set)} of the directions found, {100 * sets.share_below:.0f} % "
+            f"bend no more than the leading ones (the proposition's premise {holds})",
+        ),
     ]
+
+
+def _ranking(ranking: Ranking, errors: RowErrors | None) -> tuple[str | Columns, ...]:
+    """The candidates that would move the landscape most beside plain baselines, with what is known of each row."""
+    agreement = ", ".join(
+        f"{name.replace('_', ' ')} {value:.2f}" for name, value in ranking.agreement()["shape"].items()
+    )
+    last = f"Ranking by shape agrees with {agreement} (rank correlation)"
+    if len(ranking.total) < 2:
+        return (last,)
+    columns, first = ranking.columns(), ranking.order[:SHOWN].tolist()
+    rows = tuple((str(j), *(_brief(float(column[j])) for column in columns.values())) for j in first)
+    header = ("candidate", *(name.replace("_", " ").replace("gradient norm", "gradient") for name in columns))
+    told: list[str | Columns] = [Columns(header, rows, words=())]
+    if errors is not None and any(j in errors.rows for j in first):
+        told.append("\nThe truth against the total and the shape:")
+        told.append(_facts([(str(j), str(errors.rows[j])) for j in first if j in errors.rows]))
+    return (*told, f"\n{last}")
+
+
+def _laws(laws: LawTable) -> Columns:
+    rows = []
+    for i, name in enumerate(laws.names):
+        closed, true, reach = float(laws.closed[i]), float(laws.true[i]), float(laws.true_reach[i])
+        against = str(RowError(true / closed - 1, reach / closed, math.nan, math.nan)) if closed > 0 else "none"
+        rows.append((name, _brief(closed), _brief(float(laws.shape[i])), _with_reach(true, reach), against))
+    header = ("law", "closed form", "shape", "true loss", "against the closed form")
+    return Columns(header, tuple(rows), words=(0, 4))
+
+
+def _concentration(curve: ConcentrationCurve) -> tuple[str | Columns, ...]:
+    def cell(row: int, column: int) -> str:
+        value = float(curve.shape[row, column])
+        return "-" if math.isnan(value) else _with_reach(value, NORMAL * float(curve.shape_stderr[row, column]))
+
+    first = (
+        f"Averaged over the candidates at sigma {curve.sigma:.3g}: criterion in all {curve.num_params:,} parameters "
+        f"{_with_reach(curve.full_criterion, NORMAL * curve.full_criterion_stderr)}, of it shape "
+        f"{curve.full_shape:.3g}. Share of that shape, and certified directions:"
+    )
+    rows = tuple(
+        (name, str(int(curve.certified[i])), *(cell(i, j) for j in range(len(curve.dims))))
+        for i, name in enumerate(curve.names)
+    )
+    null = ("null, D / N", "", *(_brief(value) for value in curve.null.tolist()))
+    dims = tuple(f"D = {dim}" for dim in curve.dims.tolist())
+    return first, Columns(("directions", "certified", *dims), (*rows, null))

@@ -15,10 +15,11 @@ from curvprobe.analysis.conditions import Condition
 from curvprobe.analysis.doctor import examine
 from curvprobe.analysis.examination import Examination
 from curvprobe.analysis.result import REPORT, Analysis
+from curvprobe.analysis.table import sections
 from curvprobe.cli.app import app
 from curvprobe.cli.formats import ReportFormat, workflow_commands, write_junit
 from curvprobe.cli.loading import sample_of, task_with
-from curvprobe.cli.messages import plain_errors, saved, say, tell
+from curvprobe.cli.messages import plain_errors, saved, say, show_sections, tell
 from curvprobe.cli.options import (
     AllowOverlap,
     As,
@@ -285,7 +286,7 @@ def _print(analysis: Analysis, shown: Shown, out: Path, *, quick: bool) -> None:
     elif not shown.quiet:
         tell(str(analysis.answer))
         if shown.full:
-            typer.echo(f"\n{analysis.table()}\n")
+            show_sections(sections(analysis))
         files = ["result.json", *([REPORT] if reported else []), *([f"{count} figures"] if count else [])]
         tell(f"written to {out}/: {', '.join(files)}" + ("" if shown.full else "; all tables: --full"))
         if quick:

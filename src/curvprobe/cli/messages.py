@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import OutOfMemoryError
 
 import curvprobe
+from curvprobe.analysis.sections import Section, plain, rendered
 from curvprobe.errors import CurvprobeError, MissingExtraError
 from curvprobe.runtime import progress
 
@@ -41,6 +42,16 @@ def tell(text: str) -> None:
         width = shutil.get_terminal_size().columns
         lines = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
     typer.echo("\n".join(lines))
+
+
+def show_sections(found: list[Section]) -> None:
+    """Titled tables between empty lines on standard output; on a terminal as wide as it is, and with bold titles."""
+    typer.echo()
+    if sys.stdout.isatty():
+        Console().print(rendered(found))
+    else:
+        typer.echo(plain(found))
+    typer.echo()
 
 
 def saved(figures: Callable[[], list[Path]]) -> list[str]:

@@ -110,7 +110,7 @@ def expanded_tail(terms: Tensor) -> float:
 
 
 def bootstrap_t(
-    value: Tensor, stderr: Tensor, truth: Tensor, values: Tensor, stderrs: Tensor, tail: float
+    value: Tensor, stderr: Tensor, truth: Tensor, values: Tensor, stderrs: Tensor, tail: float | list[float]
 ) -> tuple[Tensor, Tensor]:
     r"""95 % intervals of positive quantities by the bootstrap-t on a logarithmic scale.
 
@@ -124,7 +124,7 @@ def bootstrap_t(
         value, stderr: (m,), m estimates and their standard errors.
         truth: (m,), what the resamples estimate: the quantities of the sample, taken for the population.
         values, stderrs: (B, m), the estimates from the resamples.
-        tail: alpha, see :func:`expanded_tail`.
+        tail: alpha, see :func:`expanded_tail`; one for all, or of each.
 
     Returns:
         The ends (m,); 0 and infinity where nothing is known. An upper end 10^4 times the estimate is infinite too.
@@ -132,8 +132,10 @@ def bootstrap_t(
     Source: Efron & Tibshirani (1993), "An Introduction to the Bootstrap", chapter 12.
     """
     t = ((values / truth).log() * values / stderrs).nan_to_num(nan=-torch.inf)  # not positive: far below
-    last = max(1, round(tail * (len(t) + 1)))
-    below, above = t.sort(dim=0).values[[last - 1, -last]]
+    tails = tail if isinstance(tail, list) else [tail] * t.shape[1]
+    last = torch.tensor([[max(1, round(alpha * (len(t) + 1))) for alpha in tails]], device="cpu")
+    ordered = t.sort(dim=0).values
+    below, above = (ordered.gather(0, row)[0] for row in (last - 1, len(t) - last))
     low, high = (value * (-q * stderr / value).exp() for q in (above, below))
     known = (value > 0) & (truth > 0) & low.isfinite()
     low = torch.where(known, low, 0.0)
@@ -154,22 +156,44 @@ def mean_interval(terms: Tensor) -> tuple[float, float]:
         >>> round(low, 2), round(high, 2)
         (0.94, 1.06)
     """
-    low, _ = _mean_interval(terms)
-    if len(terms) < FEWEST_FOR_UPPER:
-        return low, math.inf
-    return low, _mean_interval(torch.cat([terms, terms.max().expand(ALLOWED_FOR)]))[1]
-
-
-def _mean_interval(terms: Tensor) -> tuple[float, float]:
-    """By the bootstrap-t, of these terms."""
-    n, mean = len(terms), terms.mean()[None]
-    moments = torch.cat([counts @ torch.stack([terms, terms.square()], dim=1) / n for counts in resamples(n)])
-    first, second = moments[:, :1], moments[:, 1:]
-    stderrs = ((second - first.square()).clamp_min(0.0) / n).sqrt()
-    low, high = bootstrap_t(
-        mean, terms.std(correction=0)[None] / math.sqrt(n), mean, first, stderrs, expanded_tail(terms)
-    )
+    low, high = mean_intervals(terms[:, None], torch.ones(1, 1, dtype=torch.float64, device="cpu"))
     return float(low), float(high)
+
+
+def mean_intervals(parts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`mean_interval` of many sums of the same parts, all from one set of resamples.
+
+    Args:
+        parts: (n, J), of which the terms are made.
+        weights: (G, J), of the parts in each of G kinds of terms: these are ``parts @ weights.T``.
+
+    Returns:
+        The ends (G,).
+    """
+    low, _ = _mean_intervals(parts, weights, 0)
+    if len(parts) < FEWEST_FOR_UPPER:
+        return low, torch.full_like(low, math.inf)
+    return low, _mean_intervals(parts, weights, ALLOWED_FOR)[1]
+
+
+def _mean_intervals(parts: Tensor, weights: Tensor, more: int) -> tuple[Tensor, Tensor]:
+    """By the bootstrap-t, of these terms and some more as large as the largest."""
+    seen = parts @ weights.T
+    terms = torch.cat([seen, seen.amax(0).expand(more, -1)])
+    n, mean, (i, j) = len(terms), terms.mean(0), torch.triu_indices(*(2 * [parts.shape[1]]), device="cpu")
+    columns = torch.cat([parts, parts[:, i] * parts[:, j]], dim=1)
+    squares = weights[:, i] * weights[:, j] * torch.where(i == j, 1.0, 2.0)
+    drawn = [
+        torch.cat([counts[:, : len(parts)] @ columns, counts[:, len(parts) :].sum(1, True)], 1)
+        for counts in resamples(n)
+    ]
+    sums, added = torch.cat(drawn).split([columns.shape[1], 1], dim=1)
+    largest = terms[-1] if more else torch.zeros_like(mean)
+    first = (sums[:, : parts.shape[1]] @ weights.T + added * largest) / n
+    second = (sums[:, parts.shape[1] :] @ squares.T + added * largest.square()) / n
+    stderrs = ((second - first.square()).clamp_min(0.0) / n).sqrt()
+    tails = [expanded_tail(column) for column in terms.T]
+    return bootstrap_t(mean, terms.std(0, correction=0) / math.sqrt(n), mean, first, stderrs, tails)
 
 
 class ShiftAndSpread:

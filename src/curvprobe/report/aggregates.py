@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvprobe.criteria.expectation import FEWEST, UNKNOWN
 from curvprobe.criteria.increment import QuadraticIncrement, fresh_increments, joining_factor, prefix_means
 from curvprobe.criteria.sample import ProjectedSample
+from curvprobe.numerics.intervals import mean_intervals
 from curvprobe.runtime.plain import brief, plain
 
 POINTS = 40
@@ -40,6 +42,9 @@ class Aggregates:
         candidates: (1 + P + P^2,), the same of the candidates' mean.
         joined: (1 + P + P^2,), the same of the sample and all candidates together.
         num_candidates: m.
+        sigmas: (G,), at which the next is known; the one that was analysed is among them.
+        intervals: (D, G, 4), 95 % intervals of the criterion and of its shape at the whole sample.
+        quantiles: (D, G, 3), of the candidates' own criteria there, for each of :data:`QUANTILES`.
     """
 
     ks: list[int]
@@ -51,13 +56,20 @@ class Aggregates:
     candidates: Tensor
     joined: Tensor
     num_candidates: int
+    sigmas: Tensor
+    intervals: Tensor
+    quantiles: Tensor
 
     __repr__ = brief
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, to twelve digits."""
-        return {name: _rounded(plain(value)) for name, value in vars(self).items()}
+        """Plain values, to twelve digits; those of every sigma, of which there are many, to eight."""
+        digits = {"intervals": 8, "quantiles": 8, "sigmas": 17}
+        return {name: _rounded(plain(value), digits.get(name, 12)) for name, value in vars(self).items()}
 
+
+QUANTILES = (0.05, 0.5, 0.95)
+"""Of the candidates, by what each of them does by itself."""
 
 CELLS = (
     *("mean_a", "mean_tr", "var_a", "var_tr", "cov_a_tr"),
@@ -66,14 +78,14 @@ CELLS = (
 """Columns of :attr:`Aggregates.cells`."""
 
 
-def aggregates(sample: ProjectedSample, fresh: ProjectedSample) -> Aggregates:
-    """Of a projected sample and the candidates."""
+def aggregates(sample: ProjectedSample, fresh: ProjectedSample, sigmas: Tensor) -> Aggregates:
+    """Of a projected sample and the candidates; intervals and quantiles at some sigmas (G,)."""
     k, m = len(sample), len(fresh)
     sizes = torch.logspace(0, math.log10(k), POINTS, dtype=torch.float64, device="cpu").round()
     ks = sorted({*(min(k, int(size)) for size in sizes), k})
     before = prefix_means(sample, ks)
     last = next(fresh_increments(before[-1:], fresh, [1]))  # the whole sample as one example
-    few = min(PLANE, sample.dim)
+    few, coefficients = min(PLANE, sample.dim), _coefficients(last)
     risk, mean = _flat(before, few), _flat(fresh.mean(), few)[0]
     share = float(fresh.weight.sum() / (sample.weight.sum() + fresh.weight.sum()))
     return Aggregates(
@@ -81,11 +93,14 @@ def aggregates(sample: ProjectedSample, fresh: ProjectedSample) -> Aggregates:
         moments=_moments(before, fresh),
         cells=_cells(last),
         moves=_cells(_moves(sample, fresh)),
-        products=_products(last),
+        products=_products(coefficients),
         risk=risk,
         candidates=mean,
         joined=(1 - share) * risk[-1] + share * mean,
         num_candidates=m,
+        sigmas=sigmas,
+        intervals=_intervals(coefficients, sigmas),
+        quantiles=_quantiles(coefficients, sigmas),
     )
 
 
@@ -128,19 +143,46 @@ def _moments(before: ProjectedSample, fresh: ProjectedSample) -> Tensor:
     return torch.stack(columns)
 
 
-def _products(increments: QuadraticIncrement) -> Tensor:
-    """Covariances of the coefficients of the whole and of its shape, over the number of increments, (D, 5, 5).
-
-    The whole has one for sigma^0, sigma^2 and sigma^4, the shape one for sigma^2 and sigma^4.
-    """
+def _coefficients(increments: QuadraticIncrement) -> Tensor:
+    """Of each candidate's criterion those of sigma^0, sigma^2 and sigma^4, of its shape the last two, (5, m, D)."""
     level, trace = increments.level[:, None], _traces(increments.curvature)
     slope, squares = increments.slope.square().cumsum(1), increments.curvature.square()
     # What direction d adds: its square, and those that it shares with the directions before it.
     bend = (2 * squares.tril(-1).sum(2) + squares.diagonal(dim1=1, dim2=2)).cumsum(1)
     whole = (level.square().expand_as(trace), level * trace + slope, trace.square() / 4 + bend / 2)
-    coefficients = torch.stack([*whole, slope, bend / 2])
-    deviations, m = coefficients - coefficients.mean(1, keepdim=True), len(level)
+    return torch.stack([*whole, slope, bend / 2])
+
+
+def _products(coefficients: Tensor) -> Tensor:
+    """Their covariances over the number of candidates, (D, 5, 5)."""
+    deviations, m = coefficients - coefficients.mean(1, keepdim=True), coefficients.shape[1]
     return torch.einsum("imd,jmd->dij", deviations, deviations) / (m * max(1, m - 1))
+
+
+def _powers(sigmas: Tensor) -> tuple[Tensor, Tensor]:
+    """By what the coefficients of the whole and those of the shape are weighted, (G, 3) and (G, 2)."""
+    s2 = sigmas.square()
+    return torch.stack([torch.ones_like(s2), s2, s2.square()], dim=1), torch.stack([s2, s2.square()], dim=1)
+
+
+def _intervals(coefficients: Tensor, sigmas: Tensor) -> Tensor:
+    """Of the mean over the candidates, (D, G, 4): as :func:`curvprobe.expected_criterion` gives them."""
+    _, m, dim = coefficients.shape
+    if m < FEWEST:
+        return torch.tensor(2 * UNKNOWN, dtype=torch.float64, device="cpu").expand(dim, len(sigmas), 4)
+    whole, shape = _powers(sigmas)
+    rows = [
+        torch.stack([*mean_intervals(part[:3].T, whole), *mean_intervals(part[3:].T, shape)], dim=1)
+        for part in coefficients.movedim(2, 0)
+    ]
+    return torch.stack(rows)
+
+
+def _quantiles(coefficients: Tensor, sigmas: Tensor) -> Tensor:
+    """Over the candidates, of each one's own criterion, (D, G, 3)."""
+    levels = torch.tensor(QUANTILES, dtype=torch.float64, device="cpu")
+    weights = _powers(sigmas)[0]
+    return torch.stack([(weights @ part[:3]).quantile(levels, dim=1).T for part in coefficients.movedim(2, 0)])
 
 
 def _traces(curvature: Tensor) -> Tensor:
@@ -184,7 +226,7 @@ def _flat(means: ProjectedSample, few: int) -> Tensor:
     return torch.cat([means.loss[:, None], means.gradient[:, :few], hessian], dim=1)
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: Any, digits: int) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.12g}")
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
+        return float(f"{value:.{digits}g}")
+    return [_rounded(item, digits) for item in value] if isinstance(value, list) else value

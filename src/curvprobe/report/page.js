@@ -66,6 +66,12 @@ function put(name, value) {
   }
 }
 
+// An end of an interval of the root; infinity has come as null.
+function putEnd(name, end) {
+  put(name, end === null ? Infinity : Math.sqrt(end));
+  if (end === null) for (const cell of document.querySelectorAll(`[data-number="${name}"]`)) cell.textContent = "no upper end";
+}
+
 function show() {
   const { sigma, dim, k, tolerance } = state, s2 = sigma ** 2, s4 = sigma ** 4;
   const found = parts(k, dim, sigma), shape = found.slope + found.curvature;
@@ -78,6 +84,10 @@ function show() {
       put(`${source}-${part}`, sums.num_candidates > 1 ? table[source][part] : NaN);
   put("whole-stderr", sums.num_candidates > 1 ? standardError(dim, sigma, [1, s2, s4, 0, 0]) : NaN);
   put("shape-stderr", sums.num_candidates > 1 ? standardError(dim, sigma, [0, 0, 0, s2, s4]) : NaN);
+  const stops = sums.sigmas.indexOf(sigma), known = sums.num_candidates > 1;
+  const ends = known ? sums.intervals[dim - 1][stops] : [NaN, NaN, NaN, NaN];
+  ["whole-low", "whole-high", "shape-low", "shape-high"].forEach((name, i) => putEnd(name, ends[i]));
+  ["least", "median", "most"].forEach((name, i) => put(name, known ? Math.sqrt(sums.quantiles[dim - 1][stops][i]) : NaN));
   put("size", sums.num_candidates > 1 ? requiredSize(dim, sigma, tolerance) : NaN);
   for (const cell of document.querySelectorAll('[data-number="size"]'))
     if (Number.isFinite(Number(cell.dataset.value))) cell.textContent = `k = ${Number(cell.dataset.value).toLocaleString("en")}`;
@@ -121,8 +131,9 @@ const whole = data.of === "shape" ? start.slope + start.curvature : total(start)
 asAnalysed.tolerance = state.tolerance = data.tolerance ?? Number(Math.sqrt(whole).toPrecision(2));
 Object.assign($("tolerance"), { min: Math.log10(state.tolerance) - 3, max: Math.log10(state.tolerance) + 3 });
 const power = (x) => 10 ** x;
+const stop = (x) => sums.sigmas.reduce((a, b) => (Math.abs(Math.log10(b) - x) < Math.abs(Math.log10(a) - x) ? b : a));
 const resets = [
-  slider("sigma", power, Math.log10), slider("dim", (x) => x, (x) => x),
+  slider("sigma", stop, Math.log10), slider("dim", (x) => x, (x) => x),
   slider("k", (x) => x, (x) => x), slider("tolerance", power, Math.log10),
 ];
 $("reset").addEventListener("click", () => resets.forEach((reset) => reset()));

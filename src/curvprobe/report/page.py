@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from curvprobe.errors import ArgumentError, MissingExtraError
 from curvprobe.report.aggregates import PLANE, Aggregates, aggregates
 from curvprobe.report.charts import charts
@@ -17,6 +20,9 @@ from curvprobe.version import __version__
 
 if TYPE_CHECKING:
     from curvprobe.analysis.result import Analysis
+
+STEPS = 10
+"""Stops of the slider for sigma in a decade: what is known at each of them takes a bootstrap."""
 
 LISTED = 5000
 """Candidates in the ranking's table, at most: those that would move it most."""
@@ -40,7 +46,7 @@ def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = N
         import vl_convert
     except ImportError as error:
         raise MissingExtraError("a report needs more packages: pip install 'curvprobe[report]'") from error
-    found = aggregates(analysis.sample, analysis.fresh)
+    found = aggregates(analysis.sample, analysis.fresh, _sigmas(analysis))
     files = resources.files(__package__)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -77,6 +83,13 @@ def _data(analysis: Analysis, found: Aggregates, names: Sequence[str] | None) ->
         "of": "total" if analysis.required is None else analysis.required.of,
         "charts": charts(analysis, found),
     }
+
+
+def _sigmas(analysis: Analysis) -> Tensor:
+    """Ten a decade over the range of the validity, the one that was analysed among them."""
+    tried = (analysis.validity.sigmas / analysis.sigma).log10() * STEPS
+    first, last = min(0, math.ceil(float(tried[0]) - 1e-9)), max(0, math.floor(float(tried[-1]) + 1e-9))
+    return analysis.sigma * 10.0 ** (torch.arange(first, last + 1, dtype=torch.float64, device="cpu") / STEPS)
 
 
 def _bundle(vl_convert: Any) -> str:
