@@ -20,6 +20,7 @@ import misses
 import monte_carlo
 import more_data
 import paper
+import paper_page
 import peers
 import projection
 import report_page
@@ -62,6 +63,7 @@ def fill(text: str) -> str:
     tables = {one.name: one.table(read(one.result)) for one in BENCHMARKS if one.result.exists()}
     tables |= {path.stem: experiment(read(path)) for path in RESULTS.glob("experiment_*.json")}
     tables |= {f"demo, {title}": text for title, text in demo.excerpts(read(demo.BENCHMARK.result)).items()}
+    tables |= paper_page.tables()
     for name, table in tables.items():
         pattern = rf"(<!-- table {re.escape(name)} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)

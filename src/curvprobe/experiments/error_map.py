@@ -153,7 +153,7 @@ def findings(result: dict[str, Any]) -> list[str]:
         for name in ("direct_error", "direct_noise", "model_error", "model_error_of_shape", "literal_error")
         if name in result
     }
-    hidden, rounding = _below_rounding(result), float(torch.as_tensor(result["rounding"]).max())
+    hidden, rounding = below_rounding(result), float(torch.as_tensor(result["rounding"]).max())
     lines.append(f"rounding, from the smallest sigma: {rounding:.1e} of the criterion")
     for s, sigma in enumerate(result["sigmas"]):
         said = {}
@@ -169,7 +169,7 @@ def findings(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _below_rounding(result: dict[str, Any]) -> Tensor:
+def below_rounding(result: dict[str, Any]) -> Tensor:
     """Cells (M, S) whose model error cannot be told from rounding."""
     error, rounding = (torch.as_tensor(result[name], dtype=torch.float64) for name in ("model_error", "rounding"))
     return error < 3 * rounding[:, None]
@@ -187,7 +187,7 @@ def figures(result: dict[str, Any]) -> dict[str, Figure]:
     if "literal_error" in result:
         shown.append(("literal_error", "released procedure"))
     figure, axes = panels(1, len(shown), size=(4.2, 3.6))
-    hidden = _below_rounding(result)
+    hidden = below_rounding(result)
     for panel, (name, title) in zip(axes[0], shown, strict=True):
         values = torch.as_tensor(result[name], dtype=torch.float64)
         values = values.masked_fill(hidden, torch.nan) if name.startswith("model_error") else values

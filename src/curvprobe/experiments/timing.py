@@ -68,7 +68,7 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
         lambda solution, seed: _compare_at(solution, settings, seed),
         also=describe(),  # another machine has other seconds
     )
-    cells = _cells(rows)
+    cells = cells_of(rows)
     sides = ("ours", "paper")
     return {
         "dim": settings.dim,
@@ -93,7 +93,7 @@ def measure(settings: Settings, options: Options, store: Store) -> dict[str, Any
     }
 
 
-def _cells(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+def cells_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
     """Seconds of both sides by stage, one for each model."""
     cells: dict[str, list[dict[str, float]]] = {}
     for row in rows:
