@@ -64,7 +64,9 @@ def test_other_candidates_are_compared_by_their_intervals(analysis):
 
     def of(value, low, high):
         return replace(
-            sound, expected=replace(sound.expected, value=value, interval=(low, high)), fresh=Unnamed(sound.fresh)
+            sound,
+            expected=replace(sound.expected, value=value, interval=(low, high)),
+            fresh=replace(sound.fresh, digests=()),
         )
 
     for other, differs in ((of(4e-6, 3e-6, 5e-6), False), (of(9e-6, 5e-6, 1e-5), True), (of(1e-7, 1e-8, 2e-7), True)):
@@ -74,13 +76,6 @@ def test_other_candidates_are_compared_by_their_intervals(analysis):
     assert found.runs[1].differs is None
     assert not found.paired
     assert "cannot tell" in str(found)
-
-
-class Unnamed:
-    """Candidates that are not recognised by their content."""
-
-    def __init__(self, fresh):
-        self.__dict__.update(vars(fresh) | {"digests": ()})
 
 
 def test_folders_of_runs_and_their_names(pair):

@@ -30,6 +30,10 @@ def test_finished_runs_are_compared(task_file, tmp_path):
     assert "at0.02" in result.stdout
     record = json.loads(invoke("compare", tmp_path / "at0.01", tmp_path / "at0.02", "--json").stdout)
     assert [run["name"] for run in record["runs"]] == ["at0.01", "at0.02"]
+    written = invoke("compare", tmp_path / "at0.01", tmp_path / "at0.02", "--html", tmp_path / "both.html")
+    assert written.stdout == result.stdout
+    assert f"written to {tmp_path / 'both.html'}" in written.stderr
+    assert "<title>at0.01, at0.02</title>" in (tmp_path / "both.html").read_text()
     assert invoke("compare", tmp_path / "at0.01").exit_code == 1
 
 

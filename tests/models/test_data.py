@@ -102,6 +102,36 @@ def test_lists_of_numbers():
         cp.EmpiricalRisk(classifier(), CE, items)
 
 
+class Columns:
+    """What a data set of Hugging Face is to its reader: dicts of Python values, or of tensors where asked for."""
+
+    def __init__(self, columns, kind=None):
+        self.columns, self.format = columns, {"type": kind}
+
+    def with_format(self, kind):
+        return Columns(self.columns, kind)
+
+    def __len__(self):
+        return len(self.columns["input"])
+
+    def __getitem__(self, i):
+        make = torch.tensor if self.format["type"] == "torch" else lambda value: value
+        return {name: make(column[i]) for name, column in self.columns.items()}
+
+
+def test_lists_of_a_hugging_face_data_set():
+    (x, y), model = vectors(), classifier()
+    data = Columns({"input": x.tolist(), "label": y.tolist()})
+    check_works(cp.EmpiricalRisk(model, CE, data), model, x.float().double(), y)
+    assert data.format["type"] is None
+
+    def collated(items):
+        assert isinstance(items[0]["input"], list)
+        return {name: torch.tensor([item[name] for item in items]) for name in items[0]}
+
+    check_works(cp.EmpiricalRisk(model, CE, data, collate_fn=collated), model, x.float().double(), y)
+
+
 def test_arrays_of_numpy():
     (x, y), model = vectors(), classifier()
     check_works(cp.EmpiricalRisk(model, CE, (x.numpy(), y.numpy())), model, x, y)

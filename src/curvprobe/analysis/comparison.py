@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from curvprobe.analysis.answer import refusal, rms_interval, short, three
 from curvprobe.analysis.record import load
 from curvprobe.analysis.result import Absent, Analysis
+from curvprobe.criteria.decay import decay_curve
 from curvprobe.criteria.expectation import expected_criterion
 from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import FEWEST_FOR_UPPER, freedom, standard_error, student_reach
 from curvprobe.runtime.markup import table
+from curvprobe.runtime.store import write_atomically
+
+POINTS = 25
+"""Sample sizes of a curve, at most."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,9 @@ class ComparedRun:
         ratio: its rms over that of the first run.
         differs: whether the mean squares differ beyond their error; None where that cannot be told.
         overlap: share of its eigenspace that lies in the first run's; NaN where they are of other models.
+        eigenvalues: (D,), of the Hessian.
+        ks, curve: sample sizes, and the rms at each of them, the weights staying as they are; empty where there is no
+            answer, or where the projections were not read.
     """
 
     name: str
@@ -49,9 +58,12 @@ class ComparedRun:
     ratio: float
     differs: bool | None
     overlap: float
+    eigenvalues: tuple[float, ...]
+    ks: tuple[int, ...]
+    curve: tuple[float, ...]
 
 
-_HEAD = (*("run", "k", "loss", "candidates", "one more moves it by", "tilt and bend", "against the first", "overlap"),)
+HEAD = (*("run", "k", "loss", "candidates", "one more moves it by", "tilt and bend", "against the first", "overlap"),)
 
 
 @dataclass(frozen=True)
@@ -63,12 +75,14 @@ class Comparison:
         sigma: of all of them.
         paired: whether all were asked about the same candidates, so that differences are taken candidate by candidate.
         doubts: what a reader should know before comparing.
+        overlaps: for every two runs, the share of the smaller eigenspace that lies in the other.
     """
 
     runs: tuple[ComparedRun, ...]
     sigma: float
     paired: bool
     doubts: tuple[str, ...]
+    overlaps: tuple[tuple[float, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -80,29 +94,47 @@ class Comparison:
 
         rows = []
         for run in self.runs:
-            row = dict(vars(run))
+            row = {name: value for name, value in vars(run).items() if name not in ("eigenvalues", "ks", "curve")}
             for name in ("rms", "shape_rms"):
                 row[f"{name}_low"], row[f"{name}_high"] = row.pop(f"{name}_interval")
             rows.append(row)
         return pandas.DataFrame(rows).set_index("name")
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def rows(self) -> list[tuple[str, ...]]:
+        """A row of words for each run, under :data:`HEAD`."""
         return [_row(run, first=i == 0) for i, run in enumerate(self.runs)]
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """How the runs were compared, and the doubts."""
         how = "candidate by candidate" if self.paired else "by their intervals"
         told = f"sigma {self.sigma:.3g} for all; differences are judged {how}, at 95 %"
         return [told, *(f"doubt: {doubt}" for doubt in self.doubts)]
 
     def _repr_html_(self) -> str:
         """For a notebook."""
-        return table(_HEAD, self._rows(), self._notes())
+        return table(HEAD, self.rows(), self.notes())
+
+    def to_html(self, path: str | Path, *, title: str = "") -> Path:
+        """Write one self-contained page: the table, the curves over one another, and the overlaps.
+
+        Args:
+            path: of the file; an earlier one is replaced.
+            title: of the page; the runs' names otherwise.
+
+        Raises:
+            ImportError: without ``pip install 'curvprobe[report]'``.
+        """
+        from curvprobe.report.side_by_side import page
+
+        file = Path(path)
+        write_atomically(file, page(self, HEAD, title=title).encode())
+        return file
 
     def __str__(self) -> str:
-        rows = [_HEAD, *self._rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+        rows = [HEAD, *self.rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, *self._notes()])
+        return "\n".join([*lines, *self.notes()])
 
 
 def compare(runs: Sequence[Analysis | str | Path], *, names: Sequence[str] | None = None) -> Comparison:
@@ -142,10 +174,11 @@ def compare(runs: Sequence[Analysis | str | Path], *, names: Sequence[str] | Non
     paired = len(marks) == 1 and None not in marks and not any(one.pool for one in expected)
     first = found[0], expected[0]
     compared = [
-        _compared(name, analysis, one, *first, paired=paired)
+        _compared(name, analysis, one, *first, sigma=sigma, paired=paired)
         for name, analysis, one in zip(called, found, expected, strict=True)
     ]
-    return Comparison(tuple(compared), sigma, paired, tuple(_doubts(compared, found, sigma)))
+    overlaps = tuple(tuple(_overlap(a, b) for b in found) for a in found)
+    return Comparison(tuple(compared), sigma, paired, tuple(_doubts(compared, found, sigma)), overlaps)
 
 
 def _compared(
@@ -155,11 +188,13 @@ def _compared(
     first: Analysis,
     first_expected: ExpectedCriterion,
     *,
+    sigma: float,
     paired: bool,
 ) -> ComparedRun:
     """One run; without the numbers that it cannot give, or that the first one cannot."""
     refused = refusal(analysis)
     told, against = refused is None, refused is None and refusal(first) is None
+    ks, curve = _curve(analysis, sigma) if told else ((), ())
     return ComparedRun(
         name=name,
         k=analysis.k,
@@ -174,7 +209,20 @@ def _compared(
         ratio=expected.rms / first_expected.rms if against and first_expected.rms > 0 else math.nan,
         differs=_differs(first_expected, expected, paired=paired) if against else None,
         overlap=_overlap(first, analysis),
+        eigenvalues=tuple(analysis.spectrum.eigenvalues.tolist()),
+        ks=ks,
+        curve=curve,
     )
+
+
+def _curve(analysis: Analysis, sigma: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The rms over the candidates at some sample sizes, from the projections."""
+    if isinstance(analysis.sample, Absent) or isinstance(analysis.fresh, Absent) or analysis.num_candidates < 2:
+        return (), ()
+    sizes = torch.logspace(0, math.log10(analysis.k), POINTS, dtype=torch.float64, device="cpu").round()
+    ks = sorted({min(analysis.k, int(size)) for size in sizes})
+    found = decay_curve(analysis.sample, ks, sigma, fresh=analysis.fresh)
+    return tuple(ks), tuple(found.value[:, 0, 0].clamp_min(0.0).sqrt().tolist())
 
 
 def _loaded(run: Analysis | str | Path) -> Analysis:

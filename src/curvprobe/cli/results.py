@@ -9,7 +9,7 @@ import typer
 
 from curvprobe.analysis.result import REPORT, Analysis
 from curvprobe.cli.app import app
-from curvprobe.cli.messages import plain_errors, tell
+from curvprobe.cli.messages import plain_errors, say, tell
 from curvprobe.cli.options import AsJson
 from curvprobe.errors import ArgumentError
 from curvprobe.runtime.plain import to_json
@@ -51,14 +51,17 @@ def compare(
     folders: Annotated[
         list[Path], typer.Argument(help="Folders of finished runs, two or more; the first is the baseline.")
     ],
+    html: Annotated[Path | None, typer.Option(help="File: the same as a page, with the curves and overlaps.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Set several finished runs side by side, at one sigma, and say which differences exceed their error.
 
-    Example: curvprobe compare runs/seed0 runs/seed1 runs/recipe_b
+    Example: curvprobe compare runs/seed0 runs/seed1 runs/recipe_b --html compared.html
     """
     with plain_errors():
         from curvprobe.analysis.comparison import compare as side_by_side
 
         found = side_by_side(folders)
         typer.echo(to_json(found.to_json()) if as_json else str(found), nl=not as_json)
+        if html is not None:
+            say(f"written to {found.to_html(html)}")

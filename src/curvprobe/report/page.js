@@ -200,24 +200,12 @@ $("more").addEventListener("click", () => { rank.count += 100; fill(); });
 
 // ---- the charts
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
-
-function theme() {
-  const ink = dark.matches ? "#e6e7e4" : "#1f2328", line = dark.matches ? "#3a3e42" : "#d6d8d4";
-  return {
-    background: "transparent", font: "system-ui, sans-serif", view: { stroke: line },
-    axis: { labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line, titleFontWeight: 400 },
-    legend: { labelColor: ink, titleColor: ink },
-  };
-}
-
 async function draw() {
   for (const [name, spec] of Object.entries(data.charts)) {
     const place = $(`chart-${name}`);
     if (!place) continue;
     views[name]?.finalize();
-    const drawn = await vegaEmbed(place, spec, { config: theme(), actions: { export: true, source: false, compiled: false, editor: false } });
-    views[name] = drawn.view;
+    views[name] = await drawn(place, spec);
   }
   for (const name of ["sigma", "dim", "k"]) changed(name);
   for (const id of choices) signal(id, Number($(id).value), LANDSCAPES);

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from curvprobe.errors import ArgumentError, MissingExtraError
+from curvprobe.errors import ArgumentError
 from curvprobe.report.aggregates import PLANE, Aggregates, aggregates
 from curvprobe.report.charts import charts
+from curvprobe.report.document import document
 from curvprobe.runtime.plain import plain
-from curvprobe.version import __version__
 
 if TYPE_CHECKING:
     from curvprobe.analysis.result import Analysis
@@ -41,18 +38,10 @@ def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = N
     """
     if names is not None and len(names) != analysis.num_candidates:
         raise ArgumentError(f"{len(names)} names came for {analysis.num_candidates} candidates; expected as many")
-    try:
-        import jinja2
-        import vl_convert
-    except ImportError as error:
-        raise MissingExtraError("a report needs more packages: pip install 'curvprobe[report]'") from error
     found = aggregates(analysis.sample, analysis.fresh, _sigmas(analysis))
-    files = resources.files(__package__)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(files.joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(
+    return document(
+        "page",
+        _data(analysis, found, names),
         analysis=analysis,
         answer=analysis.answer,
         title=title or "curvprobe report",
@@ -60,11 +49,6 @@ def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = N
         ks=found.ks,
         of="total" if analysis.required is None else analysis.required.of,
         number=_number,
-        version=__version__,
-        bundle=_script(_bundle(vl_convert)),
-        script=_script(files.joinpath("page.js").read_text(encoding="utf-8")),
-        style=_script(files.joinpath("page.css").read_text(encoding="utf-8")),
-        data=_json(_data(analysis, found, names)),
     )
 
 
@@ -90,27 +74,6 @@ def _sigmas(analysis: Analysis) -> Tensor:
     tried = (analysis.validity.sigmas / analysis.sigma).log10() * STEPS
     first, last = min(0, math.ceil(float(tried[0]) - 1e-9)), max(0, math.floor(float(tried[-1]) + 1e-9))
     return analysis.sigma * 10.0 ** (torch.arange(first, last + 1, dtype=torch.float64, device="cpu") / STEPS)
-
-
-def _bundle(vl_convert: Any) -> str:
-    """Vega, Vega-Lite and vegaEmbed."""
-    bundle: str = vl_convert.javascript_bundle()
-    return bundle
-
-
-def _script(text: str) -> Any:
-    """What goes between script or style tags as it is: nothing in it ends them."""
-    import markupsafe
-
-    return markupsafe.Markup(re.sub(r"<(?=/script|/style|!--)", r"\\x3c", text, flags=re.IGNORECASE))
-
-
-def _json(value: Any) -> Any:
-    """Strict JSON between script tags: what users name may hold tags."""
-    import markupsafe
-
-    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
-    return markupsafe.Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))
 
 
 def _ranking(analysis: Analysis, names: Sequence[str] | None) -> dict[str, Any]:

@@ -23,12 +23,13 @@ class Examples:
     """A fixed, ordered collection of examples.
 
     Reads from tensors that share their first dimension (one tensor, a tuple, or a dict), or from a map-style
-    dataset. Every example of a dataset is hashed when it is read; a later read that brings something else is an
-    error, because every formula in this package assumes that the data stands still between passes.
+    dataset; one of Hugging Face that gives Python lists is asked for tensors, as its format "torch" makes them.
+    Every example of a dataset is hashed when it is read; a later read that brings something else is an error,
+    because every formula in this package assumes that the data stands still between passes.
     """
 
     def __init__(self, data: Any, collate_fn: Callable[[list[Any]], Batch] | None = None) -> None:
-        self._data, self._length, self._in_memory = _recognise(data)
+        self._data, self._length, self._in_memory = _recognise(data if collate_fn else _formatted(data))
         if self._in_memory and collate_fn is not None:
             raise CannotProbeError(
                 "collate_fn came with tensors, which need no collating; expected it with a dataset only"
@@ -118,6 +119,14 @@ def _recognise(data: Any) -> tuple[Any, int, bool]:
         f"data is a {type(data).__name__}; expected tensors (inputs, targets), one tensor, a dict of tensors, "
         "or a map-style dataset"
     )
+
+
+def _formatted(data: Any) -> Any:
+    """A Hugging Face dataset without a format of its own gives lists, which nothing collates: the same with tensors."""
+    form = getattr(data, "format", None)
+    if isinstance(form, Mapping) and form.get("type", "") is None and hasattr(data, "with_format"):
+        return data.with_format("torch")
+    return data
 
 
 def _tensors(data: Any) -> Any:
