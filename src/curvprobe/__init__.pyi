@@ -1,6 +1,7 @@
 """What ``import curvprobe as cp`` offers, and where each name lives; loaded at its first use."""
 
 from . import losses as losses
+from . import plots as plots
 from .analysis.analyze import analyze as analyze
 from .analysis.answer import Answer as Answer
 from .analysis.answer import Mark as Mark

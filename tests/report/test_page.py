@@ -10,6 +10,8 @@ import torch
 
 import curvprobe as cp
 from curvprobe.analysis.result import Absent, Analysis
+from curvprobe.plots import plot_decay, plot_eigenvalues, plot_shares, plot_validity
+from curvprobe.report import style
 from curvprobe.report.aggregates import aggregates
 from curvprobe.report.page import page
 from curvprobe.runtime.plain import to_json
@@ -99,6 +101,34 @@ def test_the_loss_itself_is_shown_where_it_was_evaluated(analysed):
     without = page(replace(analysed, plane=None))
     assert "measured" not in data_of(without)["charts"]
     assert "chart-measured" not in without
+
+
+def test_the_charts_shade_what_the_verdicts_refuse_and_show_standard_errors(analysed):
+    found = analysed.validity
+    verdicts = ("marginal", *["valid"] * (len(found.sigmas) - 3), "marginal", "invalid")
+    changed = replace(analysed, validity=replace(found, verdicts=verdicts))
+    drawn = data_of(page(changed))["charts"]
+    for name, place in (("validity", 0), ("shares", 1)):
+        shaded = drawn[name]["layer"][place]["data"]["values"]
+        for sigma in torch.logspace(-4, 0, 60).tolist():
+            over = [row["verdict"] for row in shaded if row["from"] < sigma <= row["to"]]
+            verdict = changed.validity.verdict(sigma)
+            if float(found.sigmas[0]) < sigma <= float(found.sigmas[-1]):
+                assert over == ([] if verdict == "valid" else [verdict])
+    rows = drawn["validity"]["layer"][-1]["data"]["values"]
+    judged = [row for row in rows if row["of"] == style.INCREMENT]
+    assert [row["error"] for row in judged] == found.increment_error.tolist()
+    assert [row["high"] - row["error"] for row in judged] == pytest.approx(found.stderr.tolist())
+
+
+def test_the_charts_have_the_colours_and_words_of_the_figures(analysed):
+    drawn = data_of(page(analysed))["charts"]
+    shares = drawn["shares"]["layer"][0]["encoding"]
+    assert dict(zip(shares["color"]["scale"]["domain"], shares["color"]["scale"]["range"], strict=True)) == style.PARTS
+    assert plot_shares(analysed).axes[0].get_ylabel() == shares["y"]["title"]
+    assert plot_validity(analysed).axes[0].get_ylabel() == drawn["validity"]["layer"][-1]["encoding"]["y"]["title"]
+    assert plot_decay(analysed).axes[0].get_ylabel() == drawn["decay"]["layer"][0]["encoding"]["y"]["title"]
+    assert plot_eigenvalues(analysed).axes[0].get_ylabel() == drawn["eigenvalues"]["layer"][1]["encoding"]["y"]["title"]
 
 
 def test_concentration_is_shown_where_it_was_computed(analysed):

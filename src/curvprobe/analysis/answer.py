@@ -145,10 +145,10 @@ def _findings(analysis: Analysis) -> list[str]:
     relative, order = "", "" if expected.p == 2 else f" (order {expected.p:g})"
     if analysis.loss > 0.1 * expected.rms:
         relative = f" ({short(100 * expected.rms / analysis.loss)} % of {three(analysis.loss)})"
-    moves = f"one more example moves the loss here{order} by {_with(expected.rms, rms_interval(expected))}{relative}"
+    moves = f"one more example moves the loss here{order} by {ranged(expected.rms, rms_interval(expected))}{relative}"
     doubling = analysis.doubling
     if doubling is not None and doubling.value > 0:
-        moves += f"; as many again by {_with(doubling.rms, rms_interval(doubling))}"
+        moves += f"; as many again by {ranged(doubling.rms, rms_interval(doubling))}"
     elif doubling is not None:
         moves += "; what as many again do is not told from noise"
     moves += _carried(expected)
@@ -167,7 +167,7 @@ def _shape(analysis: Analysis, expected: ExpectedCriterion) -> str:
     line = f"{_share(level)} of its square is its mean over the probe (level); tilt and bend about that: "
     if not shape_told(analysis):
         return f"{line}not told, as {_model_off(analysis)}"
-    line += _with(expected.shape_rms, rms_interval(expected, "shape"))
+    line += ranged(expected.shape_rms, rms_interval(expected, "shape"))
     parts = expected.shape_by_direction
     whole = float(parts.sum())
     if len(parts) < 2 or not whole > 0:
@@ -374,7 +374,7 @@ def three(value: float) -> str:
     return _without_padding(f"{value:#.3g}").rstrip(".")
 
 
-def _with(value: float, interval: tuple[float, float]) -> str:
+def ranged(value: float, interval: tuple[float, float]) -> str:
     """A number with its 95 % interval."""
     low, high = interval
     if low == 0 and math.isinf(high):

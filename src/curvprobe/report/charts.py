@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from curvprobe.report import style
 from curvprobe.report.aggregates import Aggregates
 from curvprobe.report.drawing import needed
-from curvprobe.report.landscape import ACCENT, Kind, landscape, measured
+from curvprobe.report.landscape import Kind, landscape, measured
 
 if TYPE_CHECKING:
     from curvprobe.analysis.concentration import ConcentrationCurve
     from curvprobe.analysis.result import Analysis
-
-COLOURS = {"level": "#56748a", "slope": "#d1822b", "curvature": "#3f8f6b"}
-"""Of the three parts: told apart by the colour-blind, and in print."""
-
-MUTED = "#8a8a8a"
 
 
 def charts(analysis: Analysis, found: Aggregates) -> dict[str, dict[str, Any]]:
@@ -76,7 +72,7 @@ def _decay(analysis: Analysis, found: Aggregates) -> Any:
     base = base.transform_calculate(
         whole="sqrt(datum.level + datum.slope + datum.curvature)", shape="sqrt(datum.slope + datum.curvature)"
     )
-    k = alt.X("k:Q", title="examples k", scale=alt.Scale(type="log"))
+    k = alt.X("k:Q", title=style.K, scale=alt.Scale(type="log"))
     scale = alt.Scale(type="log")
     lines = (
         base.transform_fold(["whole", "shape"], as_=["what", "rms"])
@@ -84,24 +80,23 @@ def _decay(analysis: Analysis, found: Aggregates) -> Any:
         .mark_line(point=alt.OverlayMarkDef(size=18))
         .encode(
             x=k,
-            y=alt.Y("rms:Q", title="one more moves it by (rms, loss units)", scale=scale, axis=alt.Axis(format=".0~e")),
+            y=alt.Y("rms:Q", title=f"{style.RMS} (rms)", scale=scale, axis=alt.Axis(format=".0~e")),
             color=alt.Color(
                 "what:N",
                 title=None,
-                scale=alt.Scale(domain=["whole", "shape"], range=[COLOURS["level"], COLOURS["slope"]]),
+                scale=alt.Scale(domain=["whole", "shape"], range=[style.WHOLE, style.SHAPE]),
                 legend=alt.Legend(orient="top"),
             ),
-            strokeDash=alt.StrokeDash("what:N", legend=None),
         )
     )
     last = found.ks[-1]
     guide = (
         base.transform_joinaggregate(end="min(whole)")
         .transform_calculate(guide=f"datum.end * {last + 1} / (datum.k + 1)")
-        .mark_line(color=MUTED, strokeDash=[2, 3])
+        .mark_line(strokeDash=[8, 8], strokeWidth=1.5)
         .encode(x=k, y=alt.Y("guide:Q", scale=scale))
     )
-    return alt.layer(guide, lines).add_params(*_params(alt, analysis)).properties(width=300, height=230)
+    return alt.layer(lines, guide).add_params(*_params(alt, analysis)).properties(width=300, height=230)
 
 
 def _shares(analysis: Analysis, found: Aggregates) -> Any:
@@ -120,26 +115,29 @@ def _shares(analysis: Analysis, found: Aggregates) -> Any:
         grid = grid.transform_calculate(**{name: written})
     areas = (
         grid.transform_fold([name for name, _ in PARTS], as_=["part", "size"])
+        .transform_calculate(rank=f"indexof({[name for name, _ in PARTS]}, datum.part)")
         .mark_area(opacity=0.85)
         .encode(
-            x=alt.X("s:Q", title="sigma", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format=".0~e")),
-            y=alt.Y("size:Q", stack="normalize", title="share of the mean square", axis=alt.Axis(format="%")),
+            x=alt.X("s:Q", title=style.SIGMA, scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format=".0~e")),
+            y=alt.Y("size:Q", stack="normalize", title=style.SHARE, axis=alt.Axis(format="%")),
             color=alt.Color(
                 "part:N",
                 title=None,
-                scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())),
+                scale=alt.Scale(domain=list(style.PARTS), range=list(style.PARTS.values())),
                 legend=alt.Legend(orient="top"),
             ),
+            order="rank:Q",
         )
     )
     here = (
         alt.Chart(alt.sequence(0, 1, 1, as_="n"))
         .transform_calculate(s="sigma")
-        .mark_rule(color=ACCENT, strokeWidth=1.5)
+        .mark_rule(color=style.ACCENT, strokeWidth=1.5)
         .encode(x="s:Q")
     )
     params = [alt.param(name="table", value=table), *_params(alt, analysis)]
-    return alt.layer(areas, here).add_params(*params).properties(width=300, height=230)
+    shaded = _shaded(alt, analysis, "white", 10**low, 10**high)
+    return alt.layer(areas, shaded, here).add_params(*params).properties(width=300, height=230)
 
 
 # ---- what the numbers rest on ----------------------------------------------------------------------------------------
@@ -155,7 +153,7 @@ def _eigenvalues(analysis: Analysis) -> Any:
             "eigenvalue": value,
             "low": value - residual * scale,
             "high": value + residual * scale,
-            "which": "certified" if bool(converged) else "not certified",
+            "which": style.CERTIFIED if bool(converged) else style.NOT_CERTIFIED,
         }
         for i, (value, residual, converged) in enumerate(
             zip(space.eigenvalues.tolist(), space.residuals.tolist(), space.converged.tolist(), strict=True)
@@ -163,18 +161,18 @@ def _eigenvalues(analysis: Analysis) -> Any:
     ]
     if math.isfinite(space.next_eigenvalue):
         value = space.next_eigenvalue
-        rows.append(
-            {"index": space.dim + 1, "eigenvalue": value, "low": value, "high": value, "which": "next (estimate)"}
-        )
-    base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("index:Q", title="direction", axis=alt.Axis(tickMinStep=1)))
-    kinds = ["certified", "not certified", "next (estimate)"]
+        rows.append({"index": space.dim + 1, "eigenvalue": value, "low": value, "high": value, "which": style.NEXT})
+    base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("index:Q", title=style.INDEX, axis=alt.Axis(tickMinStep=1)))
+    kinds = [style.CERTIFIED, style.NOT_CERTIFIED, style.NEXT]
     points = base.mark_point(size=50, filled=True, opacity=1).encode(
-        y=alt.Y("eigenvalue:Q", title="eigenvalue of the Hessian"),
+        y=alt.Y("eigenvalue:Q", title=style.EIGENVALUE),
         shape=alt.Shape("which:N", title=None, scale=alt.Scale(domain=kinds), legend=alt.Legend(orient="top")),
-        color=alt.Color("which:N", title=None, scale=alt.Scale(domain=kinds, range=[COLOURS["level"], ACCENT, MUTED])),
+        color=alt.Color(
+            "which:N", title=None, scale=alt.Scale(domain=kinds, range=[style.WHOLE, style.ACCENT, style.MUTED])
+        ),
         tooltip=[alt.Tooltip("index:Q"), alt.Tooltip("eigenvalue:Q", format=".4g"), "which:N"],
     )
-    bars = base.mark_rule(color=MUTED).encode(y="low:Q", y2="high")
+    bars = base.mark_rule(color=style.MUTED).encode(y="low:Q", y2="high")
     return alt.layer(bars, points).properties(width=300, height=230)
 
 
@@ -191,12 +189,12 @@ def _concentration(found: ConcentrationCurve) -> Any:
         {"D": dim, "share": null, "low": null, "high": null, "directions": "D / N"}
         for dim, null in zip(found.dims.tolist(), found.null.tolist(), strict=True)
     ]
-    x = alt.X("D:Q", title="directions D", scale=alt.Scale(type="log"))
-    share = alt.Y(
-        "share:Q", title="share of the shape signal", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0~e")
-    )
+    x = alt.X("D:Q", title=style.DIRECTIONS, scale=alt.Scale(type="log"))
+    share = alt.Y("share:Q", title=style.CONCENTRATION, scale=alt.Scale(type="log"), axis=alt.Axis(format=".0~e"))
     names = [*found.names, "D / N"]
-    hue = alt.Color("directions:N", title=None, scale=alt.Scale(domain=names, scheme="tableau10"))
+    hue = alt.Color(
+        "directions:N", title=None, scale=alt.Scale(domain=names, range=[*style.MANY[: len(found.names)], "black"])
+    )
     base = alt.Chart(alt.Data(values=rows))
     lines = base.mark_line(point=True).encode(
         x=x,
@@ -210,33 +208,51 @@ def _concentration(found: ConcentrationCurve) -> Any:
 
 
 def _validity(analysis: Analysis) -> Any:
+    """Errors against sigma: that of the verdict with its standard errors and on top, over the sigmas that fail."""
     alt = needed()
     found = analysis.validity
+    judged = style.LOSS if found.increment_error is None else style.INCREMENT
+    curves = {style.LOSS: found.loss_error, judged: found.error}  # what is drawn last lies on top
+    errors = {judged: found.stderr.nan_to_num(posinf=0.0)}
     rows = [
-        {"sigma_at": s, "error": error, "verdict": verdict}
-        for s, error, verdict in zip(found.sigmas.tolist(), found.error.tolist(), found.verdicts, strict=True)
-        if math.isfinite(error) and error > 0
+        {"sigma_at": s, "error": e, "of": name, "verdict": verdict, "low": max(e - d, e / 10), "high": e + d}
+        for name, values in curves.items()
+        for s, e, d, verdict in zip(
+            found.sigmas.tolist(), values.tolist(), errors.get(name, 0 * values).tolist(), found.verdicts, strict=True
+        )
+        if math.isfinite(e) and e > 0
     ]
-    x = alt.X("sigma_at:Q", title="sigma", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0~e"))
-    y = alt.Y("error:Q", title="error of the quadratic model", scale=alt.Scale(type="log"), axis=alt.Axis(format="~%"))
-    verdicts = ["valid", "marginal", "invalid"]
+    x = alt.X("sigma_at:Q", title=style.SIGMA, scale=alt.Scale(type="log"), axis=alt.Axis(format=".0~e"))
+    y = alt.Y("error:Q", title=style.ERROR, scale=alt.Scale(type="log"), axis=alt.Axis(format="~%"))
+    hues = alt.Scale(domain=[judged, style.LOSS][: len(curves)], range=[style.WHOLE, style.MUTED])
+    of = alt.Color("of:N", title=None, scale=hues, legend=alt.Legend(orient="top"))
     base = alt.Chart(alt.Data(values=rows))
-    points = base.mark_point(size=50, filled=True, opacity=1).encode(
-        x=x,
-        y=y,
-        shape=alt.Shape("verdict:N", title=None, scale=alt.Scale(domain=verdicts), legend=alt.Legend(orient="top")),
-        color=alt.Color(
-            "verdict:N",
-            title=None,
-            scale=alt.Scale(domain=verdicts, range=[COLOURS["curvature"], COLOURS["slope"], ACCENT]),
-        ),
-        tooltip=[alt.Tooltip("sigma_at:Q", format=".3g"), alt.Tooltip("error:Q", format=".2%"), "verdict:N"],
+    shown = [alt.Tooltip("sigma_at:Q", format=".3g"), alt.Tooltip("error:Q", format=".2%"), "of:N", "verdict:N"]
+    lines = base.mark_line(point=alt.OverlayMarkDef(size=40)).encode(x=x, y=y, color=of, tooltip=shown)
+    bars = base.mark_rule().encode(x=x, y=alt.Y("low:Q"), y2="high", color=of)
+    bound = alt.Chart(alt.Data(values=[{"error": found.threshold}])).mark_rule(strokeDash=[4, 3])
+    here = alt.Chart(alt.Data(values=[{"sigma_at": analysis.sigma}])).mark_rule(color=style.ACCENT)
+    first, last = (float(found.sigmas[i]) for i in (0, -1))
+    shades = _shaded(alt, analysis, style.MUTED, min(first, analysis.sigma) / 3, 1.5 * max(last, analysis.sigma))
+    return alt.layer(shades, bound.encode(y="error:Q"), here.encode(x="sigma_at:Q"), bars, lines).properties(
+        width=300, height=230
     )
-    line = base.mark_line(color=MUTED).encode(x=x, y=y)
-    bound = (
-        alt.Chart(alt.Data(values=[{"error": found.threshold}]))
-        .mark_rule(color=MUTED, strokeDash=[2, 3])
-        .encode(y="error:Q")
+
+
+def _shaded(alt: Any, analysis: Analysis, color: str, low: float, high: float) -> Any:
+    """Sigmas at which the quadratic model is not valid."""
+    rows = [
+        {"from": start, "to": end, "verdict": verdict, "shade": style.SHADES[verdict]}
+        for verdict, start, end in style.spans(analysis.validity, low, high)
+        if verdict != "valid"
+    ]
+    return (
+        alt.Chart(alt.Data(values=rows))
+        .mark_rect(color=color)
+        .encode(
+            x=alt.X("from:Q", scale=alt.Scale(type="log", domain=[low, high], nice=False)),
+            x2="to",
+            opacity=alt.Opacity("shade:Q", scale=None),
+            tooltip="verdict:N",
+        )
     )
-    here = alt.Chart(alt.Data(values=[{"sigma_at": analysis.sigma}])).mark_rule(color=ACCENT).encode(x="sigma_at:Q")
-    return alt.layer(bound, here, line, points).properties(width=300, height=230)

@@ -7,6 +7,7 @@ function theme() {
     background: "transparent", font: "system-ui, sans-serif", view: { stroke: line },
     axis: { labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line, titleFontWeight: 400 },
     legend: { labelColor: ink, titleColor: ink },
+    line: { color: ink }, rule: { color: ink },
   };
 }
 

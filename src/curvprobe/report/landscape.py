@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from curvprobe.report.aggregates import PLANE, Aggregates
 from curvprobe.report.drawing import needed
+from curvprobe.report.style import ACCENT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +27,6 @@ SIDE = 45
 
 PALE = 0.1
 """Part of the model's own height below which what it misses stays pale."""
-
-ACCENT = "#b3402a"
 
 _X, _Y = "datum.x", "datum.y"
 
@@ -105,8 +104,7 @@ def measured(analysis: Analysis) -> dict[str, Any]:
     alt = needed()
     rise, off = found.loss - found.at_solution, found.departure
     top = _largest(found.model - found.at_solution)
-    heights = alt.Scale(type="quantize", scheme=alt.SchemeParams(name="lightgreyteal", count=14), domain=[0, top])
-    heights.reverse = True
+    heights = alt.Scale(type="quantize", scheme=_heights(alt), domain=[0, top])
     both = alt.SchemeParams(name="blueorange", count=13)
     reach = max(_largest(off), PALE * top)
     return {
@@ -152,9 +150,13 @@ def _colours(alt: Any, found: Aggregates, kind: Kind, function: _Quadratic, widt
         return alt.Scale(type="quantize", scheme=scheme, domain=alt.ExprRef(f"[-{reach}, {reach}]"))
     bends = found.risk[-1, 1 + size :].reshape(size, size).diagonal()[:2]
     top = float(bends.abs().sum()) * width**2 / 2 or 1.0
-    scheme = alt.SchemeParams(name="lightgreyteal", count=14)
     low = -top / 8 if float(bends.min()) >= 0 else -top
-    return alt.Scale(type="quantize", scheme=scheme, domain=[low, top], reverse=True)
+    return alt.Scale(type="quantize", scheme=_heights(alt), domain=[low, top])
+
+
+def _heights(alt: Any) -> Any:
+    """From low, which is pale, to high: as in the figure of the plane."""
+    return alt.SchemeParams(name="yellowgreenblue", count=14, extent=[0, 0.75])
 
 
 def _ground(alt: Any, function: _Quadratic, width: float, scale: Any) -> Any:
