@@ -51,7 +51,7 @@ def draw(curve: cp.ConcentrationCurve, path: Path) -> None:
         print(f"No figure: {error}")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -20,23 +20,22 @@ _MARKERS = "osD^vP*X"
 
 def plot_concentration(curve: ConcentrationCurve, ax: Axes | None = None) -> Figure:
     """Share of the full-space shape signal in the first D directions of every subspace, beside D / N."""
-    figure, axes = on(ax, right=0.95)
-    dims = curve.dims.numpy()
+    figure, axes = on(ax, left=0.7, right=0.92)
+    dims, shapes, errors = curve.dims.numpy(), curve.shape.numpy(), curve.shape_stderr.numpy()
     labels = []
-    for i, (name, share, error) in enumerate(
-        zip(curve.names, curve.shape.numpy(), curve.shape_stderr.numpy(), strict=True)
-    ):
+    for i, (name, share, error) in enumerate(zip(curve.names, shapes, errors, strict=True)):
+        beside = dims * 1.04 ** (i - (len(shapes) - 1) / 2)  # so that none hides another
         color, marker = style.MANY[i % len(style.MANY)], _MARKERS[i % len(_MARKERS)]
         share = positive(share)
         look: dict[str, Any] = {"marker": marker, "markersize": 3, "capsize": 1.5, "linewidth": 1, "elinewidth": 0.8}
-        axes.errorbar(dims, share, yerr=reach(share, error), color=color, label=name, **look)
-        labels.append((*last(dims, share), name, color))
+        axes.errorbar(beside, share, yerr=reach(share, error), color=color, label=name, **look)
+        labels.append((*last(beside, share), name, color))
     axes.plot(dims, curve.null.numpy(), "--", color="black", linewidth=0.8, label="D / N")
     labels.append((float(dims[-1]), float(curve.null[-1]), "D / N", "black"))
     logarithmic(axes.xaxis)
     logarithmic(axes.yaxis, percent)
     at_ends(axes, labels)
-    title = f"sigma {short(curve.sigma)}, N = {curve.num_params:,}; bars: standard error"
+    title = f"sigma {short(curve.sigma)}, N = {curve.num_params:,}; bars: stderr"
     dress(axes, style.DIRECTIONS, style.CONCENTRATION, title)
     return figure
 

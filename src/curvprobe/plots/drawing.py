@@ -55,16 +55,16 @@ def _figure(**options: Any) -> Figure:
     return Figure(**options)
 
 
-def on(ax: Axes | None, *, right: float = 0.1, top: float = TOP) -> tuple[Figure, Axes]:
-    """Given axes with their figure, or new ones with so many inches to their right and above them.
+def on(ax: Axes | None, *, left: float = LEFT, right: float = 0.1, top: float = TOP) -> tuple[Figure, Axes]:
+    """Given axes with their figure, or new ones with so many inches about them.
 
     The margins are fixed: to look for them takes longer than to draw.
     """
     if ax is not None:
         return ax.figure, ax  # type: ignore[return-value]
     figure = _figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
-    size = (1 - (LEFT + right) / WIDTH, 1 - (BOTTOM + top) / HEIGHT)
-    return figure, figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, *size))
+    size = (1 - (left + right) / WIDTH, 1 - (BOTTOM + top) / HEIGHT)
+    return figure, figure.add_axes((left / WIDTH, BOTTOM / HEIGHT, *size))
 
 
 def dress(axes: Axes, x: str, y: str, title: str, *, above: float = 0.0) -> None:

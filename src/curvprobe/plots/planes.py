@@ -65,7 +65,7 @@ def plot_surface(found: Plane) -> Figure:
     """The loss over a plane as a surface in three dimensions, with the solution marked."""
     figure, _ = on(None)
     figure.clear()
-    axes: Any = figure.add_axes((0.0, 0.02, 0.86, 0.98), projection="3d")
+    axes: Any = figure.add_axes((0.02, 0.1, 0.8, 0.9), projection="3d")
     x, y = numpy.meshgrid(found.x.numpy(), found.y.numpy())
     rise = found.loss.numpy() - found.at_solution
     ceiling = _ceiling(rise[numpy.isfinite(rise)])
@@ -73,5 +73,10 @@ def plot_surface(found: Plane) -> Figure:
     axes.plot([0], [0], [0], "o", color=style.ACCENT, markersize=3, zorder=5)
     dress(axes, found.names[0], found.names[1], "")
     axes.set_zlabel(style.RISE, fontsize=TEXT, labelpad=2)
+    axes.zaxis.set_major_formatter(lambda value, _: short(value))
+    for side, pad in (("x", -2), ("y", -2), ("z", 2)):
+        axes.tick_params(axis=side, pad=pad)
+    axes.xaxis.labelpad = axes.yaxis.labelpad = -4
+    axes.locator_params(nbins=5)
     axes.view_init(elev=35, azim=-60)
     return figure
