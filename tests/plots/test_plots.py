@@ -184,7 +184,7 @@ def test_the_cells_say_their_values_and_a_single_candidate_has_none(analysis):
     for lines, (value, error) in zip(cells, wanted, strict=True):
         assert lines[0] == short(value)
         if error == error:
-            assert lines[1] == f"± {short(error)}"
+            assert lines[1] == f"± {short(1.96 * error)}"
         assert lines[-1] == (percent(value / expected.value) if value > 0 else "within the noise")
     assert {"mean\nshift", "spread", *PARTS} <= set(said(figure))
     alone = plots.plot_expected(replace(analysis, expected=None))

@@ -22,14 +22,10 @@ from curvprobe.criteria.sample_size import RequiredSampleSize
 from curvprobe.criteria.stationarity import Stationarity
 from curvprobe.criteria.theory import TheoryChecks
 from curvprobe.criteria.verdicts import QuadraticValidity
-from curvprobe.numerics.intervals import FEWEST_FOR_UPPER, student_reach
+from curvprobe.numerics.intervals import FEWEST_FOR_UPPER, NORMAL, student_reach
 
 if TYPE_CHECKING:
     from curvprobe.analysis.result import Analysis
-
-NORMAL = 1.96
-"""Standard errors in half of a 95 % interval, where nothing better is known."""
-
 
 def table(found: Analysis) -> str:
     """All that was found, as a text."""

@@ -10,6 +10,9 @@ from torch import Tensor
 
 CONFIDENCE = 0.95
 
+NORMAL = 1.96
+"""Standard errors in half of a 95 % interval, where nothing better is known than that many terms make the error."""
+
 RESAMPLES = 999
 
 FEWEST_FOR_UPPER = 250
@@ -187,7 +190,8 @@ def _mean_intervals(parts: Tensor, weights: Tensor, more: int) -> tuple[Tensor, 
         torch.cat([counts[:, : len(parts)] @ columns, counts[:, len(parts) :].sum(1, True)], 1)
         for counts in resamples(n)
     ]
-    sums, added = torch.cat(drawn).split([columns.shape[1], 1], dim=1)
+    moments = torch.cat(drawn)
+    sums, added = moments[:, :-1], moments[:, -1:]
     largest = terms[-1] if more else torch.zeros_like(mean)
     first = (sums[:, : parts.shape[1]] @ weights.T + added * largest) / n
     second = (sums[:, parts.shape[1] :] @ squares.T + added * largest.square()) / n

@@ -10,6 +10,7 @@ import numpy
 from curvprobe.analysis.answer import ranged, short
 from curvprobe.analysis.result import Analysis
 from curvprobe.criteria.expected import PARTS, SOURCES
+from curvprobe.numerics.intervals import NORMAL
 from curvprobe.plots.drawing import (
     TEXT,
     Numbers,
@@ -197,7 +198,7 @@ def _areas(at: float, shares: dict[str, float]) -> list[tuple[float, float, str,
 
 
 def plot_expected(analysis: Analysis, ax: Axes | None = None) -> Figure:
-    """The six cells that the expected criterion is the sum of, with standard errors and shares; darker is more."""
+    """The six cells that the expected criterion is the sum of, with 95 % intervals and shares; darker is more."""
     expected = analysis.expected
     figure, axes = on(ax)
     if expected is None or expected.p != 2:
@@ -223,8 +224,8 @@ def plot_expected(analysis: Analysis, ax: Axes | None = None) -> Figure:
 
 
 def _cell(expected: ExpectedCriterion, i: int, j: int) -> str:
-    """Value, standard error and share of one cell."""
-    value, error = float(expected.table[i, j]), float(expected.table_stderr[i, j])
+    """Value, half of its 95 % interval, and share of one cell."""
+    value, error = float(expected.table[i, j]), NORMAL * float(expected.table_stderr[i, j])
     said = short(value) if math.isnan(error) else f"{short(value)}\n\u00b1 {short(error)}"
     return f"{said}\n{percent(value / expected.value) if value > 0 else 'within the noise'}"
 
