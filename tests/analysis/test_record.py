@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import curvprobe as cp
+from curvprobe import plots
 from curvprobe.analysis.table import sections
-from curvprobe.plots import save_figures
 from tests import cases
 from tests.analysis.test_trajectory import fitted
 
@@ -42,6 +42,7 @@ def as_first_version(record: dict) -> dict:
     """The same as the first version wrote it."""
     record = json.loads(json.dumps(record))
     record["schema_version"] = 1
+    record["validity"]["num_probes"] = 16
     del record["stages"]
     for row in record["first_candidate"].values():
         del row["p"]
@@ -70,7 +71,7 @@ def test_a_run_comes_back_from_its_folder_as_it_was(run, tmp_path):
     for field in fields(analysis):
         if field.name not in ("config", "seconds"):
             assert same(getattr(again, field.name), getattr(analysis, field.name)), field.name
-    assert len(save_figures(again, tmp_path)) == 14
+    assert len(plots.save_figures(again, tmp_path)) == 14
 
 
 def test_a_result_file_alone_tells_all_but_the_bulk(run, tmp_path):
@@ -113,6 +114,19 @@ def test_the_first_version_is_read_too(run, tmp_path):
     kept = [[s for s in sections(a) if "quadratic model" not in s.title] for a in (again, analysis)]
     assert kept[0] == kept[1]
     assert "bfloat16" not in again.table()  # what it is judged by was not written then
+
+
+def test_a_record_with_one_number_of_draws_for_all_sigmas_is_read(run, tmp_path):
+    folder, analysis = run
+    record = json.loads((folder / "result.json").read_text())
+    assert record["validity"]["num_probes"] == analysis.validity.num_probes.tolist()
+    assert set(record["validity"]["num_probes"]) == {4, 16}
+    record["schema_version"], record["validity"]["num_probes"] = 5, 16
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    again = cp.load(tmp_path)
+    assert again.validity.num_probes.tolist() == [16] * len(analysis.validity.sigmas)
+    assert "it: 16 draws" in plots.plot_validity(again).axes[0].get_title(loc="left")
+    assert "it: 4 or 16 draws" in plots.plot_validity(analysis).axes[0].get_title(loc="left")
 
 
 def as_first_eigenspace(folder: Path, origin: str = "hessian") -> None:
@@ -192,7 +206,7 @@ def test_a_trajectory_comes_back_and_so_does_one_of_the_first_version(tmp_path):
         ("{", "no result could be read"),
         ("[]", "something else than an analysis"),
         ('{"experiment": "decay", "schema_version": 1}', "something else than an analysis"),
-        ('{"first_candidate": {}, "schema_version": 99}', "schema version 99; this version of curvprobe reads 1 to 5"),
+        ('{"first_candidate": {}, "schema_version": 99}', "schema version 99; this version of curvprobe reads 1 to 6"),
         ('{"first_candidate": {}}', "schema version None"),
         ('{"first_candidate": {}, "schema_version": 2}', "not a whole result"),
         ('{"trajectory": {}, "schema_version": 2}', "not a whole result"),

@@ -33,6 +33,7 @@ def test_curves_validity_and_expectations_are_frames(analysis):
     checked = analysis.validity.to_dataframe()
     assert checked.verdict.tolist() == list(analysis.validity.verdicts)
     assert checked.increment_error.tolist() == analysis.validity.increment_error.tolist()
+    assert checked.num_probes.tolist() == analysis.validity.num_probes.tolist()
     cells = analysis.expected.to_dataframe()
     assert [tuple(pair) for pair in cells[["source", "part"]].values] == [(s, p) for s in SOURCES for p in PARTS]
     assert cells.value.sum() == pytest.approx(analysis.expected.value, rel=1e-12)

@@ -26,7 +26,7 @@ def validity(increment_error: Tensor | None, change: Tensor) -> cp.QuadraticVali
         increment_error=increment_error,
         threshold=0.05,
         verdicts=("valid", "invalid"),
-        num_probes=16,
+        num_probes=torch.tensor([4, 16]),
         stderr=double(0.001, math.inf),
         change=change,
         loss=0.5,

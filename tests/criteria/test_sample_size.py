@@ -133,7 +133,7 @@ def test_a_point_outside_the_subspace_is_not_stationary():
 def test_no_answer_where_the_quadratic_model_does_not_hold(sigma):
     zero = torch.zeros(2, dtype=torch.float64)
     grid = torch.tensor([1e-3, 10.0], dtype=torch.float64)
-    validity = cp.QuadraticValidity(grid, zero, None, 0.05, ("valid", "invalid"), 2, zero, grid, 1.0)
+    validity = cp.QuadraticValidity(grid, zero, None, 0.05, ("valid", "invalid"), torch.full((2,), 2), zero, grid, 1.0)
     found = cp.required_sample_size(sample_of(500), None, sigma, 1e-2, validity=validity)
     assert found.value is None
     assert "the quadratic model is invalid" in found.verdict

@@ -14,7 +14,8 @@ def judged(*verdicts: str, errors: tuple[float, ...] | None = None) -> cp.Quadra
     size = {"valid": 0.01, "marginal": 0.1, "invalid": 0.9}
     error = torch.tensor(errors or [size[v] for v in verdicts], dtype=torch.float64)
     sigmas = torch.tensor([10.0 ** (i - 4) for i in range(len(verdicts))], dtype=torch.float64)
-    return cp.QuadraticValidity(sigmas, error, None, 0.05, verdicts, 8, 0.1 * error, sigmas, 1.0)
+    draws = torch.full((len(verdicts),), 8)
+    return cp.QuadraticValidity(sigmas, error, None, 0.05, verdicts, draws, 0.1 * error, sigmas, 1.0)
 
 
 def test_a_verdict_counts_for_what_is_not_above_its_sigma():
@@ -71,7 +72,7 @@ def test_where_the_rounding_of_losses_hides_the_change():
     def changing(*factors: float) -> cp.QuadraticValidity:
         change = torch.tensor(factors, dtype=torch.float64) * unit / 0.05
         return cp.QuadraticValidity(
-            found.sigmas, found.error, None, 0.05, found.verdicts, 8, found.stderr, change, -1.0
+            found.sigmas, found.error, None, 0.05, found.verdicts, found.num_probes, found.stderr, change, -1.0
         )
 
     assert changing(0.1, 0.9, 1.0, 5.0).rounding_floor(torch.bfloat16) == pytest.approx(1e-2)

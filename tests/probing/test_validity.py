@@ -109,7 +109,7 @@ def test_projections_at_hand_give_the_same():
     parts = subspace_validity(risk, GRID, subspace, mean, z, fresh=fresh, **options)
     assert torch.equal(whole.increment_error, parts.increment_error)
     assert whole.verdicts == parts.verdicts
-    assert (parts.threshold, parts.num_probes) == (0.02, 4)
+    assert (parts.threshold, parts.num_probes.tolist()) == (0.02, [4] * len(GRID))
 
 
 def test_sigmas_are_sorted():
@@ -144,7 +144,8 @@ def judged(*verdicts: str, error: list[float] | None = None) -> QuadraticValidit
     size = {"valid": 0.01, "marginal": 0.1, "invalid": 0.9}
     errors = torch.tensor(error or [size[v] for v in verdicts], dtype=torch.float64)
     sigmas = torch.tensor([10.0 ** (i - 4) for i in range(len(verdicts))], dtype=torch.float64)
-    return QuadraticValidity(sigmas, errors, None, 0.05, verdicts, 8, 0 * sigmas, sigmas, 1.0)
+    draws = torch.full((len(verdicts),), 8)
+    return QuadraticValidity(sigmas, errors, None, 0.05, verdicts, draws, 0 * sigmas, sigmas, 1.0)
 
 
 def test_thresholds_of_the_verdicts():
@@ -187,7 +188,8 @@ def test_the_precision_floor_is_where_rounding_takes_over():
     def judged(*verdicts: str) -> cp.QuadraticValidity:
         errors = torch.tensor([{"valid": 0.01, "marginal": 0.1, "invalid": 0.9}[v] for v in verdicts])
         sigmas = torch.tensor([1e-4, 1e-3, 1e-2, 1e-1], dtype=torch.float64)
-        return cp.QuadraticValidity(sigmas, errors.double(), None, 0.05, verdicts, 2, 0 * sigmas, sigmas, 1.0)
+        draws = torch.full((4,), 2)
+        return cp.QuadraticValidity(sigmas, errors.double(), None, 0.05, verdicts, draws, 0 * sigmas, sigmas, 1.0)
 
     assert judged("invalid", "marginal", "valid", "invalid").precision_floor == pytest.approx(1e-2)
     assert judged("invalid", "valid", "valid", "invalid").precision_floor == pytest.approx(1e-3)
@@ -199,7 +201,9 @@ def test_rounding_hides_a_change_that_is_small_beside_the_loss():
     def seen(change: list[float], loss: float, dtype: torch.dtype) -> float | None:
         sigmas = torch.tensor([1e-3, 1e-2, 1e-1], dtype=torch.float64)
         zero, change = torch.zeros(3, dtype=torch.float64), torch.tensor(change, dtype=torch.float64)
-        return QuadraticValidity(sigmas, zero, None, 0.05, ("valid",) * 3, 8, zero, change, loss).rounding_floor(dtype)
+        draws = torch.full((3,), 8)
+        found = QuadraticValidity(sigmas, zero, None, 0.05, ("valid",) * 3, draws, zero, change, loss)
+        return found.rounding_floor(dtype)
 
     # Half the distance of neighbouring bfloat16 numbers is 1 / 256: of a loss of 1 it is 5 % of a change of 0.08.
     assert seen([1e-4, 0.077, 0.079], 1.0, torch.bfloat16) == pytest.approx(1e-1)

@@ -14,6 +14,7 @@ from curvprobe.curvature.matrix import hessian
 from curvprobe.probing.joining import Joining
 from curvprobe.probing.laws import IsotropicProbe
 from curvprobe.probing.monte_carlo import probe_increments
+from curvprobe.probing.validity import FIRST_DRAWS
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.subspace.gradients import gradient_norms
 from curvprobe.subspace.projection import project
@@ -25,8 +26,9 @@ SPENT = 2.0
 DRAWS_TIMED = 4
 """Monte-Carlo draws that are timed."""
 
-DRAWS, OF_VALIDITY, OF_PICTURE = 2 * 64, 12 * VALIDITY_DRAWS, 21**2
-"""Displaced points of an analysis: of both Monte Carlos by default, of the validity over its grid, of the picture."""
+DRAWS, OF_VALIDITY, OF_PICTURE = 2 * 64, 6 * VALIDITY_DRAWS + 6 * FIRST_DRAWS, 21**2
+"""Displaced points of an analysis: of both Monte Carlos by default, of the validity over its grid (the first draws
+settle half of the sigmas), of the picture."""
 
 MORE_PRODUCTS = FULL_SPACE_PRODUCTS + CONTROLLED_DRAWS // 2 + DESCENT_STEPS
 """Hessian products of an analysis besides those of its eigenspace: one for a mirrored pair of draws, and those by which

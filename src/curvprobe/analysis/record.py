@@ -81,6 +81,8 @@ def _read(file: Path) -> dict[str, Any]:
 def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
     """A record of an earlier version with what it left out, as far as it can be told."""
     record.setdefault("examination", None)
+    if record["schema_version"] < 6:  # one number of draws for all sigmas
+        record["validity"]["num_probes"] = [record["validity"]["num_probes"]] * len(record["validity"]["sigmas"])
     if record["schema_version"] > 1:
         return record
     for row in record["first_candidate"].values():

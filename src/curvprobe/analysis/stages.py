@@ -26,7 +26,7 @@ from curvprobe.probing.laws import IsotropicProbe, SubspaceProbe
 from curvprobe.probing.monte_carlo import candidate_increments, probe_increments
 from curvprobe.probing.named_laws import law_makers
 from curvprobe.probing.plane import Plane, plane
-from curvprobe.probing.validity import subspace_validity
+from curvprobe.probing.validity import FIRST_DRAWS, subspace_validity
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.digest import digest
 from curvprobe.runtime.store import Stage
@@ -43,7 +43,7 @@ CONTROLLED_DRAWS = 32
 """Isotropic draws at which the quadratic model is the control: a Hessian product on the sample for each pair."""
 
 VALIDITY_CANDIDATES, VALIDITY_DRAWS = 32, 16
-"""Candidates whose increments the quadratic model is judged by, and draws of Monte Carlo at which it is."""
+"""Candidates whose increments the quadratic model is judged by, and the most draws of Monte Carlo at which it is."""
 
 SURFACE_REACH = 4.0
 """Sigmas that the picture of the loss reaches either way."""
@@ -142,9 +142,12 @@ def validity(
         judged = job.new[:VALIDITY_CANDIDATES]
         directions = SubspaceProbe(space, 1.0).coordinates(s.num_probes, s.seed)[:VALIDITY_DRAWS]
         few = fresh[: len(judged)]
-        return subspace_validity(job.risk, grid, space, sample.mean(), directions, new=judged, fresh=few)
+        return subspace_validity(
+            job.risk, grid, space, sample.mean(), directions, new=judged, fresh=few, wanted=s.sigma
+        )
 
-    return Stage("validity", [*job.keys, basis, grid, s.num_probes, s.seed], QuadraticValidity, compute)
+    key = [*job.keys, basis, grid, s.sigma, s.num_probes, FIRST_DRAWS, s.seed]
+    return Stage("validity", key, QuadraticValidity, compute)
 
 
 def monte_carlo(job: Job, space: Eigenspace, basis: str, sigma: float, judged: list[int]) -> Stage[Tensor]:

@@ -22,10 +22,11 @@ from curvprobe.criteria.sample_size import RequiredSampleSize
 from curvprobe.criteria.stationarity import Stationarity
 from curvprobe.criteria.theory import TheoryChecks
 from curvprobe.criteria.verdicts import QuadraticValidity
-from curvprobe.numerics.intervals import FEWEST_FOR_UPPER, NORMAL, student_reach
+from curvprobe.numerics.intervals import FEWEST_FOR_UPPER, NORMAL
 
 if TYPE_CHECKING:
     from curvprobe.analysis.result import Analysis
+
 
 def table(found: Analysis) -> str:
     """All that was found, as a text."""
@@ -84,7 +85,7 @@ def _solution(found: Analysis) -> list[tuple[str, str]]:
 
 def _probe(found: Analysis) -> list[tuple[str, str]]:
     at, validity = found.sigma, found.validity
-    error, reach = validity.error_at(at), student_reach(validity.stderr_at(at), max(1, validity.num_probes // 2 - 1))
+    error, reach = validity.error_at(at), validity.reach_at(at)
     return [
         ("sigma", f"{at:.3g} ({found.sigma_source})"),
         (

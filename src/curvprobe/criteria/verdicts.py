@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from curvprobe.numerics.intervals import student_reach
 from curvprobe.runtime.plain import brief, number, numbers
 
 Verdict = Literal["valid", "marginal", "invalid"]
@@ -16,6 +17,13 @@ Verdict = Literal["valid", "marginal", "invalid"]
 
 MARGINAL = 4.0
 """A model whose error is up to this many times the threshold is called marginal rather than invalid."""
+
+CLEARLY_VALID, CLEARLY_INVALID = 1 / 4, 2.0
+"""Parts of the bounds of valid and of invalid within, and beyond, which an error from two mirrored pairs of draws
+settles the verdict. The two pairs' own scatter has one degree of freedom: by Student's reach more sigmas stay open,
+and yet more of those called clear are judged otherwise by 16 draws, as it is small by chance too. The lower part is the
+farther off: where the model holds, its error may come from a kink that one draw in ten meets; where it fails, the error
+is about as large along most draws. tests/probing/test_first_draws.py counts both."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +38,7 @@ class QuadraticValidity:
             examples; None without any. The criteria rest on this one.
         threshold: error up to which the model is called valid.
         verdicts: one per sigma, by ``increment_error`` if there is one, else by ``loss_error``.
-        num_probes: draws behind every number.
+        num_probes: (S,), draws behind the numbers of each sigma.
         stderr: (S,), standard error of the error that the verdicts go by, over the draws.
         change: (S,), root mean square of what the errors are relative to: the true change; NaN where it is unknown.
         loss: of the risk at the solution.
@@ -41,7 +49,7 @@ class QuadraticValidity:
     increment_error: Tensor | None
     threshold: float
     verdicts: tuple[Verdict, ...]
-    num_probes: int
+    num_probes: Tensor
     stderr: Tensor
     change: Tensor
     loss: float
@@ -67,7 +75,7 @@ class QuadraticValidity:
             increment_error=None if joined is None else numbers(joined, math.inf),
             threshold=record["threshold"],
             verdicts=tuple(record["verdicts"]),
-            num_probes=record["num_probes"],
+            num_probes=torch.tensor(record["num_probes"], device="cpu"),
             stderr=numbers(record["stderr"], math.inf),
             change=torch.full_like(numbers(record["sigmas"]), math.nan)
             if record["change"] is None
@@ -79,7 +87,7 @@ class QuadraticValidity:
         """A pandas DataFrame with a row for every sigma."""
         import pandas
 
-        names = ("loss_error", "increment_error", "stderr", "change")
+        names = ("loss_error", "increment_error", "stderr", "change", "num_probes")
         known = {name: part.numpy() for name in names if (part := getattr(self, name)) is not None}
         return pandas.DataFrame({"sigma": self.sigmas.numpy(), **known, "verdict": self.verdicts})
 
@@ -125,6 +133,11 @@ class QuadraticValidity:
         """Its standard error there."""
         return float(self.stderr[(self.sigmas - sigma).abs().argmin()])
 
+    def reach_at(self, sigma: float) -> float:
+        """Half of its 95 % interval there; the draws are pairs of mirror images."""
+        draws = int(self.num_probes[(self.sigmas - sigma).abs().argmin()])
+        return student_reach(self.stderr_at(sigma), max(1, draws // 2 - 1))
+
     def verdict(self, sigma: float) -> Verdict:
         """The verdict at the grid's nearest sigma that is not smaller; beyond the grid, "invalid"."""
         above = (self.sigmas >= sigma * (1 - 1e-9)).nonzero().flatten()
@@ -136,3 +149,13 @@ def verdict_of(error: float, threshold: float) -> Verdict:
     if error <= threshold:
         return "valid"
     return "marginal" if error <= MARGINAL * threshold else "invalid"
+
+
+def is_clear(error: float, threshold: float) -> bool:
+    """Whether an error from two mirrored pairs of draws settles the verdict: well within valid or beyond marginal.
+
+    Example:
+        >>> [is_clear(error, 0.05) for error in (0.01, 0.02, 0.1, 0.3, 0.5)]
+        [True, False, False, False, True]
+    """
+    return error <= CLEARLY_VALID * threshold or error > CLEARLY_INVALID * MARGINAL * threshold

@@ -64,7 +64,8 @@ def plot_validity(analysis: Analysis, ax: Axes | None = None) -> Figure:
     name_verdicts(axes, found)
     chosen(axes, analysis.sigma, style.ACCENT)
     at_ends(axes, [(axes.get_xlim()[1], y, text, color) for _, y, text, color in labels])
-    title = f"Whether to trust it: {found.num_probes} draws; bars: standard error"
+    draws = " or ".join(str(count) for count in sorted(set(found.num_probes.tolist())))
+    title = f"Whether to trust it: {draws} draws; bars: standard error"
     dress(axes, style.SIGMA, style.ERROR, title, above=1)
     return figure
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from curvprobe.criteria.draws import check_sigma, mirrored_normal
 from curvprobe.criteria.estimators import independent
 from curvprobe.criteria.sample import ProjectedSample
-from curvprobe.criteria.verdicts import QuadraticValidity, verdict_of
+from curvprobe.criteria.verdicts import QuadraticValidity, is_clear, verdict_of
 from curvprobe.curvature.matrix import hessian
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.linalg import inner
@@ -23,6 +24,12 @@ from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
 from curvprobe.subspace.projection import mean_projection, project
 from curvprobe.subspace.spaces import Subspace
+
+FIRST_DRAWS = 4
+"""Two mirrored pairs: draws after which a sigma whose verdict is clear is left, in an analysis."""
+
+Directions = Callable[[slice], Iterable[Tensor]]
+"""Those of the draws in a range, (N,) each."""
 
 
 def quadratic_validity(
@@ -47,7 +54,7 @@ def quadratic_validity(
         sigmas: standard deviations to try, in parameter units.
         subspace: Gaussian directions in this subspace; None takes isotropic ones in all N parameters.
         new: examples that join one at a time; their increments are judged too.
-        num_probes: directions, at least 2.
+        num_probes: directions, at least 2; every sigma is judged at all of them.
         seed: of the directions.
         threshold: relative error up to which the model is called valid (up to 4 times it: marginal).
 
@@ -85,7 +92,7 @@ def quadratic_validity(
         column.copy_(normal_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device))
     others = [] if new is None else [new[[i]] for i in range(len(new))]
     models = [_along(part, directions) for part in [risk, *others]]
-    return _judge(risk, new, sigmas, num_probes, lambda: directions.T, models, threshold)
+    return _judge(risk, new, sigmas, num_probes, lambda rows: directions.T[rows], models, threshold)
 
 
 def subspace_validity(
@@ -98,21 +105,26 @@ def subspace_validity(
     new: EmpiricalRisk | None = None,
     fresh: ProjectedSample | None = None,
     threshold: float = 0.05,
+    wanted: float | Literal["auto"] | None = None,
 ) -> QuadraticValidity:
     """:func:`quadratic_validity` from projections and draws at hand: ``mean`` of the risk, ``fresh`` of the new
-    examples, and coordinates ``z`` (S, D) of standard deviation 1."""
+    examples, and coordinates ``z`` (S, D) of standard deviation 1.
+
+    Where a sigma is ``wanted`` ("auto" is the largest validated one), that one and the next above it are judged at all
+    draws; of the others those whose verdict is clear from the first :data:`FIRST_DRAWS` are left at these.
+    """
     _check_grid(sigmas, len(z), threshold)
     if new is not None:
         Joining(risk, new)  # refuses another model's
     projected = [mean] if fresh is None else [mean, *(fresh[i] for i in range(len(fresh)))]
     models = [_Along(part.gradient[0] @ z.T, torch.einsum("sd,de,se->s", z, part.hessian[0], z)) for part in projected]
 
-    def directions() -> Iterator[Tensor]:
+    def directions(rows: slice) -> Iterator[Tensor]:
         basis, held = subspace.basis, risk.budget.directions_held()
-        for some in torch.split(z, held):
+        for some in torch.split(z[rows], held):
             yield from (basis @ some.T.to(dtype=basis.dtype, device=basis.device)).T
 
-    return _judge(risk, new, sigmas, len(z), directions, models, threshold)
+    return _judge(risk, new, sigmas, len(z), directions, models, threshold, wanted)
 
 
 def _check_grid(sigmas: Sequence[float], num_probes: int, threshold: float) -> None:
@@ -150,55 +162,78 @@ def _judge(
     new: EmpiricalRisk | None,
     sigmas: Sequence[float],
     count: int,
-    directions: Callable[[], Iterable[Tensor]],
+    directions: Directions,
     models: list[_Along],
     threshold: float,
+    wanted: float | Literal["auto"] | None = None,
 ) -> QuadraticValidity:
     """The models of the risk and of the new examples, in this order, against the true changes."""
-    grid = torch.as_tensor(sorted(float(s) for s in sigmas), dtype=torch.float64, device="cpu")
-    others = [torch.stack([getattr(model, part) for model in models[1:]]) for part in ("slope", "curvature") if new]
+    grid = sorted(float(s) for s in sigmas)
+    model = _Along(*(torch.stack([getattr(one, part) for one in models]) for part in ("slope", "curvature")))
+    few = count if wanted is None else min(FIRST_DRAWS, count)
+
+    def measured(sigmas: list[float], rows: slice) -> list[Tensor]:
+        return _true_changes(risk, new, sigmas, directions, rows)
+
+    # The smallest by itself: points evaluated together are compared once with one alone, and far out both are rounding.
+    changes = [*measured(grid[:1], slice(0, few)), *measured(grid[1:], slice(0, few))]
+    while True:
+        found = _found(risk, grid, changes, model, threshold)
+        left = [] if wanted is None else [i for i in _unsettled(found, wanted) if found.num_probes[i] < count]
+        if not left:
+            return found
+        for i, others in zip(left, measured([grid[i] for i in left], slice(few, count)), strict=True):
+            changes[i] = torch.cat([changes[i], others], dim=1)
+
+
+def _unsettled(found: QuadraticValidity, wanted: float | Literal["auto"]) -> list[int]:
+    """Positions of the sigmas whose verdict a few draws leave open, and of those that the result depends on."""
+    errors = found.error.tolist()
+    at = found.validated_sigma if wanted == "auto" else wanted
+    chosen = int(found.error.argmin() if at is None else (found.sigmas - at).abs().argmin())
+    return [i for i, error in enumerate(errors) if i in (chosen, chosen + 1) or not is_clear(error, found.threshold)]
+
+
+def _true_changes(
+    risk: EmpiricalRisk, new: EmpiricalRisk | None, sigmas: list[float], directions: Directions, rows: slice
+) -> list[Tensor]:
+    """Changes (1 + m, S) of the risk and of the m new examples' losses, at each sigma times these directions."""
+    risks = [risk] if new is None else [risk, new]
+    count, parts = rows.stop - rows.start, []
+    with progress.bar("validity of the quadratic model (draws)", len(sigmas) * count) as advance:
+        for block in in_blocks((sigma * one for sigma in sigmas for one in directions(rows)), *risks):
+            old = (displaced_losses(risk, block, finite=False) - risk.losses()) @ risk.shares
+            fresh = [] if new is None else [(displaced_losses(new, block, finite=False) - new.losses()).T]
+            parts.append(torch.cat([old[None], *fresh]))
+            advance(len(block))
+    return list(torch.split(torch.cat(parts, dim=1), count, dim=1)) if parts else []
+
+
+def _found(
+    risk: EmpiricalRisk, grid: list[float], changes: list[Tensor], model: _Along, threshold: float
+) -> QuadraticValidity:
+    """What changes (1 + m, S) at every sigma say of the model."""
     rows = []
-    with progress.bar("validity of the quadratic model (draws)", len(grid) * count) as advance:
-        for sigma in grid.tolist():
-            old, joined = _true_changes(risk, new, sigma, directions, advance)
-            predicted = models[0].at(sigma)
-            loss_error = _relative(old, predicted)
-            if joined is None:
-                true, guess = old[None], predicted[None]
-            else:  # the factor f is common to both and drops out of the ratio
-                true, guess = joined - old, _Along(*others).at(sigma) - predicted
-            change = true.square().mean().sqrt()
-            rows.append(torch.stack([loss_error, _relative(true, guess), _stderr(true.T, guess.T), change]))
+    for sigma, true in zip(grid, changes, strict=True):
+        guess = model.at(sigma)[:, : true.shape[1]]
+        loss_error = _relative(true[0], guess[0])
+        if len(true) > 1:  # the factor f is common to both and drops out of the ratio
+            true, guess = true[1:] - true[0], guess[1:] - guess[0]
+        change = true.square().mean().sqrt()
+        rows.append(torch.stack([loss_error, _relative(true, guess), _stderr(true.T, guess.T), change]))
     loss_error, error, stderr, change = torch.stack(rows, dim=1)
+    joined = len(changes[0]) > 1
     return QuadraticValidity(
-        sigmas=grid,
+        sigmas=torch.tensor(grid, dtype=torch.float64, device="cpu"),
         loss_error=loss_error,
-        increment_error=None if new is None else error,
+        increment_error=error if joined else None,
         threshold=threshold,
-        verdicts=tuple(verdict_of(float(one), threshold) for one in (loss_error if new is None else error)),
-        num_probes=count,
+        verdicts=tuple(verdict_of(one, threshold) for one in error.tolist()),
+        num_probes=torch.tensor([true.shape[1] for true in changes], device="cpu"),
         stderr=stderr,
         change=change.nan_to_num(nan=torch.inf),
         loss=float(risk.losses() @ risk.shares),
     )
-
-
-def _true_changes(
-    risk: EmpiricalRisk,
-    new: EmpiricalRisk | None,
-    sigma: float,
-    directions: Callable[[], Iterable[Tensor]],
-    advance: Callable[[int], None],
-) -> tuple[Tensor, Tensor | None]:
-    """Changes of the risk (S,), and of the m new examples' losses (m, S), at ``sigma`` times the directions."""
-    old, joined = [], []
-    risks = [risk] if new is None else [risk, new]
-    for block in in_blocks((sigma * direction for direction in directions()), *risks):
-        old.append((displaced_losses(risk, block, finite=False) - risk.losses()) @ risk.shares)
-        if new is not None:
-            joined.append(displaced_losses(new, block, finite=False) - new.losses())
-        advance(len(block))
-    return torch.cat(old), torch.cat(joined).T if joined else None
 
 
 def _relative(true: Tensor, predicted: Tensor) -> Tensor:
