@@ -305,6 +305,12 @@ def test_a_trajectory_is_followed_and_goes_on(tmp_path):
     assert record["trajectory"]["overlap"] == pytest.approx([1.0, 1.0])
     assert len(record["trajectory"]["expected"]) == 3
     assert (tmp_path / "out" / "trajectory.pdf").exists()
+    assert "<title>out</title>" in (tmp_path / "out" / "report.html").read_text()
+    assert "report.html" in result.stdout
+    again = invoke("report", tmp_path / "out", "--title", "Sizes", "--out", tmp_path / "sizes.html")
+    assert again.exit_code == 0, again.output
+    assert "<title>Sizes</title>" in (tmp_path / "sizes.html").read_text()
+    assert "ranks no candidates" in invoke("report", tmp_path / "out", "--names", path).output
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.safetensors")}
     assert len(stamps) == 9
     assert invoke(*arguments, "--allow-overlap").exit_code == 0

@@ -8,6 +8,8 @@ from torch import nn
 
 import curvprobe as cp
 from curvprobe.numerics.traces import trace_moments
+from curvprobe.probing.full_space import quadratic_model_at
+from curvprobe.probing.joining import Joining
 from tests import cases, reference
 
 
@@ -46,6 +48,28 @@ def test_unbiased_for_the_dense_answer(name, scaled):
     assert abs(float(values.mean()) - truth) < 4 * float(values.std()) / math.sqrt(60) + 1e-9 * truth
     assert found[0].slope == pytest.approx(float((scale * b).square().sum()), rel=1e-10)
     assert found[0].level + found[0].slope + found[0].curvature == pytest.approx(found[0].value, rel=1e-12)
+
+
+def test_the_quadratic_model_at_displacements_is_the_dense_one(monkeypatch):
+    case = cases.make("mlp")
+    risk = case.risk()
+    joining = Joining(risk, risk.on(case.candidates))
+    draw = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, risk.num_params, generator=draw, dtype=torch.float64)
+    asked, gap = [], Joining.hessian_gap
+
+    def counted(self):
+        product = gap(self)
+        return lambda displacement: (asked.append(1), product(displacement))[1]
+
+    monkeypatch.setattr(Joining, "hessian_gap", counted)
+    displacements = [first, -first, second, 2 * second]
+    found = quadratic_model_at(joining, iter(displacements), 4)
+    a, b, A = dense_increment(case, case.batches(case.candidates))
+    truth = [float(a + b @ d + d @ A @ d / 2) for d in displacements]
+    assert found.tolist() == pytest.approx(truth, rel=1e-10)
+    assert found.dtype == torch.float64
+    assert len(asked) == 3  # the mirror image curves alike
 
 
 def wide_mlp() -> cases.Case:

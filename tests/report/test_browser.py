@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 import curvprobe as cp
 from tests.report.test_page import HOSTILE
@@ -104,6 +105,24 @@ def test_every_number_is_that_of_python(opened, analysed, sigma, dim, k, toleran
     required = cp.required_sample_size(sample, fresh, at, bound)
     assert number(page, "size") == pytest.approx(required.observed, abs=1)
     assert seen == []
+
+
+def test_pictures_stand_beside_the_names(browser, analysed, tmp_path):
+    picture = torch.zeros(analysed.num_candidates, 3, 4, 5)
+    first = int(analysed.ranking.order[0])
+    picture[first, 1, 2, 3] = 1.0
+    file = analysed.to_html(tmp_path / "report.html", pictures=picture)
+    page = browser.new_page(viewport=WIDE)
+    page.goto(file.as_uri())
+    page.wait_for_selector("body[data-drawn=yes]")
+    drawn = page.locator("#ranking tbody canvas")
+    assert drawn.count() == 25
+    assert drawn.first.get_attribute("aria-label") == str(first)
+    values = drawn.first.evaluate("c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)")
+    assert len(values) == 4 * 4 * 5
+    assert [i for i, value in enumerate(values) if value and i % 4 != 3] == [4 * (2 * 5 + 3) + 1]
+    assert page.locator("#ranking tbody td").first.text_content() == str(first)
+    page.close()
 
 
 def test_the_sliders_move_the_charts(opened):

@@ -323,22 +323,29 @@ class Analysis:
     def __repr__(self) -> str:
         return f"Analysis(k={self.k}, num_params={self.num_params}, dim={self.spectrum.dim}, sigma={self.sigma:.3g})"
 
-    def to_html(self, path: str | Path, *, title: str = "", names: Sequence[str] | None = None) -> Path:
+    def to_html(
+        self, path: str | Path, *, title: str = "", names: Sequence[str] | None = None, pictures: Any = None
+    ) -> Path:
         """Write one self-contained page: the answer, the landscape settling, sliders that recompute, and all the rest.
 
         Args:
             path: of the file; an earlier one is replaced.
             title: of the page; the file's folder otherwise.
             names: of the candidates, in their order, for the ranking; None numbers them.
+            pictures: of the candidates, for the first hundred rows of the ranking: (n, H, W) or (n, C, H, W) numbers
+                with one channel or three, or a sequence of such arrays.
 
         Raises:
             ImportError: without ``pip install 'curvprobe[report]'``.
-            ValueError: for a result that was read without its projections, or names that are not as many as candidates.
+            ValueError: for a result that was read without its projections, or names or pictures that are not as many
+                as candidates.
         """
         from curvprobe.report.page import page
 
         file = Path(path)
-        write_atomically(file, page(self, title=title or file.resolve().parent.name, names=names).encode())
+        write_atomically(
+            file, page(self, title=title or file.resolve().parent.name, names=names, pictures=pictures).encode()
+        )
         return file
 
     def table(self) -> str:

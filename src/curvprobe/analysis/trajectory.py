@@ -24,7 +24,7 @@ from curvprobe.runtime import progress
 from curvprobe.runtime.digest import digest
 from curvprobe.runtime.markup import table
 from curvprobe.runtime.plain import brief, number, numbers
-from curvprobe.runtime.store import Stage, Store
+from curvprobe.runtime.store import Stage, Store, write_atomically
 from curvprobe.subspace.eigenspace import top_eigenspace
 from curvprobe.subspace.projection import project
 from curvprobe.subspace.spaces import Eigenspace
@@ -96,6 +96,22 @@ class Trajectory:
     def _repr_html_(self) -> str:
         """For a notebook."""
         return table(_HEAD, self._rows(), [self._fitted()])
+
+    def to_html(self, path: str | Path, *, title: str = "") -> Path:
+        """Write one self-contained page: the table, and dispersion, increments and overlaps over the sample size.
+
+        Args:
+            path: of the file; an earlier one is replaced.
+            title: of the page.
+
+        Raises:
+            ImportError: without ``pip install 'curvprobe[report]'``.
+        """
+        from curvprobe.report.along_training import page
+
+        file = Path(path)
+        write_atomically(file, page(self, _HEAD, self._rows(), self._fitted(), title=title).encode())
+        return file
 
     def to_json(self) -> dict[str, Any]:
         """Every number, as ``result.json`` holds it."""

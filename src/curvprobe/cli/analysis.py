@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -256,21 +257,25 @@ def _analyse(
     if task.description:
         say(task.description)
     risk = sample_of(task, k, memory_budget)
+    candidates = None if task.candidates is None else risk.on(task.candidates, task.collate_fn)
+    for name, given in (("names", task.names), ("pictures", task.pictures)):
+        if candidates is not None and given is not None and len(given) != len(candidates):
+            raise ArgumentError(f"the task has {len(given)} {name} for {len(candidates)} candidates; expected as many")
     quick = stages is Work.QUICK or (stages is Work.AUTO and risk.num_params > LARGE)
     analysis = analyze(
         risk,
-        None if task.candidates is None else risk.on(task.candidates, task.collate_fn),
+        candidates,
         sigma="auto" if sigma == "auto" else float(sigma),
         out=out,
         stages="quick" if quick else "full",
         **options,
     )
 
-    _print(analysis, shown, out, quick=quick)
+    _print(analysis, task, shown, out, quick=quick)
     _end(analysis, shown, out)
 
 
-def _print(analysis: Analysis, shown: Shown, out: Path, *, quick: bool) -> None:
+def _print(analysis: Analysis, task: Task, shown: Shown, out: Path, *, quick: bool) -> None:
     """Write the figures and the report, and say what was found and where it lies."""
 
     def figures() -> list[Path]:
@@ -278,9 +283,10 @@ def _print(analysis: Analysis, shown: Shown, out: Path, *, quick: bool) -> None:
 
         return save_figures(analysis, out)
 
+    named = {} if task.candidates is None else {"names": task.names, "pictures": task.pictures}
     writable = Store.at(out).writable  # a finished run may be read where nothing can be added
     count = len(saved(figures)) // 2 if writable else 0
-    reported = shown.report and writable and _reported(analysis, out / REPORT)
+    reported = shown.report and writable and _reported(lambda: analysis.to_html(out / REPORT, **named))
     if shown.as_json:
         typer.echo(to_json(analysis.to_json()), nl=False)
     elif not shown.quiet:
@@ -308,10 +314,10 @@ def _end(analysis: Analysis, shown: Shown, out: Path) -> None:
         raise typer.Exit(FAILED)
 
 
-def _reported(analysis: Analysis, path: Path) -> bool:
+def _reported(write: Callable[[], Path]) -> bool:
     """Write the report, where its packages are installed."""
     try:
-        analysis.to_html(path)
+        write()
     except MissingExtraError as error:
         say(f"No report: {error}")
         return False
@@ -358,7 +364,8 @@ def trajectory(
         _say_what_trained(out / RESULT, train)
         typer.echo(str(path))
         figures = saved(lambda: _trajectory_figures(path, out))
-        typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *figures])}")
+        report = [REPORT] if _reported(lambda: path.to_html(out / REPORT, title=out.resolve().name)) else []
+        typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *report, *figures])}")
 
 
 def _trajectory_figures(path: Any, out: Path) -> list[Path]:

@@ -24,7 +24,7 @@ def report(
         Path | None, typer.Option(help="Text file with a name for every candidate, a line each, for the ranking.")
     ] = None,
 ) -> None:
-    """Write the report of a finished run anew: one page that opens from disk and asks for nothing from anywhere.
+    """Write the report of a finished run or trajectory anew: one page that opens from disk and asks for nothing.
 
     Example: curvprobe report runs/mine --title "Recipe B" --names labels.txt
     """
@@ -32,10 +32,13 @@ def report(
         from curvprobe.analysis.record import load
 
         found = load(folder)
-        if not isinstance(found, Analysis):
-            raise ArgumentError(f"{str(folder)!r} is of a trajectory; a report is of a single analysis")
-        lines = None if names is None else _lines(names)
-        written = found.to_html(out or folder / REPORT, title=title or folder.resolve().name, names=lines)
+        file, called = out or folder / REPORT, title or folder.resolve().name
+        if isinstance(found, Analysis):
+            written = found.to_html(file, title=called, names=None if names is None else _lines(names))
+        elif names is not None:
+            raise ArgumentError(f"--names came with {str(folder)!r}, a trajectory, which ranks no candidates")
+        else:
+            written = found.to_html(file, title=called)
         tell(f"written to {written}")
 
 

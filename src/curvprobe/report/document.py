@@ -12,12 +12,13 @@ from curvprobe.runtime.plain import plain
 from curvprobe.version import __version__
 
 
-def document(name: str, data: Any, **words: Any) -> str:
+def document(name: str, script: str, data: Any, **words: Any) -> str:
     """The template of this name, filled.
 
     Args:
-        name: of the template and of its script, which lie beside this file.
-        data: what the script is given, as plain values.
+        name: of the template, which lies beside this file.
+        script: name of the page's script.
+        data: what it is given, as plain values.
         words: what the template asks for; all of it is escaped.
 
     Raises:
@@ -34,13 +35,17 @@ def document(name: str, data: Any, **words: Any) -> str:
         return files.joinpath(file).read_text(encoding="utf-8")
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(read(f"{name}.html")).render(
+    return environment.get_template(f"{name}.html").render(
         **words,
         version=__version__,
         bundle=_script(_bundle(vl_convert)),
-        script=_script(read("drawn.js") + read(f"{name}.js")),
+        script=_script(read("drawn.js") + read(f"{script}.js")),
         style=_script(read("page.css")),
         data=_json(data),
     )

@@ -156,6 +156,19 @@ $("copy").addEventListener("click", async () => {
 const COLUMNS = ["name", "total", "shape", "loss", "gradient_norm", "projected_gradient_norm"];
 const rank = { order: data.ranking.position.map((_, i) => i), by: "total", down: true, count: 25 };
 
+function picture({ width, height, channels, pixels }, name) {
+  const drawn = document.createElement("canvas"), bytes = atob(pixels), image = new ImageData(width, height);
+  Object.assign(drawn, { width, height, className: "picture" });
+  drawn.setAttribute("role", "img");
+  drawn.setAttribute("aria-label", name);
+  for (let i = 0; i < width * height; i++) {
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = bytes.charCodeAt(channels * i + (channels === 3 ? c : 0));
+    image.data[4 * i + 3] = 255;
+  }
+  drawn.getContext("2d").putImageData(image, 0, 0);
+  return drawn;
+}
+
 function fill() {
   const wanted = $("filter").value.toLowerCase();
   const chosen = rank.order.filter((i) => data.ranking.name[i].toLowerCase().includes(wanted));
@@ -165,6 +178,7 @@ function fill() {
     for (const column of COLUMNS) {
       const cell = document.createElement("td"), value = data.ranking[column][i];
       cell.textContent = column === "name" ? value : value === null ? "–" : short(value);
+      if (column === "name" && data.pictures[i]) cell.prepend(picture(data.pictures[i], value));
       row.append(cell);
     }
     return row;

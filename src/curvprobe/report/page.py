@@ -13,6 +13,7 @@ from curvprobe.errors import ArgumentError
 from curvprobe.report.aggregates import PLANE, Aggregates, aggregates
 from curvprobe.report.charts import charts
 from curvprobe.report.document import document
+from curvprobe.report.pictures import thumbnails
 from curvprobe.runtime.plain import plain
 
 if TYPE_CHECKING:
@@ -25,23 +26,25 @@ LISTED = 5000
 """Candidates in the ranking's table, at most: those that would move it most."""
 
 
-def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = None) -> str:
+def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = None, pictures: Any = None) -> str:
     """The whole page.
 
     Args:
         analysis: with its projections: computed here, or loaded with the stages that lie beside the result.
         title: of the page.
         names: of the candidates, for the ranking; None numbers them.
+        pictures: of the candidates, see :func:`curvprobe.report.pictures.thumbnails`.
 
     Raises:
-        ValueError: where there are not as many names as candidates.
+        ValueError: where there are not as many names or pictures as candidates.
     """
     if names is not None and len(names) != analysis.num_candidates:
         raise ArgumentError(f"{len(names)} names came for {analysis.num_candidates} candidates; expected as many")
     found = aggregates(analysis.sample, analysis.fresh, _sigmas(analysis))
     return document(
         "page",
-        _data(analysis, found, names),
+        "page",
+        _data(analysis, found, names, pictures),
         analysis=analysis,
         answer=analysis.answer,
         title=title or "curvprobe report",
@@ -52,7 +55,7 @@ def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = N
     )
 
 
-def _data(analysis: Analysis, found: Aggregates, names: Sequence[str] | None) -> dict[str, Any]:
+def _data(analysis: Analysis, found: Aggregates, names: Sequence[str] | None, pictures: Any) -> dict[str, Any]:
     """What the page's script is given."""
     return {
         "aggregates": found.to_json(),
@@ -64,6 +67,9 @@ def _data(analysis: Analysis, found: Aggregates, names: Sequence[str] | None) ->
         "tolerance": None if analysis.required is None else analysis.required.tolerance,
         "candidates": analysis.num_candidates,
         "ranking": _ranking(analysis, names),
+        "pictures": []
+        if pictures is None
+        else thumbnails(pictures, analysis.ranking.order.tolist(), analysis.num_candidates),
         "of": "total" if analysis.required is None else analysis.required.of,
         "charts": charts(analysis, found),
     }

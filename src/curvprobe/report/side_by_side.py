@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from curvprobe.report import style
 from curvprobe.report.document import document
 from curvprobe.report.drawing import needed
 
@@ -27,6 +28,7 @@ def page(comparison: Comparison, head: Sequence[str], *, title: str = "") -> str
         drawn["overlaps"] = _overlaps(comparison)
     return document(
         "side_by_side",
+        "charts",
         {name: chart.properties(width=WIDTH, height=HEIGHT).to_dict(validate=False) for name, chart in drawn.items()},
         comparison=comparison,
         head=head,
@@ -45,7 +47,7 @@ def _labels(comparison: Comparison) -> list[str]:
 
 
 def _hue(alt: Any, comparison: Comparison) -> Any:
-    scale = alt.Scale(domain=_labels(comparison), scheme="tableau10")
+    scale = alt.Scale(domain=_labels(comparison), range=list(style.MANY))
     return alt.Color("run:N", title=None, scale=scale, legend=alt.Legend(orient="top", columns=2))
 
 
@@ -124,7 +126,7 @@ def _overlaps(comparison: Comparison) -> Any:
         x=alt.X("other:N", title=None, sort=labels, axis=alt.Axis(labelAngle=0)),
         y=alt.Y("run:N", title=None, sort=labels),
     )
-    scale = alt.Scale(domain=[0, 1], range=["#e9eef2", "#56748a"])
+    scale = alt.Scale(domain=[0, 1], range=["#e9eef2", style.WHOLE])
     cells = base.mark_rect().encode(color=alt.Color("share:Q", legend=None, scale=scale))
     text = base.mark_text().encode(
         text="text:N", color=alt.condition("datum.share > 0.6", alt.value("white"), alt.value("#1f2328"))

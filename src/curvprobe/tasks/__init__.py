@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,8 @@ class Task:
         microbatch_size: examples in one pass; None picks it.
         collate_fn: for a dataset.
         forward: ``forward(model, batch)`` for a model that is called another way.
+        names: of the candidates, for the report's ranking.
+        pictures: of the candidates, beside their names: (n, H, W) or (n, C, H, W) numbers, or a sequence of such.
         description: one line for the person who reads the run.
     """
 
@@ -46,6 +48,8 @@ class Task:
     collate_fn: Callable[[list[Any]], Any] | None = None
     description: str = ""
     forward: Callable[[nn.Module, Any], Any] | None = None
+    names: Sequence[str] | None = None
+    pictures: Any = None
 
     def risk(self, memory_budget: int | None = None) -> EmpiricalRisk:
         """The empirical risk on the sample, for work within so many bytes."""

@@ -58,6 +58,8 @@ def digits(
         loss=loss,
         data=(x[:k], y[:k]),
         candidates=(x[k:], y[k:]),
+        names=[f"{j}: a {digit}" for j, digit in enumerate(y[k:].tolist())],
+        pictures=x[k:].view(-1, 8, 8),
         description=f"digits: a tanh MLP trained on {k} images of scikit-learn's digits, {len(x) - k} held out",
     )
 

@@ -1,4 +1,4 @@
-// The charts of a comparison; nothing on it moves.
+// The charts of a page on which nothing moves.
 const charts = JSON.parse(document.getElementById("data").textContent);
 const views = {};
 
