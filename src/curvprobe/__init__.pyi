@@ -15,6 +15,9 @@ from .analysis.examination import Examination as Examination
 from .analysis.examination import Finding as Finding
 from .analysis.law_table import LawTable as LawTable
 from .analysis.law_table import compare_laws as compare_laws
+from .analysis.plan import Plan as Plan
+from .analysis.plan import PlannedStage as PlannedStage
+from .analysis.plan import plan as plan
 from .analysis.record import load as load
 from .analysis.result import Analysis as Analysis
 from .analysis.stationarity import stationarity as stationarity

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional
 
 import curvprobe as cp
-from curvprobe.analysis.duration import Duration, seconds_an_example
 from curvprobe.analysis.examination import AT_CONSTRUCTION, LATER
 from tests import cases
 
@@ -260,7 +259,7 @@ def test_a_refusal_names_its_check_and_what_was_not_reached(check):
     assert str(caught.value) in str(examination)
 
 
-# ---- the record, the result and the time ---------------------------------------------------------------------------
+# ---- the record and the result --------------------------------------------------------------------------------------
 
 
 def test_the_analysis_keeps_what_was_examined(tmp_path):
@@ -280,23 +279,3 @@ def test_the_worst_finding_is_the_verdict():
         findings = tuple(cp.Finding(name, name, "so") for name in verdicts[: at + 1])
         assert cp.Examination(findings).verdict == verdicts[at]
     assert cp.Examination(findings).summary() == "1 passed, 1 in doubt (doubt), 1 failed (fail)"
-
-
-@pytest.mark.parametrize("once", [0.0, 3.0], ids=["at once", "after three seconds of preparation"])
-def test_the_time_of_an_example_leaves_out_what_is_done_once(once):
-    asked = []
-
-    def work(rows: int) -> float:
-        asked.append(rows)
-        return 0.01 * rows + (once if len(asked) == 1 else 0)
-
-    seconds = seconds_an_example(work, 1000)
-    assert seconds == pytest.approx(0.01)
-    assert max(asked) < 1000
-
-
-def test_a_duration_is_told_in_its_own_unit():
-    text = str(Duration(92, 3.0, 7200.0, 100.0, 9000.0))
-    assert "about 5 h on" in text
-    assert "3 s for 92 Hessian products" in text
-    assert "2 h for gradients of single examples, 100 s for projections, 2 h for Monte Carlo" in text

@@ -109,16 +109,14 @@ def analyze(
         ('valid', True)
     """
     expect_risk(risk)
-    settings = _checked(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap, p)
+    settings = checked_settings(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap, p)
     notes = [f"Parameters in {', '.join(risk.upcast_from)} were raised to float32."] if risk.upcast_from else []
-    risk, new = _sample_and_candidates(risk, candidates, settings, notes)
-    if stages not in ("full", "quick"):
-        raise ArgumentError(f"stages is {stages!r}; expected 'full' or 'quick'")
-    surface = 0 if stages == "quick" or settings.dim < 2 or not _whole("surface", surface) else check_points(surface)
+    risk, new = sample_and_candidates(risk, candidates, settings, notes)
+    surface = points_of_surface(surface, stages, settings.dim)
     _check_tolerance(tolerance, tolerance_on, risk, len(new))
     store, job = Store.at(out), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
-    grid = sorted({*SIGMA_GRID, *([] if settings.sigma == "auto" else [settings.sigma])})
+    grid = sigma_grid(settings.sigma)
     with risk.few_threads():
         seen = _seen(
             job,
@@ -175,7 +173,7 @@ def _seen(
 ) -> Seen:
     """What the stages find, one after the other."""
     settings, second = job.settings, full and job.settings.p == 2
-    count = 7 + 2 * full + 2 * second + laws + concentration + (surface > 0)
+    count = len(work.stage_names(full=full, second=second, laws=laws, concentration=concentration, surface=surface))
     with bar("analysis (stages)", count) as advance:
 
         def result(stage: Stage[T]) -> T:
@@ -214,7 +212,7 @@ def _seen(
         )
 
 
-def _checked(
+def checked_settings(
     dim: int,
     sigma: float | Literal["auto"],
     which: Which,
@@ -236,6 +234,18 @@ def _checked(
     return Settings(dim, sigma, which, tol, max_matvecs, num_probes, seed, compiled, bool(allow_overlap), float(p))
 
 
+def points_of_surface(surface: int, stages: str, dim: int) -> int:
+    """Points along a side of the picture, 0 where there is none; refuses what makes no sense."""
+    if stages not in ("full", "quick"):
+        raise ArgumentError(f"stages is {stages!r}; expected 'full' or 'quick'")
+    return 0 if stages == "quick" or dim < 2 or not _whole("surface", surface) else check_points(surface)
+
+
+def sigma_grid(sigma: float | Literal["auto"]) -> list[float]:
+    """Where the quadratic model is judged: on a fixed grid, and where it is used."""
+    return sorted({*SIGMA_GRID, *([] if sigma == "auto" else [sigma])})
+
+
 def _whole(name: str, number: Any) -> int:
     try:
         value = operator.index(number)
@@ -246,7 +256,7 @@ def _whole(name: str, number: Any) -> int:
     return value
 
 
-def _sample_and_candidates(
+def sample_and_candidates(
     risk: EmpiricalRisk, candidates: Any, settings: Settings, notes: list[str]
 ) -> tuple[EmpiricalRisk, EmpiricalRisk]:
     """The sample, and the next examples outside it."""

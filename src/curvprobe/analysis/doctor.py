@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from curvprobe.analysis.duration import time_needed
 from curvprobe.analysis.examination import Examination, Finding, examine_candidates, examine_model, finding_of
+from curvprobe.analysis.plan import plan
 from curvprobe.errors import ArgumentError, CurvprobeError
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
+from curvprobe.runtime.plain import in_bytes
 from curvprobe.subspace.eigenspace import plan_memory
 
 PATIENCE = 20.0
@@ -42,42 +43,37 @@ def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10) -> Ex
     with progress.bar("examining (checks)", 3) as advance:
         findings = examine_model(risk, PATIENCE)
         advance(1)
-        count = 1
         if candidates is not None:
-            found, count = _of_candidates(risk, candidates)
-            findings += found
+            findings += _of_candidates(risk, candidates)
         advance(1)
         findings.append(finding_of("memory", risk, lambda: _memory(risk, dim)))
         if not any(finding.verdict == "fail" for finding in findings):
-            findings.append(finding_of("time", risk, lambda: _time(risk, count, dim)))
+            findings.append(finding_of("time", risk, lambda: _time(risk, candidates, dim)))
         advance(1)
     return Examination(tuple(findings))
 
 
-def _of_candidates(risk: EmpiricalRisk, candidates: Any) -> tuple[list[Finding], int]:
-    """What is found of the candidates, and how many there are."""
+def _of_candidates(risk: EmpiricalRisk, candidates: Any) -> list[Finding]:
+    """What is found of the candidates."""
     try:
         new = candidates if isinstance(candidates, EmpiricalRisk) else risk.on(candidates)
     except CurvprobeError as error:
-        return [Finding("candidates", "fail", str(error))], 1
-    return examine_candidates(risk, new), len(new)
+        return [Finding("candidates", "fail", str(error))]
+    return examine_candidates(risk, new)
 
 
 def _memory(risk: EmpiricalRisk, dim: int) -> Finding:
     if not 1 <= dim <= risk.num_params:
         raise ArgumentError(f"dim is {dim}; expected 1 to the number of parameters, {risk.num_params}")
     solving, basis, device = plan_memory(risk, dim)
-    vectors = "" if basis is None else f"; {basis} vectors of {_bytes(risk.footprint.vector)} on {device} for D = {dim}"
-    said = f"{_bytes(risk.memory_budget)} to work in, {_bytes(risk.footprint.example)} an example"
+    vector = in_bytes(risk.footprint.vector)
+    vectors = "" if basis is None else f"; {basis} vectors of {vector} on {device} for D = {dim}"
+    said = f"{in_bytes(risk.memory_budget)} to work in, {in_bytes(risk.footprint.example)} an example"
     said += f", {min(len(risk), solving.microbatch_size)} examples at a time{vectors}"
     return Finding("memory", "pass", said)
 
 
-def _time(risk: EmpiricalRisk, num_candidates: int, dim: int) -> Finding:
-    return Finding("time", "pass", str(time_needed(risk, num_candidates, min(dim, risk.num_params))))
-
-
-def _bytes(count: int) -> str:
-    sizes = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
-    size, name = next((size, name) for size, name in sizes if count >= size or size == 1)
-    return f"{count / size:.3g} {name}"
+def _time(risk: EmpiricalRisk, candidates: Any, dim: int) -> Finding:
+    total = plan(risk, candidates, dim=min(dim, risk.num_params), allow_overlap=True).total
+    said = f"an analysis takes about {total.time} on this machine, with {total.counted('products')} Hessian products"
+    return Finding("time", "pass", f"{said}; curvprobe plan tells it stage by stage")

@@ -93,6 +93,28 @@ class Job:
         return [self.risk.key(), self.new.key()]
 
 
+def stage_names(*, full: bool, second: bool, laws: bool, concentration: bool, surface: int) -> list[str]:
+    """Names of the stages in their order: all, or without what the answer does not rest on; the isotropic closed form
+    is of the ``second`` order only."""
+    asked = {
+        "eigenspace": True,
+        "sample": True,
+        "candidates": True,
+        "examination": True,
+        "validity": True,
+        "monte_carlo": True,
+        "isotropic": full,
+        "isotropic_model": second,
+        "full_space": second,
+        "gradient_norms": full,
+        "stationarity": True,
+        "laws": laws,
+        "concentration": concentration,
+        "surface": surface > 0,
+    }
+    return [name for name, wanted in asked.items() if wanted]
+
+
 # ---- one stage each, in the order of the work ------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from curvprobe.analysis.result import REPORT, Analysis
 from curvprobe.analysis.table import sections
 from curvprobe.cli.app import app
 from curvprobe.cli.formats import ReportFormat, workflow_commands, write_junit
-from curvprobe.cli.loading import sample_of, task_with
+from curvprobe.cli.loading import candidates_of, sample_of, sigma_of, stages_of, task_with
 from curvprobe.cli.messages import plain_errors, saved, say, show_sections, tell
 from curvprobe.cli.options import (
     AllowOverlap,
@@ -29,6 +29,7 @@ from curvprobe.cli.options import (
     Concentration,
     Device,
     Dim,
+    DryRun,
     FailIf,
     Full,
     K,
@@ -50,14 +51,12 @@ from curvprobe.cli.options import (
     Work,
     as_bytes,
 )
+from curvprobe.cli.plan import show_plan
 from curvprobe.errors import ArgumentError, CurvprobeError, MissingExtraError
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import RESULT, Store, write_atomically
 from curvprobe.tasks import Task, load_task
-
-LARGE = 10_000_000
-"""Parameters beyond which the command leaves out what its answer does not rest on."""
 
 FAILED = 3
 """Exit code where a condition of --fail-if is met."""
@@ -157,32 +156,40 @@ def run(
     full: Full = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Analyse your own trained model.
 
     Example: curvprobe run my_task.py:task --k 500 --dim 10 --out runs/mine
     """
     with plain_errors(quiet=quiet):
+        loaded = task_with(load_task(task), params, device)
+        costly: dict[str, Any] = {
+            "dim": dim,
+            "num_probes": num_probes,
+            "tol": tol,
+            "p": p,
+            "laws": laws,
+            "concentration": concentration,
+            "surface": surface,
+            "stages": stages,
+            "seed": seed,
+            "allow_overlap": allow_overlap,
+        }
+        if dry_run:
+            show_plan(loaded, k, memory_budget, as_json=as_json, sigma=sigma, **costly)
+            return
         _analyse(
-            task_with(load_task(task), params, device),
+            loaded,
             k,
             sigma,
             out,
             memory_budget,
             Shown(full, as_json, quiet, tuple(fail_if or ()), not no_report, report_format),
-            dim=dim,
-            num_probes=num_probes,
-            tol=tol,
             tolerance=tolerance,
             tolerance_on=tolerance_on.value,
-            p=p,
-            laws=laws,
-            concentration=concentration,
-            surface=surface,
-            stages=stages,
-            seed=seed,
             compile=compiled,
-            allow_overlap=allow_overlap,
+            **costly,
         )
 
 
@@ -257,21 +264,9 @@ def _analyse(
     if task.description:
         say(task.description)
     risk = sample_of(task, k, memory_budget)
-    candidates = None if task.candidates is None else risk.on(task.candidates, task.collate_fn)
-    for name, given in (("names", task.names), ("pictures", task.pictures)):
-        if candidates is not None and given is not None and len(given) != len(candidates):
-            raise ArgumentError(f"the task has {len(given)} {name} for {len(candidates)} candidates; expected as many")
-    quick = stages is Work.QUICK or (stages is Work.AUTO and risk.num_params > LARGE)
-    analysis = analyze(
-        risk,
-        candidates,
-        sigma="auto" if sigma == "auto" else float(sigma),
-        out=out,
-        stages="quick" if quick else "full",
-        **options,
-    )
-
-    _print(analysis, task, shown, out, quick=quick)
+    chosen = stages_of(stages, risk)
+    analysis = analyze(risk, candidates_of(task, risk), sigma=sigma_of(sigma), out=out, stages=chosen, **options)
+    _print(analysis, task, shown, out, quick=chosen == "quick")
     _end(analysis, shown, out)
 
 

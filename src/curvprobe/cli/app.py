@@ -23,6 +23,7 @@ directions.
 - `curvprobe demo --task text` does the same with a small language model: some minutes.
 - `curvprobe experiment decay` repeats an experiment of the paper; `curvprobe experiment --help` lists them.
 - `curvprobe doctor my_task.py:task` checks your own model, loss and data, and says how long an analysis will take.
+- `curvprobe plan my_task.py:task` says what each stage of an analysis will take: products, time, memory.
 - `curvprobe compare runs/a runs/b` sets finished runs side by side: checkpoints, seeds, recipes.
 - `curvprobe report runs/mine` writes its report anew, with names for the candidates.
 - `curvprobe surface my_task.py:task --out runs/surface` draws the loss over a plane: eigenvectors, random filters,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
-from curvprobe.cli.options import as_bytes
+from curvprobe.cli.options import Work, as_bytes
 from curvprobe.errors import ArgumentError
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.tasks import Task
+
+LARGE = 10_000_000
+"""Parameters beyond which the command leaves out what its answer does not rest on."""
 
 
 def task_with(task: Task, params: list[str] | None, device: str | None) -> Task:
@@ -23,3 +27,24 @@ def sample_of(task: Task, k: int | None, memory_budget: float | None) -> Empiric
     if k is not None and not 1 <= k <= len(risk):
         raise ArgumentError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
     return risk if k is None else risk[:k]
+
+
+def candidates_of(task: Task, risk: EmpiricalRisk) -> EmpiricalRisk | None:
+    """The risk on the task's candidates, with as many names and pictures as there are of them."""
+    if task.candidates is None:
+        return None
+    candidates = risk.on(task.candidates, task.collate_fn)
+    for name, given in (("names", task.names), ("pictures", task.pictures)):
+        if given is not None and len(given) != len(candidates):
+            raise ArgumentError(f"the task has {len(given)} {name} for {len(candidates)} candidates; expected as many")
+    return candidates
+
+
+def sigma_of(text: str) -> float | Literal["auto"]:
+    """The value of --sigma."""
+    return "auto" if text == "auto" else float(text)
+
+
+def stages_of(work: Work, risk: EmpiricalRisk) -> Literal["full", "quick"]:
+    """The value of --stages, where it is auto by the model's size."""
+    return "quick" if work is Work.QUICK or (work is Work.AUTO and risk.num_params > LARGE) else "full"

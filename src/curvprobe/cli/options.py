@@ -171,6 +171,9 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the result is in the folder.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Tell what it will take, as curvprobe plan does, and do nothing.")
+]
 Params = Annotated[
     list[str] | None,
     typer.Option(

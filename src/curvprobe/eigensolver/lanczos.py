@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from curvprobe.eigensolver.checkpoint import Checkpoint, Saver
 from curvprobe.eigensolver.doubt import reason, warn
 from curvprobe.eigensolver.krylov import KrylovBasis, MatMul
 from curvprobe.eigensolver.search import LOOKS, seems_worse, would_have_shown
-from curvprobe.eigensolver.wanted import RELATIVE_TO, Wanted, Which
+from curvprobe.eigensolver.wanted import RELATIVE_TO, Wanted, Which, check_wanted
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.linalg import norm, orthogonalise, rotate, straightening
 from curvprobe.runtime import progress
@@ -119,12 +118,7 @@ def lanczos(
         >>> [round(value, 6) for value in pairs.eigenvalues.tolist()]
         [10.0, 8.0, 8.0]
     """
-    if which not in get_args(Which):
-        raise ArgumentError(f"which is {which!r}; expected one of {list(get_args(Which))}")
-    if not isinstance(dim, Integral) or not 1 <= dim <= num_params:
-        raise ArgumentError(f"dim is {dim!r}; expected a whole number from 1 to the number of parameters, {num_params}")
-    if not 0 < tol < 1:
-        raise ArgumentError(f"tol is {tol!r}; expected a number between 0 and 1, relative to the first eigenvalue")
+    check_wanted(num_params, dim, which, tol)
     budget = max(1000, 50 * dim) if max_matvecs is None else max_matvecs
     if budget < dim:
         raise ArgumentError(f"max_matvecs is {max_matvecs}; expected at least dim = {dim} products")

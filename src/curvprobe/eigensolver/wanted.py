@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from curvprobe.eigensolver.krylov import KrylovBasis
+from curvprobe.errors import ArgumentError
 
 Which = Literal["algebraic", "magnitude", "smallest"]
 
@@ -28,6 +30,16 @@ FLOOR = 50
 
 IN_HAND = 0.98
 """Part of the bound at which the iteration stops: the certificate may add a little to the residuals."""
+
+
+def check_wanted(num_params: int, dim: int, which: Which, tol: float) -> None:
+    """Refuse a request that makes no sense, before any work."""
+    if which not in get_args(Which):
+        raise ArgumentError(f"which is {which!r}; expected one of {list(get_args(Which))}")
+    if not isinstance(dim, Integral) or not 1 <= dim <= num_params:
+        raise ArgumentError(f"dim is {dim!r}; expected a whole number from 1 to the number of parameters, {num_params}")
+    if not 0 < tol < 1:
+        raise ArgumentError(f"tol is {tol!r}; expected a number between 0 and 1, relative to the first eigenvalue")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,13 @@ def numbers(values: Any, absent: float = math.nan) -> Tensor:
     return torch.tensor(filled(values), dtype=torch.float64, device="cpu")
 
 
+def in_bytes(count: int) -> str:
+    """A number of bytes, to three digits."""
+    sizes = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+    size, name = next((size, name) for size, name in sizes if count >= size or size == 1)
+    return f"{count / size:.3g} {name}"
+
+
 def brief(found: Any) -> str:
     """A dataclass in one line, as its ``__repr__``: tensors by their type and shape, floats to four digits.
 
