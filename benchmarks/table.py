@@ -22,6 +22,7 @@ import more_data
 import paper
 import paper_page
 import peers
+import plan
 import projection
 import report_page
 import scaling
@@ -49,6 +50,7 @@ SCRIPTS = (
     monte_carlo,
     paper,
     peers,
+    plan,
     projection,
     report_page,
     scaling,

@@ -171,5 +171,6 @@ class Price:
             found.append(at_once * (VECTORS_PER_POINT * foot.vector + foot.example) if at_once > 1 else foot.least)
         if work.points[1]:
             rows = min(len(risk), risk.microbatch_size)
-            found.append(risk.budget.points_at_once(rows) * (VECTORS_PER_POINT * foot.vector + rows * foot.activation))
+            together = min(work.points[1], risk.budget.points_at_once(rows))
+            found.append(together * (VECTORS_PER_POINT * foot.vector + rows * foot.activation))
         return max(found) + (0 if name == "eigenspace" else dim * foot.vector)
