@@ -75,7 +75,7 @@ def test_numbers_of_products_and_losses_are_the_real_ones(case, counted, sigma, 
         products = found[name]["products"].count(len(risk))
         assert row.products[0] <= products <= row.products[1], name
         assert row.losses[0] <= sum(found[name]["losses"]) <= row.losses[1], name
-        if name not in ("monte_carlo", "stationarity"):  # the candidates that move most, and early ends
+        if name not in ("validity", "monte_carlo", "stationarity"):  # clear sigmas, those that move most, early ends
             assert row.losses[0] == row.losses[1], name
             assert row.products[0] == row.products[1], name
     assert planned["sample"].examples == 30

@@ -341,5 +341,5 @@ def test_a_quick_run_says_what_it_left_out(task_file, tmp_path, monkeypatch):
     assert "left out: the criterion with isotropic probes, the picture of the loss (--stages full)" in result.stdout
     assert "5 figures" in result.stdout
     assert "left out" not in invoke("run", f"{task_file}:task", *options).stdout  # a small model
-    monkeypatch.setattr("curvprobe.cli.analysis.LARGE", 5)
+    monkeypatch.setattr("curvprobe.cli.loading.LARGE", 5)
     assert "left out" in invoke("run", f"{task_file}:task", *options).stdout

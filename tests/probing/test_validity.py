@@ -110,6 +110,7 @@ def test_projections_at_hand_give_the_same():
     assert torch.equal(whole.increment_error, parts.increment_error)
     assert whole.verdicts == parts.verdicts
     assert (parts.threshold, parts.num_probes.tolist()) == (0.02, [4] * len(GRID))
+    assert whole.threshold == 0.02
 
 
 def test_sigmas_are_sorted():

@@ -65,7 +65,7 @@ def plot_validity(analysis: Analysis, ax: Axes | None = None) -> Figure:
     chosen(axes, analysis.sigma, style.ACCENT)
     at_ends(axes, [(axes.get_xlim()[1], y, text, color) for _, y, text, color in labels])
     draws = " or ".join(str(count) for count in sorted(set(found.num_probes.tolist())))
-    title = f"Whether to trust it: {draws} draws; bars: standard error"
+    title = f"Whether to trust it: {draws} draws; bars: stderr"
     dress(axes, style.SIGMA, style.ERROR, title, above=1)
     return figure
 

@@ -34,14 +34,14 @@ def thumbnails(pictures: Any, order: Sequence[int], count: int) -> list[dict[str
     """
     if len(pictures) != count:
         raise ArgumentError(f"{len(pictures)} pictures came for {count} candidates; expected as many")
-    return [_thumbnail(torch.as_tensor(pictures[j]).detach()) for j in order[:DRAWN]]
+    return [_thumbnail(torch.as_tensor(pictures[j], device="cpu").detach()) for j in order[:DRAWN]]
 
 
 def _thumbnail(picture: Tensor) -> dict[str, Any]:
     values = picture[None] if picture.dim() == 2 else picture
     if values.dim() != 3 or len(values) not in (1, 3) or 0 in values.shape:
         raise ArgumentError(f"a picture is of shape {tuple(picture.shape)}; expected (H, W), (1, H, W) or (3, H, W)")
-    values = values.cpu().double().nan_to_num()
+    values = values.double().nan_to_num()
     height, width = values.shape[1:]
     if max(height, width) > SIDE:
         size = [max(1, round(SIDE * side / max(height, width))) for side in (height, width)]
