@@ -17,6 +17,7 @@ import gpu_parts
 import limit
 import load
 import misses
+import monitor
 import monte_carlo
 import more_data
 import paper
@@ -47,6 +48,7 @@ SCRIPTS = (
     load,
     misses,
     more_data,
+    monitor,
     monte_carlo,
     paper,
     peers,

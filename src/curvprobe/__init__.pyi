@@ -15,6 +15,7 @@ from .analysis.examination import Examination as Examination
 from .analysis.examination import Finding as Finding
 from .analysis.law_table import LawTable as LawTable
 from .analysis.law_table import compare_laws as compare_laws
+from .analysis.monitor import Monitor as Monitor
 from .analysis.plan import Plan as Plan
 from .analysis.plan import PlannedStage as PlannedStage
 from .analysis.plan import plan as plan

@@ -159,45 +159,47 @@ def mean_interval(terms: Tensor) -> tuple[float, float]:
         >>> round(low, 2), round(high, 2)
         (0.94, 1.06)
     """
-    low, high = mean_intervals(terms[:, None], torch.ones(1, 1, dtype=torch.float64, device="cpu"))
+    low, high = mean_intervals(terms[None, :, None], torch.ones(1, 1, dtype=torch.float64, device="cpu"))
     return float(low), float(high)
 
 
 def mean_intervals(parts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`mean_interval` of many sums of the same parts, all from one set of resamples.
+    """:func:`mean_interval` of many sums of parts, all from one set of resamples.
 
     Args:
-        parts: (n, J), of which the terms are made.
-        weights: (G, J), of the parts in each of G kinds of terms: these are ``parts @ weights.T``.
+        parts: (M, n, J), of which M kinds of terms are made.
+        weights: (G, J), of the parts in G sums: the terms of each are ``parts @ weights.T``.
 
     Returns:
-        The ends (G,).
+        The ends (M, G).
     """
     low, _ = _mean_intervals(parts, weights, 0)
-    if len(parts) < FEWEST_FOR_UPPER:
+    if parts.shape[1] < FEWEST_FOR_UPPER:
         return low, torch.full_like(low, math.inf)
     return low, _mean_intervals(parts, weights, ALLOWED_FOR)[1]
 
 
 def _mean_intervals(parts: Tensor, weights: Tensor, more: int) -> tuple[Tensor, Tensor]:
     """By the bootstrap-t, of these terms and some more as large as the largest."""
-    seen = parts @ weights.T
-    terms = torch.cat([seen, seen.amax(0).expand(more, -1)])
-    n, mean, (i, j) = len(terms), terms.mean(0), torch.triu_indices(*(2 * [parts.shape[1]]), device="cpu")
-    columns = torch.cat([parts, parts[:, i] * parts[:, j]], dim=1)
+    (kinds, n, width), sums = parts.shape, len(weights)
+    terms = parts @ weights.T
+    terms = torch.cat([terms, terms.amax(1, keepdim=True).expand(-1, more, -1)], dim=1)
+    i, j = torch.triu_indices(width, width, device="cpu")
+    columns = torch.cat([parts, parts[:, :, i] * parts[:, :, j]], dim=2)
+    flat, drawn, added = columns.movedim(1, 0).reshape(n, -1), list[Tensor](), list[Tensor]()
+    for counts in resamples(n + more):
+        drawn.append(counts[:, :n] @ flat)
+        added.append(counts[:, n:].sum(1))
+    moments, extra = torch.cat(drawn).view(-1, kinds, columns.shape[2]), torch.cat(added)[:, None, None]
     squares = weights[:, i] * weights[:, j] * torch.where(i == j, 1.0, 2.0)
-    drawn = [
-        torch.cat([counts[:, : len(parts)] @ columns, counts[:, len(parts) :].sum(1, True)], 1)
-        for counts in resamples(n)
-    ]
-    moments = torch.cat(drawn)
-    sums, added = moments[:, :-1], moments[:, -1:]
-    largest = terms[-1] if more else torch.zeros_like(mean)
-    first = (sums[:, : parts.shape[1]] @ weights.T + added * largest) / n
-    second = (sums[:, parts.shape[1] :] @ squares.T + added * largest.square()) / n
-    stderrs = ((second - first.square()).clamp_min(0.0) / n).sqrt()
-    tails = [expanded_tail(column) for column in terms.T]
-    return bootstrap_t(mean, terms.std(0, correction=0) / math.sqrt(n), mean, first, stderrs, tails)
+    largest = terms[:, -1]  # none of them is added where there are no more
+    first = ((moments[:, :, :width] @ weights.T + extra * largest) / (n + more)).flatten(1)
+    second = ((moments[:, :, width:] @ squares.T + extra * largest.square()) / (n + more)).flatten(1)
+    stderrs = ((second - first.square()).clamp_min(0.0) / (n + more)).sqrt()
+    mean, stderr = (part.flatten() for part in (terms.mean(1), terms.std(1, correction=0) / math.sqrt(n + more)))
+    tails = [expanded_tail(column) for kind in terms for column in kind.T]
+    low, high = bootstrap_t(mean, stderr, mean, first, stderrs, tails)
+    return low.view(kinds, sums), high.view(kinds, sums)
 
 
 class ShiftAndSpread:

@@ -170,12 +170,8 @@ def _intervals(coefficients: Tensor, sigmas: Tensor) -> Tensor:
     _, m, dim = coefficients.shape
     if m < FEWEST:
         return torch.tensor(2 * UNKNOWN, dtype=torch.float64, device="cpu").expand(dim, len(sigmas), 4)
-    whole, shape = _powers(sigmas)
-    rows = [
-        torch.stack([*mean_intervals(part[:3].T, whole), *mean_intervals(part[3:].T, shape)], dim=1)
-        for part in coefficients.movedim(2, 0)
-    ]
-    return torch.stack(rows)
+    parts, (whole, shape) = coefficients.movedim(0, 2).movedim(1, 0), _powers(sigmas)
+    return torch.stack([*mean_intervals(parts[..., :3], whole), *mean_intervals(parts[..., 3:], shape)], dim=2)
 
 
 def _quantiles(coefficients: Tensor, sigmas: Tensor) -> Tensor:

@@ -78,6 +78,12 @@ class ProbedModel:
         """Where they live."""
         return self.state.device
 
+    def at(self, model: nn.Module) -> ProbedModel:
+        """The same at the weights and buffers that the model has now."""
+        if unwrap(model) is not self.module:
+            raise ArgumentError(f"the model is another {type(model).__name__} than the one that was probed")
+        return replace(self, state=copy_state(self.module, self.names))
+
     def in_double(self) -> ProbedModel:
         """The same model in float64."""
         return replace(self, state=self.state.in_double())

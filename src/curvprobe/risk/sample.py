@@ -107,6 +107,10 @@ class Sample:
         """Some of the examples."""
         return replace(self, examples=self.examples.select(rows), is_selection=True, known=self.known.of(rows))
 
+    def anew(self) -> Sample:
+        """The same examples, of which nothing is remembered."""
+        return replace(self, known=Known())
+
     def in_double(self) -> Sample:
         """The same examples for a model in float64."""
         return replace(self, dtype=torch.float64, known=Known())

@@ -1,0 +1,32 @@
+"""A monitor in the Trainer of Hugging Face."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from curvprobe.analysis.monitor import Monitor
+
+
+class CurvatureCallback(TrainerCallback):
+    """Calls a monitor every so many optimizer steps, and logs what it returns as the Trainer logs its own numbers.
+
+    They go to everything that the Trainer reports to (``report_to=``) and into ``trainer.state.log_history``. Training
+    is what it would be without: weights, optimizer, random numbers and the order of the data stay the same.
+
+    Args:
+        trainer: to which it is added, ``trainer.add_callback(CurvatureCallback(trainer, monitor))``.
+        monitor: a :class:`curvprobe.Monitor`; the model that it is called with is the Trainer's, unwrapped.
+    """
+
+    def __init__(self, trainer: Trainer, monitor: Monitor) -> None:
+        self.trainer, self.monitor = trainer, monitor
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """After every optimizer step; on the main process only."""
+        if state.is_world_process_zero and self.monitor.due(state.global_step):
+            model = self.trainer.accelerator.unwrap_model(kwargs["model"], keep_fp32_wrapper=True)
+            asked = control.should_log
+            self.trainer.log(self.monitor(model, step=state.global_step))
+            control.should_log = asked  # a log of one's own takes the request for the Trainer's away
