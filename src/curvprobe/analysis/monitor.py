@@ -89,7 +89,7 @@ class Monitor:
         candidates: Any = None,
         *,
         dim: int = 1,
-        every: int = 100,
+        every: int = 250,
         sigma: float = 1e-3,
         negative: bool = False,
         trace_products: int = 0,
