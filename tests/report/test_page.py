@@ -73,16 +73,16 @@ def test_a_thousand_candidates_in_forty_five_directions_fit():
     assert len(json.dumps(found, separators=(",", ":"))) < 700_000
 
 
-def test_the_sliders_sigmas_are_ten_a_decade_with_the_one_analysed(analysed):
+def test_the_sliders_sigmas_are_five_a_decade_with_the_one_analysed(analysed):
     found = data_of(page(analysed))["aggregates"]["sigmas"]
     assert analysed.sigma in found
-    assert [b / a for a, b in pairwise(found)] == pytest.approx([10**0.1] * (len(found) - 1))
+    assert [b / a for a, b in pairwise(found)] == pytest.approx([10**0.2] * (len(found) - 1))
     tried = analysed.validity.sigmas
-    assert found[0] < float(tried[0]) * 10**0.1
-    assert found[-1] > float(tried[-1]) / 10**0.1
+    assert found[0] < float(tried[0]) * 10**0.2
+    assert found[-1] > float(tried[-1]) / 10**0.2
     beyond = 123.4567890123456789
     wide = data_of(page(replace(analysed, sigma=beyond)))["aggregates"]["sigmas"]
-    assert wide[0] < float(tried[0]) * 10**0.1
+    assert wide[0] < float(tried[0]) * 10**0.2
     assert wide[-1] == beyond
 
 

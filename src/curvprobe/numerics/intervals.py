@@ -31,6 +31,9 @@ resamples are without any of them, and the end would be a figure like 1e35 that 
 _CHUNK = 1 << 15
 """Numbers drawn at a time."""
 
+_ROWS = 128
+"""Resamples that are multiplied at a time."""
+
 
 def pseudo_values(value: Tensor, left_out: Tensor) -> Tensor:
     """Jackknife pseudo-values (n,) of a statistic, from its values with each example left out.
@@ -86,6 +89,18 @@ def resamples(n: int, seed: int = 0) -> Iterator[Tensor]:
         one = torch.ones(1, dtype=torch.float64, device="cpu").expand_as(drawn)
         yield torch.zeros(count, n, dtype=torch.float64, device="cpu").scatter_add_(1, drawn, one)
         left -= count
+
+
+def _together(parts: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Rows of at least ``_ROWS`` at a time: what they are multiplied with is then read less often."""
+    held = list[Tensor]()
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= _ROWS:
+            yield torch.cat(held)
+            held = []
+    if held:
+        yield torch.cat(held)
 
 
 def expanded_tail(terms: Tensor) -> float:
@@ -187,7 +202,7 @@ def _mean_intervals(parts: Tensor, weights: Tensor, more: int) -> tuple[Tensor, 
     i, j = torch.triu_indices(width, width, device="cpu")
     columns = torch.cat([parts, parts[:, :, i] * parts[:, :, j]], dim=2)
     flat, drawn, added = columns.movedim(1, 0).reshape(n, -1), list[Tensor](), list[Tensor]()
-    for counts in resamples(n + more):
+    for counts in _together(resamples(n + more)):
         drawn.append(counts[:, :n] @ flat)
         added.append(counts[:, n:].sum(1))
     moments, extra = torch.cat(drawn).view(-1, kinds, columns.shape[2]), torch.cat(added)[:, None, None]

@@ -19,8 +19,8 @@ from curvprobe.runtime.plain import plain
 if TYPE_CHECKING:
     from curvprobe.analysis.result import Analysis
 
-STEPS = 10
-"""Stops of the slider for sigma in a decade: what is known at each of them takes a bootstrap."""
+STEPS = 5
+"""Stops of the slider for sigma in a decade: what is known at each of them takes a bootstrap, and room."""
 
 LISTED = 5000
 """Candidates in the ranking's table, at most: those that would move it most."""
@@ -76,7 +76,7 @@ def _data(analysis: Analysis, found: Aggregates, names: Sequence[str] | None, pi
 
 
 def _sigmas(analysis: Analysis) -> Tensor:
-    """Ten a decade over the range of the validity, the one that was analysed among them."""
+    """Some a decade over the range of the validity, the one that was analysed among them."""
     tried = (analysis.validity.sigmas / analysis.sigma).log10() * STEPS
     first, last = min(0, math.ceil(float(tried[0]) - 1e-9)), max(0, math.floor(float(tried[-1]) + 1e-9))
     return analysis.sigma * 10.0 ** (torch.arange(first, last + 1, dtype=torch.float64, device="cpu") / STEPS)
