@@ -35,6 +35,8 @@ EXAMPLES = {
     "language_model": "eigenspace YES (3 of 3)",
     "checkpoints": "the quadratic model is within 10 % of the change",
     "training_log": "minimum YES",
+    "edge_of_stability": "step 4000: first eigenvalue 10.0",
+    "hugging_face_trainer": "step 60: loss",
 }
 """What each script in examples/ prints, among other things."""
 

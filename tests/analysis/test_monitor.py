@@ -138,6 +138,20 @@ def test_a_budget_ends_the_search_and_says_so():
     assert skipped["curvprobe/num_matvecs"] <= 6
 
 
+def test_a_training_that_has_diverged_is_not_ended_by_being_watched():
+    model, monitor = network(), cp.Monitor(cp.losses.cross_entropy, data())
+    before = monitor(model)["curvprobe/eigenvalue_1"]
+    kept = model[4].weight.detach().clone()
+    with torch.no_grad():
+        model[4].weight.fill_(torch.nan)
+    found = monitor(model)
+    assert found.pop("curvprobe/seconds") > 0
+    assert found == {"curvprobe/not_finite": 1.0}
+    with torch.no_grad():
+        model[4].weight.copy_(kept)
+    assert monitor(model)["curvprobe/eigenvalue_1"] == pytest.approx(before, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -18,7 +18,7 @@ from curvprobe.curvature.matrix import CurvatureMatrix, hessian
 from curvprobe.eigensolver.doubt import ConvergenceWarning
 from curvprobe.eigensolver.lanczos import Eigenpairs, lanczos
 from curvprobe.eigensolver.wanted import Which
-from curvprobe.errors import ArgumentError
+from curvprobe.errors import ArgumentError, NotFiniteError
 from curvprobe.losses import Loss
 from curvprobe.numerics.linalg import norm
 from curvprobe.numerics.traces import FEWEST_PROBES, trace_moments
@@ -135,12 +135,16 @@ class Monitor:
 
         Returns:
             Numbers by name, each beginning with ``curvprobe/``: loss and gradient norm on the sample, eigenvalues with
-            the largest residual, products, seconds, whether the budget ended the search, and what was asked for.
+            the largest residual, products, seconds, whether the budget ended the search, and what was asked for. Where
+            a loss or a derivative is not finite, ``not_finite`` stands in their place.
         """
         start = time.perf_counter()
         with evaluated(model), progress.hidden():
-            risk, candidates = self._risks_at(model)
-            found = self._measure(risk, candidates, start)
+            try:
+                found = self._measure(*self._risks_at(model), start)
+            except NotFiniteError:  # a training that has diverged ends by itself, not by being watched
+                found = {"not_finite": 1.0}
+                self._risks = self._last = self._lowest = None
         found["seconds"] = time.perf_counter() - start
         metrics = {f"{PREFIX}{name}": float(value) for name, value in found.items()}
         self.history.append(metrics if step is None else {"step": float(step), **metrics})
