@@ -8,7 +8,7 @@ import torch
 import curvprobe as cp
 from curvprobe.analysis.trajectory import Trajectory
 from tests.analysis.test_trajectory import fitted
-from tests.report.test_browser import CHROMIUM, PHONE, WIDE, browser  # noqa: F401 - a fixture
+from tests.report.test_browser import CHROMIUM, PHONE, WIDE, browser, shown_in  # noqa: F401 - a fixture
 from tests.report.test_page import data_of
 
 
@@ -44,13 +44,7 @@ def test_a_law_that_was_not_fitted_is_not_drawn(path, tmp_path):
 @pytest.mark.parametrize("viewport", [WIDE, PHONE])
 def test_it_opens_from_disk_without_an_error_or_a_request(browser, path, tmp_path, viewport):  # noqa: F811
     file = path.to_html(tmp_path / "path.html")
-    page, seen = browser.new_page(viewport=viewport), []
-    page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: seen.append(f"error: {error}"))
-    page.on("request", lambda request: None if request.url == file.as_uri() else seen.append(request.url))
-    page.goto(file.as_uri())
-    page.wait_for_selector("body[data-drawn=yes]")
-    assert page.locator(".chart svg.marks").count() == 3
-    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-    assert seen == []
-    page.close()
+    with shown_in(browser, file, viewport) as (page, seen):
+        assert page.locator(".chart svg.marks").count() == 3
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        assert seen == []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -32,10 +33,10 @@ def file(analysed, tmp_path_factory):
     return analysed.to_html(tmp_path_factory.mktemp("page") / "report.html", names=names)
 
 
-@pytest.fixture
-def opened(browser, file):
-    """The page, and what went wrong or was asked for since it was opened."""
-    page, seen = browser.new_page(viewport=WIDE), []
+@contextmanager
+def shown_in(browser, file, viewport):
+    """The page of a file, and what went wrong or was asked for since it was opened."""
+    page, seen = browser.new_page(viewport=viewport), []
     page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: seen.append(f"error: {error}"))
     page.on("dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.dismiss()))
@@ -44,6 +45,12 @@ def opened(browser, file):
     page.wait_for_selector("body[data-drawn=yes]")
     yield page, seen
     page.close()
+
+
+@pytest.fixture
+def opened(browser, file):
+    with shown_in(browser, file, WIDE) as found:
+        yield found
 
 
 def move(page, name, position):

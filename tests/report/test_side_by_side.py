@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import curvprobe as cp
-from tests.report.test_browser import CHROMIUM, PHONE, WIDE, browser  # noqa: F401 - a fixture
+from tests.report.test_browser import CHROMIUM, PHONE, WIDE, browser, shown_in  # noqa: F401 - a fixture
 from tests.report.test_page import HOSTILE, data_of
 
 
@@ -58,15 +58,9 @@ def test_what_is_not_known_is_left_out(compared, tmp_path):
 @pytest.mark.parametrize("viewport", [WIDE, PHONE])
 def test_it_opens_from_disk_without_an_error_or_a_request(browser, compared, tmp_path, viewport):  # noqa: F811
     file = compared.to_html(tmp_path / "compared.html")
-    page, seen = browser.new_page(viewport=viewport), []
-    page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: seen.append(f"error: {error}"))
-    page.on("request", lambda request: None if request.url == file.as_uri() else seen.append(request.url))
-    page.goto(file.as_uri())
-    page.wait_for_selector("body[data-drawn=yes]")
-    assert page.locator(".chart svg.marks").count() == 4
-    assert page.locator("#runs tbody tr").count() == 2
-    assert page.locator("#runs tbody td").nth(8).text_content() == HOSTILE
-    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-    assert seen == []
-    page.close()
+    with shown_in(browser, file, viewport) as (page, seen):
+        assert page.locator(".chart svg.marks").count() == 4
+        assert page.locator("#runs tbody tr").count() == 2
+        assert page.locator("#runs tbody td").nth(8).text_content() == HOSTILE
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        assert seen == []
