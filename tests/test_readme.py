@@ -37,10 +37,12 @@ EXAMPLES = {
     "training_log": "minimum YES",
     "edge_of_stability": "step 4000: first eigenvalue 10.0",
     "hugging_face_trainer": "step 60: loss",
+    "lightning_cnn": "step 90: loss",
 }
 """What each script in examples/ prints, among other things."""
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore::FutureWarning")  # of Lightning
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "examples").glob("*.py")))
 def test_the_examples_run_as_their_docstrings_say(name, tmp_path, capsys):
     path = ROOT / "examples" / f"{name}.py"
