@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from curvprobe.report import style
 from curvprobe.report.document import document
-from curvprobe.report.drawing import needed
+from curvprobe.report.drawing import inline, needed, specification
 
 if TYPE_CHECKING:
     from curvprobe.analysis.trajectory import Trajectory
@@ -22,7 +22,7 @@ def page(path: Trajectory, head: Sequence[str], rows: Sequence[Sequence[str]], f
     return document(
         "along_training",
         "charts",
-        {name: chart.properties(width=WIDTH, height=HEIGHT).to_dict(validate=False) for name, chart in drawn.items()},
+        {name: specification(chart.properties(width=WIDTH, height=HEIGHT)) for name, chart in drawn.items()},
         head=head,
         rows=rows,
         fitted=fitted,
@@ -53,14 +53,14 @@ def _dispersion(path: Trajectory) -> Any:
         legend=alt.Legend(orient="top"),
     )
     lines = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(inline(rows))
         .mark_line(point=True)
         .encode(x=_k(alt), y=y, color=hue, tooltip=["k:Q", "part:N", alt.Tooltip("V:Q", format=".3g")])
     )
-    errors = alt.Chart(alt.Data(values=bars)).mark_rule(color=style.WHOLE).encode(x=_k(alt), y="low:Q", y2="high")
+    errors = alt.Chart(inline(bars)).mark_rule(color=style.WHOLE).encode(x=_k(alt), y="low:Q", y2="high")
     drawn = [lines, errors]
     if all(math.isfinite(row["V"]) and row["V"] > 0 for row in law):
-        drawn.append(alt.Chart(alt.Data(values=law)).mark_line(strokeDash=[6, 4]).encode(x=_k(alt), y=y))
+        drawn.append(alt.Chart(inline(law)).mark_line(strokeDash=[6, 4]).encode(x=_k(alt), y=y))
     return alt.layer(*drawn)
 
 
@@ -74,7 +74,7 @@ def _increment(path: Trajectory) -> Any:
             top = high if math.isfinite(high) else expected.rms
             rows.append({"k": k, "rms": expected.rms, "low": max(low, expected.rms / 100), "high": top})
     y = alt.Y("rms:Q", title=f"{style.RMS} (rms)", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0~e"))
-    base = alt.Chart(alt.Data(values=rows)).encode(x=_k(alt))
+    base = alt.Chart(inline(rows)).encode(x=_k(alt))
     points = base.mark_line(point=True, color=style.WHOLE).encode(
         y=y, tooltip=["k:Q", *(alt.Tooltip(f"{name}:Q", format=".3g") for name in ("rms", "low", "high"))]
     )
@@ -87,7 +87,7 @@ def _overlap(path: Trajectory) -> Any:
     rows = [{"k": k, "share": share} for k, share in shares if math.isfinite(share)]
     scale = alt.Scale(domain=[0, 1])
     return (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(inline(rows))
         .mark_line(point=True, color=style.WHOLE)
         .encode(
             x=_k(alt),

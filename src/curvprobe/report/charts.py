@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from curvprobe.report import style
 from curvprobe.report.aggregates import Aggregates
-from curvprobe.report.drawing import needed
+from curvprobe.report.drawing import inline, needed, specification
 from curvprobe.report.landscape import Kind, landscape, measured
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ def charts(analysis: Analysis, found: Aggregates) -> dict[str, dict[str, Any]]:
     if analysis.spectrum.dim > 1:  # there is no plane of one direction
         kinds: tuple[Kind, ...] = ("risk", "change", *(("candidates",) if found.num_candidates > 1 else ()))
         drawn |= {kind: landscape(analysis, found, kind) for kind in kinds} | measured(analysis)
-    # Checking against the schema takes longer than all else here; the tests look at what a browser makes of them.
-    return {name: chart.to_dict(validate=False) for name, chart in drawn.items()}
+    return {name: specification(chart) for name, chart in drawn.items()}
 
 
 # ---- the criterion ---------------------------------------------------------------------------------------------------
@@ -66,7 +65,7 @@ def _params(alt: Any, analysis: Analysis) -> list[Any]:
 def _decay(analysis: Analysis, found: Aggregates) -> Any:
     """Root mean squares against the sample size, with the guide that falls as 1/k."""
     alt = needed()
-    base = alt.Chart(alt.Data(values=_rows(found))).transform_filter("datum.D == dim")
+    base = alt.Chart(inline(_rows(found))).transform_filter("datum.D == dim")
     for name, formula in PARTS:
         base = base.transform_calculate(**{name: formula})
     base = base.transform_calculate(
@@ -162,7 +161,7 @@ def _eigenvalues(analysis: Analysis) -> Any:
     if math.isfinite(space.next_eigenvalue):
         value = space.next_eigenvalue
         rows.append({"index": space.dim + 1, "eigenvalue": value, "low": value, "high": value, "which": style.NEXT})
-    base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("index:Q", title=style.INDEX, axis=alt.Axis(tickMinStep=1)))
+    base = alt.Chart(inline(rows)).encode(x=alt.X("index:Q", title=style.INDEX, axis=alt.Axis(tickMinStep=1)))
     kinds = [style.CERTIFIED, style.NOT_CERTIFIED, style.NEXT]
     points = base.mark_point(size=50, filled=True, opacity=1).encode(
         y=alt.Y("eigenvalue:Q", title=style.EIGENVALUE),
@@ -195,7 +194,7 @@ def _concentration(found: ConcentrationCurve) -> Any:
     hue = alt.Color(
         "directions:N", title=None, scale=alt.Scale(domain=names, range=[*style.MANY[: len(found.names)], "black"])
     )
-    base = alt.Chart(alt.Data(values=rows))
+    base = alt.Chart(inline(rows))
     lines = base.mark_line(point=True).encode(
         x=x,
         y=share,
@@ -226,12 +225,12 @@ def _validity(analysis: Analysis) -> Any:
     y = alt.Y("error:Q", title=style.ERROR, scale=alt.Scale(type="log"), axis=alt.Axis(format="~%"))
     hues = alt.Scale(domain=[judged, style.LOSS][: len(curves)], range=[style.WHOLE, style.MUTED])
     of = alt.Color("of:N", title=None, scale=hues, legend=alt.Legend(orient="top"))
-    base = alt.Chart(alt.Data(values=rows))
+    base = alt.Chart(inline(rows))
     shown = [alt.Tooltip("sigma_at:Q", format=".3g"), alt.Tooltip("error:Q", format=".2%"), "of:N", "verdict:N"]
     lines = base.mark_line(point=alt.OverlayMarkDef(size=40)).encode(x=x, y=y, color=of, tooltip=shown)
     bars = base.mark_rule().encode(x=x, y=alt.Y("low:Q"), y2="high", color=of)
-    bound = alt.Chart(alt.Data(values=[{"error": found.threshold}])).mark_rule(strokeDash=[4, 3])
-    here = alt.Chart(alt.Data(values=[{"sigma_at": analysis.sigma}])).mark_rule(color=style.ACCENT)
+    bound = alt.Chart(inline([{"error": found.threshold}])).mark_rule(strokeDash=[4, 3])
+    here = alt.Chart(inline([{"sigma_at": analysis.sigma}])).mark_rule(color=style.ACCENT)
     first, last = (float(found.sigmas[i]) for i in (0, -1))
     shades = _shaded(alt, analysis, style.MUTED, min(first, analysis.sigma) / 3, 1.5 * max(last, analysis.sigma))
     return alt.layer(shades, bound.encode(y="error:Q"), here.encode(x="sigma_at:Q"), bars, lines).properties(
@@ -247,7 +246,7 @@ def _shaded(alt: Any, analysis: Analysis, color: str, low: float, high: float) -
         if verdict != "valid"
     ]
     return (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(inline(rows))
         .mark_rect(color=color)
         .encode(
             x=alt.X("from:Q", scale=alt.Scale(type="log", domain=[low, high], nice=False)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from curvprobe.report.aggregates import PLANE, Aggregates
-from curvprobe.report.drawing import needed
+from curvprobe.report.drawing import inline, needed
 from curvprobe.report.style import ACCENT
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _grid(alt: Any, analysis: Analysis, values: Tensor, scale: Any, description:
         for j, a in enumerate(x.tolist())
         if bool(values[i, j].isfinite())
     ]
-    chart = alt.Chart(alt.Data(values=rows)).transform_calculate(left=f"datum.x - {half}", low=f"datum.y - {half}")
+    chart = alt.Chart(inline(rows)).transform_calculate(left=f"datum.x - {half}", low=f"datum.y - {half}")
     ends = [float(x[0]) - half, float(x[-1]) + half]
     ground = _cells(alt, chart, 2 * half, ends, scale, "eigenvector")
     chart = alt.layer(ground, *_marks(alt)).add_params(alt.param(name="sigma", value=analysis.sigma))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from curvprobe.report import style
 from curvprobe.report.document import document
-from curvprobe.report.drawing import needed
+from curvprobe.report.drawing import inline, needed, specification
 
 if TYPE_CHECKING:
     from curvprobe.analysis.comparison import Comparison
@@ -29,7 +29,7 @@ def page(comparison: Comparison, head: Sequence[str], *, title: str = "") -> str
     return document(
         "side_by_side",
         "charts",
-        {name: chart.properties(width=WIDTH, height=HEIGHT).to_dict(validate=False) for name, chart in drawn.items()},
+        {name: specification(chart.properties(width=WIDTH, height=HEIGHT)) for name, chart in drawn.items()},
         comparison=comparison,
         head=head,
         title=title or ", ".join(run.name for run in comparison.runs),
@@ -63,7 +63,7 @@ def _sizes(comparison: Comparison) -> Any:
             if math.isfinite(value) and value > 0:
                 top = high if math.isfinite(high) else value
                 rows.append({"run": label, "what": what, "rms": value, "low": max(low, value / 100), "high": top})
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = alt.Chart(inline(rows)).encode(
         y=alt.Y("run:N", title=None, sort=_labels(comparison)), color=_hue(alt, comparison)
     )
     x = alt.X("rms:Q", title="rms, loss units", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0~e"))
@@ -103,7 +103,7 @@ def _lines(
     scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
     axis = alt.Axis(format=".0~e") if log else alt.Axis(format=".3~g")
     return (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(inline(rows))
         .mark_line(point=alt.OverlayMarkDef(size=20))
         .encode(
             x=alt.X(f"{x}:Q", title=x_title, scale=scale, axis=alt.Axis(format="d", tickMinStep=1)),
@@ -122,7 +122,7 @@ def _overlaps(comparison: Comparison) -> Any:
         for i, row in enumerate(comparison.overlaps)
         for j, share in enumerate(row)
     ]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = alt.Chart(inline(rows)).encode(
         x=alt.X("other:N", title=None, sort=labels, axis=alt.Axis(labelAngle=0)),
         y=alt.Y("run:N", title=None, sort=labels),
     )
