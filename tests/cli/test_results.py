@@ -4,9 +4,11 @@ import json
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 import curvprobe as cp
 from curvprobe.cli import formats
+from curvprobe.cli.loading import pictures_of
 from tests.cli.test_cli import invoke
 
 
@@ -113,3 +115,29 @@ def test_junit_where_nothing_can_be_written(tmp_path):
 
 def replace_finding(text):
     return cp.Answer("model", (text,), None, "", (), "", "")
+
+
+def test_inputs_that_are_images_are_shown():
+    images, labels = torch.rand(5, 3, 4, 4), torch.zeros(5)
+    model = torch.nn.Linear(1, 1)
+    for candidates in ((images, labels), images, {"label": labels, "pixel_values": images}):
+        assert pictures_of(cp.Task(model, cp.losses.mse, None, candidates)) is images
+    for candidates in (None, (labels, labels), torch.rand(5, 7, 4, 4), [images]):
+        assert pictures_of(cp.Task(model, cp.losses.mse, None, candidates)) is None
+    given = torch.rand(5, 2, 2)
+    assert pictures_of(cp.Task(model, cp.losses.mse, None, images, pictures=given)) is given
+
+
+def test_names_and_pictures_that_are_not_as_many_are_refused_before_the_work(tmp_path):
+    path = tmp_path / "named.py"
+    path.write_text(
+        "import curvprobe as cp, torch\n"
+        "def task():\n"
+        "    x = torch.rand(9, 2)\n"
+        "    loss, model = cp.losses.mse, torch.nn.Linear(2, 1)\n"
+        "    return cp.Task(model, loss, (x[:6], x[:6, :1]), (x[6:], x[6:, :1]), names=['a'])\n"
+    )
+    result = invoke("run", f"{path}:task", "--dim", 1, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "the task has 1 names for 3 candidates; expected as many" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()

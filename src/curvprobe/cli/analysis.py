@@ -19,7 +19,7 @@ from curvprobe.analysis.result import REPORT, Analysis
 from curvprobe.analysis.table import sections
 from curvprobe.cli.app import app
 from curvprobe.cli.formats import ReportFormat, workflow_commands, write_junit
-from curvprobe.cli.loading import candidates_of, sample_of, sigma_of, stages_of, task_with
+from curvprobe.cli.loading import candidates_of, pictures_of, sample_of, sigma_of, stages_of, task_with
 from curvprobe.cli.messages import plain_errors, saved, say, show_sections, tell
 from curvprobe.cli.options import (
     AllowOverlap,
@@ -278,7 +278,7 @@ def _print(analysis: Analysis, task: Task, shown: Shown, out: Path, *, quick: bo
 
         return save_figures(analysis, out)
 
-    named = {} if task.candidates is None else {"names": task.names, "pictures": task.pictures}
+    named = {} if task.candidates is None else {"names": task.names, "pictures": pictures_of(task)}
     writable = Store.at(out).writable  # a finished run may be read where nothing can be added
     count = len(saved(figures)) // 2 if writable else 0
     reported = shown.report and writable and _reported(lambda: analysis.to_html(out / REPORT, **named))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
+
+from torch import Tensor
 
 from curvprobe.cli.options import Work, as_bytes
 from curvprobe.errors import ArgumentError
@@ -38,6 +41,16 @@ def candidates_of(task: Task, risk: EmpiricalRisk) -> EmpiricalRisk | None:
         if given is not None and len(given) != len(candidates):
             raise ArgumentError(f"the task has {len(given)} {name} for {len(candidates)} candidates; expected as many")
     return candidates
+
+
+def pictures_of(task: Task) -> Any:
+    """The candidates' pictures: as the task says, or its inputs where these are images of one channel or three."""
+    data = task.candidates
+    if task.pictures is not None or data is None:
+        return task.pictures
+    parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, tuple) else (data,)
+    images = (part for part in parts if isinstance(part, Tensor) and part.dim() == 4 and part.shape[1] in (1, 3))
+    return next(images, None)
 
 
 def sigma_of(text: str) -> float | Literal["auto"]:
