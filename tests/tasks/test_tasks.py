@@ -104,3 +104,22 @@ def test_text_eigenpairs_are_those_of_scipy_on_double_backward(text_task):
     assert subspace.eigenvalues.numpy() == pytest.approx(expected[::-1], rel=1e-6)
     overlaps = subspace.basis.T @ torch.as_tensor(vectors.copy())
     assert float(overlaps.square().sum()) == pytest.approx(dim, abs=1e-4)
+
+
+def test_the_candidates_of_a_text_are_called_by_their_beginnings():
+    from curvprobe.tasks.text import SHOWN, text
+
+    task = text(steps=1, candidates=3, num_layers=1, hidden_size=32, intermediate_size=64)
+    assert len(task.names) == len(task.candidates) == 3
+    for name in task.names:
+        assert 0 < len(name) <= SHOWN
+        assert name == " ".join(name.split(" "))
+        assert any(word.isalpha() and len(word) > 2 for word in name.split())
+
+
+def test_the_candidates_of_the_digits_are_called_by_their_labels():
+    from curvprobe.tasks.digits import digits
+
+    task = digits(1790, hidden=(4,), rounds=1)
+    assert task.names == [f"{j}: a {label}" for j, label in enumerate(task.candidates[1].tolist())]
+    assert task.pictures.flatten(1).equal(task.candidates[0])

@@ -17,6 +17,9 @@ from curvprobe.tasks.trained import load_or_train
 
 VOCABULARY, CONTEXT = 2048, 128
 
+SHOWN = 60
+"""Characters of a candidate by which the report calls it."""
+
 
 def text(
     k: int = 16,
@@ -45,7 +48,9 @@ def text(
         seed: of the order of the sequences and the initial weights.
         cache: file that keeps the trained weights.
     """
-    sequences = help_topics()
+    documents = _topics()
+    tokenizer = byte_pairs(documents, VOCABULARY)
+    sequences = _sequences(tokenizer, documents, CONTEXT)
     order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed), device="cpu")
     sequences = sequences[order]
     held_out = len(sequences) // 10
@@ -69,6 +74,7 @@ def text(
         loss=losses.causal_lm,
         data=training[:k],
         candidates=rest[:candidates],
+        names=[" ".join(passage.split())[:SHOWN] for passage in tokenizer.decode_batch(rest[:candidates].tolist())],
         description=f"text: a NanoChat of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters after "
         f"{steps} steps on Python's help topics; {k} training sequences of {CONTEXT} tokens, {candidates} held out",
     )
@@ -76,19 +82,32 @@ def text(
 
 def help_topics(vocabulary: int = VOCABULARY, context: int = CONTEXT) -> Tensor:
     """The help topics of Python as token sequences (n, context)."""
+    return token_sequences(_topics(), vocabulary, context)
+
+
+def _topics() -> list[str]:
     from pydoc_data.topics import topics
 
-    return token_sequences([topics[name] for name in sorted(topics)], vocabulary, context)
+    return [topics[name] for name in sorted(topics)]
 
 
 def token_sequences(documents: Sequence[str], vocabulary: int, context: int) -> Tensor:
     """Documents as token sequences (n, context), of a byte-pair encoding trained on them."""
+    return _sequences(byte_pairs(documents, vocabulary), documents, context)
+
+
+def byte_pairs(documents: Sequence[str], vocabulary: int) -> Any:
+    """A byte-pair encoding of so many tokens, trained on the documents."""
     try:
         from tokenizers import ByteLevelBPETokenizer
     except ImportError as error:
         raise MissingExtraError("text needs transformers and tokenizers: pip install 'curvprobe[text]'") from error
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(documents, vocab_size=vocabulary, show_progress=False)
+    return tokenizer
+
+
+def _sequences(tokenizer: Any, documents: Sequence[str], context: int) -> Tensor:
     tokens = torch.tensor(tokenizer.encode("\n\n".join(documents)).ids, device="cpu")
     count = len(tokens) // context
     return tokens[: count * context].view(count, context)
