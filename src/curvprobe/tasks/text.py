@@ -48,11 +48,8 @@ def text(
         seed: of the order of the sequences and the initial weights.
         cache: file that keeps the trained weights.
     """
-    documents = _topics()
-    tokenizer = byte_pairs(documents, VOCABULARY)
-    sequences = _sequences(tokenizer, documents, CONTEXT)
-    order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed), device="cpu")
-    sequences = sequences[order]
+    tokenizer, sequences = _encoded(_topics(), VOCABULARY, CONTEXT)
+    sequences = sequences[torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed), device="cpu")]
     held_out = len(sequences) // 10
     training, rest = sequences[:-held_out], sequences[-held_out:]
     if not 1 <= k <= len(training):
@@ -93,24 +90,20 @@ def _topics() -> list[str]:
 
 def token_sequences(documents: Sequence[str], vocabulary: int, context: int) -> Tensor:
     """Documents as token sequences (n, context), of a byte-pair encoding trained on them."""
-    return _sequences(byte_pairs(documents, vocabulary), documents, context)
+    return _encoded(documents, vocabulary, context)[1]
 
 
-def byte_pairs(documents: Sequence[str], vocabulary: int) -> Any:
-    """A byte-pair encoding of so many tokens, trained on the documents."""
+def _encoded(documents: Sequence[str], vocabulary: int, context: int) -> tuple[Any, Tensor]:
+    """The encoding, and the sequences."""
     try:
         from tokenizers import ByteLevelBPETokenizer
     except ImportError as error:
         raise MissingExtraError("text needs transformers and tokenizers: pip install 'curvprobe[text]'") from error
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(documents, vocab_size=vocabulary, show_progress=False)
-    return tokenizer
-
-
-def _sequences(tokenizer: Any, documents: Sequence[str], context: int) -> Tensor:
     tokens = torch.tensor(tokenizer.encode("\n\n".join(documents)).ids, device="cpu")
     count = len(tokens) // context
-    return tokens[: count * context].view(count, context)
+    return tokenizer, tokens[: count * context].view(count, context)
 
 
 def nanochat(
