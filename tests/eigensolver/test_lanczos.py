@@ -377,15 +377,3 @@ def test_a_lean_basis_finds_copies_too(spectrum):
 def test_starts_and_bases_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         solve(torch.eye(7, dtype=torch.float64), **{"dim": 2, **options})
-
-
-def test_without_the_search_residuals_are_certified_and_copies_are_not_looked_for():
-    diagonal = torch.linspace(10.0, 1.0, 200, dtype=torch.float64)
-    options = {"dim": 3, "tol": 1e-6, "dtype": torch.float64}
-    whole = cp.lanczos(lambda block: diagonal[:, None] * block, 200, **options)
-    quick = cp.lanczos(lambda block: diagonal[:, None] * block, 200, search=False, **options)
-    assert torch.allclose(quick.eigenvalues, diagonal[:3], rtol=1e-9)
-    assert bool(quick.converged.all())
-    assert bool((quick.residuals < 1e-6).all())
-    assert quick.num_search_matvecs == 0
-    assert quick.num_matvecs == whole.num_matvecs - whole.num_search_matvecs

@@ -41,8 +41,7 @@ class Monitor:
 
     A call looks at the weights as they are then: it takes the model in eval mode on a fixed small sample, and leaves
     weights, gradients, buffers, modes and random generators as they were. It starts from the last eigenspace, so that
-    it takes few products where little has changed, and stops at a budget with what it then knows. Copies of repeated
-    eigenvalues are searched for at the first call alone: later ones certify the residuals, not that none was passed by.
+    it takes few products where little has changed, and stops at a budget with what it then knows.
 
     Args:
         loss, data, params, collate_fn, forward, microbatch_size, memory_budget: as of :class:`EmpiricalRisk`. The
@@ -208,7 +207,11 @@ class Monitor:
         return room if budget is None else max(self._dim + 2, min(room, budget - 1)), 1
 
     def _solved(self, risk: EmpiricalRisk, budget: int | None, which: Which, last: Eigenpairs | None) -> Eigenpairs:
-        """The eigenpairs; copies of repeated eigenvalues are searched for at the first call alone."""
+        """The eigenpairs, from those of the last call on.
+
+        The search for missed ones is part of every call: an eigenvector of the last may still be one, to any accuracy,
+        when another has overtaken it, and nothing but the search would see that.
+        """
         dim = self._dim if which == "algebraic" else 1
         slim, basis_size, device = plan_memory(risk, dim)
         matrix = CurvatureMatrix(slim, "hessian", False)
@@ -226,7 +229,6 @@ class Monitor:
                 device=device,
                 start=None if last is None else last.vectors,
                 basis_size=basis_size,
-                search=last is None,
             )
 
     def _trace(self, matrix: CurvatureMatrix, risk: EmpiricalRisk) -> dict[str, float]:

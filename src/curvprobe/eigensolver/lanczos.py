@@ -81,7 +81,6 @@ def lanczos(
     start: Tensor | None = None,
     basis_size: int | None = None,
     checkpoint: Checkpoint | None = None,
-    search: bool = True,
 ) -> Eigenpairs:
     r"""Extreme eigenpairs of a symmetric matrix A by thick-restart Lanczos.
 
@@ -101,7 +100,6 @@ def lanczos(
         basis_size: vectors held, at least ``dim + 10``; None is ``ceil(1.5 dim) + 10``.
         checkpoint: file that keeps the state from time to time, when the budget ends and when the computation is
             interrupted; it is continued from there, and the file removed when all is done.
-        search: for missed copies. Without, ``converged`` tells of the residuals alone, not that none was passed over.
 
     Returns:
         The eigenpairs with residuals and flags. When the budget ends first, the best pairs so far, and a
@@ -136,7 +134,7 @@ def lanczos(
         if not 1 <= start.shape[1] <= capacity or not bool(start.isfinite().all()):
             raise ArgumentError(f"start has {start.shape[1]} columns; expected 1 to {capacity}, all finite")
     basis = KrylovBasis(matmul, num_params, capacity, seed, dtype, torch.device(device))
-    solver = _Solver(basis, Wanted(dim, which, tol, search), budget, seed, Saver(checkpoint))
+    solver = _Solver(basis, Wanted(dim, which, tol), budget, seed, Saver(checkpoint))
     with freed_memory_kept(), progress.bar("eigenspace (products)") as advance:
         return solver.run(start, advance)
 
@@ -173,7 +171,7 @@ class _Solver:
                     self.saver.now(basis)
                     return self.finish(residuals, settled=False)
                 residuals = self.certify(advance)
-                self.searched = basis.spans_everything or not self.wanted.copies
+                self.searched = basis.spans_everything
                 self.set_aside(residuals)
                 if self.searched or not self.search(self.budget - reserve, advance):
                     break

@@ -44,15 +44,11 @@ def check_wanted(num_params: int, dim: int, which: Which, tol: float) -> None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The first ``dim`` eigenpairs by ``which``, to a tolerance relative to the first eigenvalue.
-
-    Copies of repeated eigenvalues are searched for unless that was not asked for.
-    """
+    """The first ``dim`` eigenpairs by ``which``, to a tolerance relative to the first eigenvalue."""
 
     dim: int
     which: Which
     tol: float
-    copies: bool = True
 
     def merit(self, values: Tensor) -> Tensor:
         """A number for each eigenvalue that is the larger the more it is wanted."""
