@@ -40,8 +40,8 @@ class Monitor:
     """Curvature and stability of a model in training, as flat numbers for a logger.
 
     A call looks at the weights as they are then: it takes the model in eval mode on a fixed small sample, and leaves
-    weights, gradients, buffers, modes and random generators as they were. It starts from the last eigenspace, so that
-    it takes few products where little has changed, and stops at a budget with what it then knows.
+    weights, gradients, buffers, modes and random generators as they were. It starts from the last eigenspace,
+    searches for what has overtaken it, and stops at a budget with what it then knows.
 
     Args:
         loss, data, params, collate_fn, forward, microbatch_size, memory_budget: as of :class:`EmpiricalRisk`. The
