@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from curvprobe.errors import ArgumentError
+from curvprobe.risk.frozen import Raised
 from curvprobe.runtime.memory import free_bytes
 
 PEAK_OVER_SAVED = 2.5
@@ -80,20 +81,26 @@ def compilers_held() -> AbstractContextManager[Any]:
 
 
 class SavedBytes(saved_tensors_hooks):
-    """Counts the bytes that autograd saves in a block, the model's own tensors left out, each storage once."""
+    """Counts the bytes that autograd saves in a block, the model's own tensors left out, each storage once.
 
-    def __init__(self, own: Iterable[Tensor]) -> None:
+    What is ``raised`` in use is not saved either.
+    """
+
+    def __init__(self, own: Iterable[Tensor], raised: Raised) -> None:
         self.total = 0
         known = {tensor.untyped_storage().data_ptr() for tensor in own}
 
-        def pack(tensor: Tensor) -> Tensor:
+        def pack(tensor: Tensor) -> Any:
+            kept = raised.pack(tensor)
+            if kept is not tensor:
+                return kept
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in known:
                 known.add(storage.data_ptr())
                 self.total += storage.nbytes()
             return tensor
 
-        super().__init__(pack, lambda tensor: tensor)
+        super().__init__(pack, raised.unpack)
 
 
 def check_budget(budget: Any) -> None:

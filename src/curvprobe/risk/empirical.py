@@ -35,7 +35,8 @@ class EmpiricalRisk:
     The weights of the model are copied when the risk is made: :math:`w^*` stays what it was when training goes on.
     Every pass runs in the train/eval mode the model had then, under the math attention kernel (fused attention has
     no second derivative) and without autocast, and leaves the model's weights, buffers, gradients, flags and mode
-    and all random number generators as it found them. Parameters below float32 are raised to float32.
+    and all random number generators as it found them. Parameters below float32 are raised to float32. Frozen ones
+    (``requires_grad=False``) are not copied, and raised only in use: a risk refuses to go on where they change.
 
     Args:
         model: a deterministic module, usually in eval mode. A wrapper of torch.compile, DataParallel or
@@ -46,7 +47,8 @@ class EmpiricalRisk:
             given to the model as ``model(batch)`` (tensor), ``model(batch[0])`` (tuple), or as keyword arguments
             (mapping: the entries that ``forward`` accepts, never labels, targets or weights). A mapping of any kind is
             given as a plain dict.
-        params: None (all with ``requires_grad``), a predicate on the parameter name, or name patterns (``*``).
+        params: None (all with ``requires_grad``), a predicate on the parameter name, name patterns (``*``), or one of
+            "lora", "last-block", "no-embeddings" and "head".
         microbatch_size: examples in one pass; None takes as many as half of the memory budget allows. Larger is
             faster, and a sample that fits in one microbatch is differentiated only once for all its products.
         collate_fn: turns a list of the dataset's items into a batch; None is PyTorch's default.

@@ -69,7 +69,9 @@ def before_head(model: nn.Module, batch: Any) -> Unprojected:
             f"{type(model).__name__} applies its head {len(taken)} times, or does something to the logits behind it; "
             "expected one use, and nothing but final_logit_softcapping: leave out forward=before_head"
         )
-    return Unprojected(taken[0], head.weight, head.bias, softcap)
+    weight, bias = (None if p is None else p.to(taken[0].dtype) for p in (head.weight, head.bias))
+    assert weight is not None
+    return Unprojected(taken[0], weight, bias, softcap)
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeError, CannotProbeTypeError
+from curvprobe.risk.frozen import Frozen, is_lower
+from curvprobe.risk.presets import PRESETS, preset_parameters
 
-Selection = Callable[[str], bool] | Sequence[str] | None
-"""None (every trainable parameter), a predicate on the name, or a list of names and ``*`` patterns."""
+Selection = Callable[[str], bool] | Sequence[str] | str | None
+"""None (every trainable parameter), a predicate on the name, a list of names and ``*`` patterns, or a preset."""
 
 
 def select_parameters(model: nn.Module, selection: Selection) -> list[str]:
@@ -37,9 +40,7 @@ def select_parameters(model: nn.Module, selection: Selection) -> list[str]:
     if selection is None:
         return list(trainable)
     if isinstance(selection, str):
-        raise ArgumentTypeError(
-            f"params is the string {selection!r}; expected a list of names or patterns: [{selection!r}]"
-        )
+        return _preset(model, selection, {names[0]: key for key, names in aliases.items()}, trainable)
     if callable(selection):
         chosen = [first for first, names in trainable.items() if any(selection(name) for name in names)]
         if not chosen:
@@ -47,6 +48,22 @@ def select_parameters(model: nn.Module, selection: Selection) -> list[str]:
         return chosen
     every_name = [name for names in aliases.values() for name in names]
     return _matched(selection, trainable, every_name)
+
+
+def _preset(model: nn.Module, selection: str, identities: dict[str, int], trainable: Iterable[str]) -> list[str]:
+    """First names of the trainable parameters that a preset stands for."""
+    if selection not in PRESETS:
+        raise ArgumentTypeError(
+            f"params is the string {selection!r}; expected a list of names or patterns: [{selection!r}], or one of "
+            + ", ".join(map(repr, PRESETS))
+        )
+    meant = preset_parameters(model, selection)
+    chosen = [name for name in trainable if identities[name] in meant]
+    if not chosen:
+        raise ArgumentError(
+            f"params is {selection!r}, whose parameters are all frozen; call requires_grad_(True) on those to probe"
+        )
+    return chosen
 
 
 def _matched(selection: object, trainable: dict[str, list[str]], every_name: list[str]) -> list[str]:
@@ -81,14 +98,21 @@ def _some(names: Sequence[str] | dict[str, list[str]]) -> str:
 
 @dataclass(frozen=True)
 class State:
-    """Copies of a model's probed parameters, its other parameters and its buffers, by name; none below float32.
+    """A model's probed parameters, its other parameters and its buffers, by name.
 
-    ``dtype`` and ``device`` are those of the probed parameters, ``upcast_from`` the lower types that were raised.
+    Attributes:
+        probed: copies, none below float32.
+        kept: the other parameters, in their own types: frozen ones where they lie, copies of those that might train.
+        buffers: copies, none below float32.
+        frozen: those of the kept ones that are not copied.
+        dtype, device: of the probed parameters.
+        upcast_from: lower types that are raised.
     """
 
     probed: dict[str, Tensor]
     kept: dict[str, Tensor]
     buffers: dict[str, Tensor]
+    frozen: Frozen
     dtype: torch.dtype
     device: torch.device
     upcast_from: tuple[str, ...]
@@ -98,14 +122,19 @@ class State:
         """All of them, by name."""
         return {**self.kept, **self.buffers, **self.probed}
 
+    @cached_property
+    def has_lower(self) -> bool:
+        """Whether a kept parameter is to be raised where it is used."""
+        return any(is_lower(tensor, self.dtype) for tensor in self.kept.values())
+
     def in_double(self) -> State:
-        """The same in float64."""
+        """The same in float64; what is not probed is raised where it is used."""
         with torch.inference_mode(False):
-            probed, kept, buffers = (
+            probed, buffers = (
                 {name: t.double() if t.is_floating_point() else t for name, t in part.items()}
-                for part in (self.probed, self.kept, self.buffers)
+                for part in (self.probed, self.buffers)
             )
-        return State(probed, kept, buffers, torch.float64, self.device, self.upcast_from)
+        return replace(self, probed=probed, buffers=buffers, dtype=torch.float64)
 
 
 def copy_state(model: nn.Module, names: Sequence[str]) -> State:
@@ -113,11 +142,10 @@ def copy_state(model: nn.Module, names: Sequence[str]) -> State:
     with torch.inference_mode(False), torch.no_grad():
         params = dict(model.named_parameters())
         probed = {name: upcast(params[name].detach()).clone() for name in names}
-        kept = {
-            name: upcast(p.detach()).clone()
-            for name, p in params.items()
-            if name not in probed and not _is_more_than_a_tensor(p)
-        }
+        others = {name: p for name, p in params.items() if name not in probed and not _is_more_than_a_tensor(p)}
+        moving = _changed_by_forward(model)
+        frozen = {name: p.detach() for name, p in others.items() if _stays(p) and id(p) not in moving}
+        kept = {name: frozen[name] if name in frozen else p.detach().clone() for name, p in others.items()}
         buffers = {name: upcast(b.detach()).clone() for name, b in model.named_buffers()}
     dtypes, devices = ({getattr(p, of) for p in probed.values()} for of in ("dtype", "device"))
     if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
@@ -127,7 +155,19 @@ def copy_state(model: nn.Module, names: Sequence[str]) -> State:
     if len(devices) > 1 or next(iter(devices)).type == "meta":
         raise CannotProbeError(f"the probed parameters are on {sorted(map(str, devices))}; expected one real device")
     raised = {str(p.dtype) for p in params.values() if _is_low(p)}
-    return State(probed, kept, buffers, next(iter(dtypes)), next(iter(devices)), tuple(sorted(raised)))
+    dtype, device = next(iter(dtypes)), next(iter(devices))
+    return State(probed, kept, buffers, Frozen.of(frozen), dtype, device, tuple(sorted(raised)))
+
+
+def _stays(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is what no optimizer changes, and tells when it is changed."""
+    return not parameter.requires_grad and not parameter.is_inference() and not parameter.is_meta
+
+
+def _changed_by_forward(model: nn.Module) -> set[int]:
+    """Identities of the embeddings' weights that a forward pass cuts to their largest norm, in place."""
+    embeddings = (part for part in model.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
+    return {id(part.weight) for part in embeddings if part.max_norm is not None}
 
 
 def _is_more_than_a_tensor(parameter: nn.Parameter) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from curvprobe.errors import ArgumentError
 from curvprobe.losses import Loss
@@ -17,6 +18,7 @@ from curvprobe.risk.calling import Forward, Scope, call, check_gradients, check_
 from curvprobe.risk.contract import split_loss
 from curvprobe.risk.examples import Batch
 from curvprobe.risk.fast_paths import FastPaths
+from curvprobe.risk.frozen import Raised, RaisedInUse
 from curvprobe.risk.parameters import Selection, State, copy_state, select_parameters
 from curvprobe.risk.sample import Microbatch
 from curvprobe.risk.undisturbed import undisturbed
@@ -25,6 +27,8 @@ from curvprobe.risk.undisturbed import undisturbed
 @dataclass(frozen=True, eq=False)
 class ProbedModel:
     """A model, its loss and copies of its weights: neither further training nor an in-place layer reaches these.
+
+    Frozen parameters are not copied; that they have changed is noticed, and refused.
 
     Attributes:
         module: evaluated in the train/eval modes of ``modes``.
@@ -96,9 +100,22 @@ class ProbedModel:
         alike = self.names == other.names and mine.keys() == theirs.keys()
         return alike and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
-    def undisturbed(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
         """A block in which it may be evaluated, and after which nothing about it or the RNGs has changed."""
-        return undisturbed(self.module, self.modes, self.device, self._paddings[1])
+        self.state.frozen.check()
+        with undisturbed(self.module, self.modes, self.device, self._paddings[1]), self._lean_graphs():
+            yield
+        self.state.frozen.check()
+
+    def _lean_graphs(self) -> AbstractContextManager[Any]:
+        """A block in which autograd saves no copy of a parameter that is raised in use."""
+        return saved_tensors_hooks(self.raised.pack, self.raised.unpack) if self.state.has_lower else nullcontext()
+
+    @cached_property
+    def raised(self) -> Raised:
+        """Parameters that are not probed, in the type of those that are."""
+        return Raised(self.dtype)
 
     @cached_property
     def _scope(self) -> Scope:
@@ -147,7 +164,9 @@ class ProbedModel:
         """What ``function(module)`` returns while the module has these parameters."""
         state = self.state
         buffers = {name: b.clone() for name, b in state.buffers.items()}
-        return self._scope.run({**state.kept, **buffers, **params}, function)
+        tensors = {**state.kept, **buffers, **params}
+        with RaisedInUse(tensors, self.raised) if state.has_lower else nullcontext():
+            return self._scope.run(tensors, function)
 
     def call(self, module: nn.Module, batch: Batch) -> Any:
         """What the module returns for a batch, called by convention or as the user says."""

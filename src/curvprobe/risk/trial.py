@@ -108,7 +108,7 @@ def check_behaviour(model: ProbedModel, sample: Sample, first: Tried, room: int 
 def measure(model: ProbedModel, sample: Sample, leaves: dict[str, Tensor]) -> tuple[Footprint, list[Tensor]]:
     """What an example takes, and the gradient of the first one's loss at ``leaves``."""
     first, activation, slopes = sample.read(0, 1), 0, list[Tensor]()
-    kept = SavedBytes([*leaves.values(), *model.state.kept.values()])
+    kept = SavedBytes([*leaves.values(), *model.state.kept.values()], model.raised)
     operations = Operations()  # type: ignore[no-untyped-call]
     with kept, contextlib.suppress(RuntimeError):  # an operation without a second derivative is refused later
         with operations, compilers_held():

@@ -1,0 +1,120 @@
+"""Parameters that are not probed and cannot train: read where they lie, and raised to the probed ones' type in use.
+
+A base of billions of weights under a small adapter is neither copied nor converted as a whole. What is raised lives for
+one operation; autograd is given the way back to the low tensor instead of the raised one.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from curvprobe.errors import CannotProbeError
+
+SAMPLED = 16
+"""Numbers of a frozen tensor by which a change shows that left its version as it was (one through ``.data``)."""
+
+_TENSORS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
+"""Attributes of a tensor that hold its numbers."""
+
+
+def is_lower(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor's floating-point precision is lower than that of a type."""
+    return tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < torch.finfo(dtype).bits
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """Frozen tensors by name, and what they were like when they were first seen."""
+
+    tensors: Mapping[str, Tensor]
+    versions: tuple[int, ...]
+    sampled: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Frozen:
+        """As they are now."""
+        return cls(tensors, tuple(t._version for t in tensors.values()), tuple(map(_sample, tensors.values())))
+
+    def check(self) -> None:
+        """Refuse to go on where one has changed: it is not the model any more that was probed."""
+        for (name, tensor), version, sampled in zip(self.tensors.items(), self.versions, self.sampled, strict=True):
+            if tensor._version != version or not torch.equal(_sample(tensor), sampled):
+                raise CannotProbeError(
+                    f"the frozen parameter {name} has changed since the risk was made, and frozen parameters are not "
+                    "copied; make the risk again, or make it of copy.deepcopy(model)"
+                )
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """A few of a tensor's numbers, as a copy."""
+    flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()[:SAMPLED]
+    return flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].clone()
+
+
+class Raised:
+    """Low tensors as those of a higher type, made where they are used.
+
+    While :meth:`pack` and :meth:`unpack` are autograd's hooks, it keeps no raised tensor: it makes it again.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._low: dict[int, Tensor] = {}
+
+    def of(self, low: Tensor) -> Tensor:
+        """The tensor in the higher type."""
+        raised = low.to(self.dtype)
+        storage = raised.untyped_storage()
+        self._alive[storage.data_ptr()], self._low[storage.data_ptr()] = storage, low
+        return raised
+
+    def pack(self, tensor: Tensor) -> Any:
+        """What autograd keeps of a tensor: where a raised one comes from, or the tensor."""
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()
+        if self._alive.get(place) is not storage:  # an address is used again once what lay there is gone
+            return tensor
+        return self._low[place].detach(), tensor.size(), tensor.stride(), tensor.storage_offset()
+
+    def unpack(self, kept: Any) -> Tensor:
+        """The tensor again."""
+        if isinstance(kept, Tensor):
+            return kept
+        low, *view = kept
+        return self.of(low).as_strided(*view)
+
+
+class RaisedInUse(TorchFunctionMode):
+    """While it lasts, every operation that is given one of some low tensors is given it raised."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], raised: Raised) -> None:
+        super().__init__()
+        self.raised = raised
+        self.low = {id(tensor): tensor for tensor in tensors.values() if is_lower(tensor, raised.dtype)}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operation itself; a tensor says that it is of the higher type."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "__get__" and func.__self__.__name__ not in _TENSORS:
+            is_type = func.__self__.__name__ == "dtype" and id(args[0]) in self.low
+            return self.raised.dtype if is_type else func(*args, **kwargs)
+        if func is functional.embedding:  # rows first: a table is large, and few of them are used
+            rows = func(*args, **kwargs)
+            return rows.to(self.raised.dtype) if is_lower(rows, self.raised.dtype) else rows
+        return func(*self._lifted(args), **{name: self._lifted(value) for name, value in kwargs.items()})
+
+    def _lifted(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.raised.of(value) if id(value) in self.low else value
+        if type(value) in (list, tuple):
+            return type(value)(self._lifted(part) for part in value)
+        return value
