@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 FILES = [path for folder in ("src", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
 
-LONGER = {"analyze": 60, "assemble": 45, "_seen": 50, "demo": 60, "run": 60, "surface": 50}
+LONGER = {"analyze": 60, "assemble": 45, "_seen": 50, "demo": 60, "run": 65, "plan": 45, "surface": 50}
 """Lines of a function that may have more than 40: the list of stages, of a result's fields, of a command's options."""
 
 

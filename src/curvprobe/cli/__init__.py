@@ -5,11 +5,11 @@ Imports everything; nothing imports it.
 
 import sys
 
-from curvprobe.cli import analysis, experiment, plan, results, surface
+from curvprobe.cli import analysis, experiment, plan, results, surface, trajectory
 from curvprobe.cli.app import app
 from curvprobe.runtime.memory import freed_memory_kept
 
-__all__ = ["analysis", "app", "experiment", "main", "plan", "results", "surface"]
+__all__ = ["analysis", "app", "experiment", "main", "plan", "results", "surface", "trajectory"]
 
 
 def main() -> None:

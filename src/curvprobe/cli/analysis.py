@@ -1,9 +1,7 @@
-"""demo, run and trajectory: arguments to :func:`curvprobe.analyze` and :func:`curvprobe.trajectory`."""
+"""demo, run and doctor: arguments to :func:`curvprobe.analyze` and :func:`curvprobe.examine`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,19 +17,22 @@ from curvprobe.analysis.result import REPORT, Analysis
 from curvprobe.analysis.table import sections
 from curvprobe.cli.app import app
 from curvprobe.cli.formats import ReportFormat, workflow_commands, write_junit
-from curvprobe.cli.loading import candidates_of, pictures_of, sample_of, sigma_of, stages_of, task_with
-from curvprobe.cli.messages import plain_errors, saved, say, show_sections, tell
+from curvprobe.cli.loading import Source, candidates_of, pictures_of, sample_of, sigma_of, stages_of, task_from
+from curvprobe.cli.messages import plain_errors, reported, saved, say, show_sections, tell
 from curvprobe.cli.options import (
     AllowOverlap,
     As,
     AsJson,
+    Candidates,
     Compile,
     Concentration,
+    Context,
     Device,
     Dim,
     DryRun,
     FailIf,
     Full,
+    HuggingFace,
     K,
     Laws,
     Memory,
@@ -45,18 +46,18 @@ from curvprobe.cli.options import (
     Sigma,
     Stages,
     Surface,
+    TaskName,
+    Text,
     Tol,
     Tolerance,
     ToleranceOn,
     Work,
-    as_bytes,
 )
 from curvprobe.cli.plan import show_plan
-from curvprobe.errors import ArgumentError, CurvprobeError, MissingExtraError
-from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.errors import CurvprobeError
 from curvprobe.runtime.plain import to_json
-from curvprobe.runtime.store import RESULT, Store, write_atomically
-from curvprobe.tasks import Task, load_task
+from curvprobe.runtime.store import Store
+from curvprobe.tasks import Task
 
 FAILED = 3
 """Exit code where a condition of --fail-if is met."""
@@ -130,8 +131,12 @@ def demo(
 
 @app.command()
 def run(
-    task: Annotated[str, typer.Argument(help="file.py:function or module:function that returns a curvprobe.Task.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    task: TaskName = None,
+    hf: HuggingFace = None,
+    text: Text = None,
+    context: Context = None,
+    candidates: Candidates = None,
     k: K = None,
     params: Params = None,
     device: Device = None,
@@ -161,9 +166,12 @@ def run(
     """Analyse your own trained model.
 
     Example: curvprobe run my_task.py:task --k 500 --dim 10 --out runs/mine
+
+    A language model or a classifier of Hugging Face in a folder, or an adapter of peft:
+    curvprobe run --hf my_model --text corpus.txt --candidates held_out.txt --params last-block --out runs/mine
     """
     with plain_errors(quiet=quiet):
-        loaded = task_with(load_task(task), params, device)
+        loaded = task_from(Source(task, hf, text, context, candidates), params, device)
         costly: dict[str, Any] = {
             "dim": dim,
             "num_probes": num_probes,
@@ -195,7 +203,11 @@ def run(
 
 @app.command()
 def doctor(
-    task: Annotated[str, typer.Argument(help="file.py:function or module:function that returns a curvprobe.Task.")],
+    task: TaskName = None,
+    hf: HuggingFace = None,
+    text: Text = None,
+    context: Context = None,
+    candidates: Candidates = None,
     k: K = None,
     dim: Dim = 10,
     memory_budget: Memory = None,
@@ -209,7 +221,7 @@ def doctor(
     Example: curvprobe doctor my_task.py:task --k 500 --dim 10
     """
     with plain_errors():
-        loaded = load_task(task)
+        loaded = task_from(Source(task, hf, text, context, candidates))
         if loaded.description:
             say(loaded.description)
         try:
@@ -281,14 +293,14 @@ def _print(analysis: Analysis, task: Task, shown: Shown, out: Path, *, quick: bo
     named = {} if task.candidates is None else {"names": task.names, "pictures": pictures_of(task)}
     writable = Store.at(out).writable  # a finished run may be read where nothing can be added
     count = len(saved(figures)) // 2 if writable else 0
-    reported = shown.report and writable and _reported(lambda: analysis.to_html(out / REPORT, **named))
+    has_report = shown.report and writable and reported(lambda: analysis.to_html(out / REPORT, **named))
     if shown.as_json:
         typer.echo(to_json(analysis.to_json()), nl=False)
     elif not shown.quiet:
         tell(str(analysis.answer))
         if shown.full:
             show_sections(sections(analysis))
-        files = ["result.json", *([REPORT] if reported else []), *([f"{count} figures"] if count else [])]
+        files = ["result.json", *([REPORT] if has_report else []), *([f"{count} figures"] if count else [])]
         tell(f"written to {out}/: {', '.join(files)}" + ("" if shown.full else "; all tables: --full"))
         if quick:
             tell("left out: the criterion with isotropic probes, the picture of the loss (--stages full)")
@@ -307,80 +319,3 @@ def _end(analysis: Analysis, shown: Shown, out: Path) -> None:
         say(f"Failed: {reason}", style="red")
     if met:
         raise typer.Exit(FAILED)
-
-
-def _reported(write: Callable[[], Path]) -> bool:
-    """Write the report, where its packages are installed."""
-    try:
-        write()
-    except MissingExtraError as error:
-        say(f"No report: {error}")
-        return False
-    return True
-
-
-@app.command()
-def trajectory(
-    train: Annotated[
-        str,
-        typer.Argument(
-            help="file.py:function or module:function that takes k and returns a curvprobe.Task trained on the first k "
-            "examples. The largest one's candidates serve every size."
-        ),
-    ],
-    ks: Annotated[str, typer.Option(help="Sample sizes, as 50,100,200.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    sigma: Annotated[float, typer.Option(help="Standard deviation of the probe in parameter units.")],
-    dim: Dim = 10,
-    tol: Tol = 1e-3,
-    p: P = 2.0,
-    seed: Seed = 0,
-    memory_budget: Memory = None,
-    allow_overlap: AllowOverlap = False,
-) -> None:
-    """Follow the criteria along k, with weights that are trained anew for every sample size.
-
-    Example: curvprobe trajectory examples/my_training.py:train --ks 25,50,100,200 --sigma 0.01 --out runs/path
-    """
-    with plain_errors():
-        from curvprobe.analysis.trajectory import trajectory as follow
-
-        sizes = _sizes(ks)
-        budget = None if memory_budget is None else as_bytes(memory_budget)
-        largest = load_task(train, sizes[-1])  # first: its candidates are outside every smaller sample too
-        if largest.description:
-            say(largest.description)
-
-        def trained(k: int) -> EmpiricalRisk:
-            return (largest if k == sizes[-1] else load_task(train, k)).risk(memory_budget=budget)
-
-        options: dict[str, Any] = {"dim": dim, "sigma": sigma, "tol": tol, "seed": seed, "p": p}
-        path = follow(trained, sizes, candidates=largest.candidates, **options, out=out, allow_overlap=allow_overlap)
-        _say_what_trained(out / RESULT, train)
-        typer.echo(str(path))
-        figures = saved(lambda: _trajectory_figures(path, out))
-        report = [REPORT] if _reported(lambda: path.to_html(out / REPORT, title=out.resolve().name)) else []
-        typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *report, *figures])}")
-
-
-def _trajectory_figures(path: Any, out: Path) -> list[Path]:
-    from curvprobe.plots import plot_trajectory, save
-
-    return save({"trajectory": plot_trajectory(path)}, out)
-
-
-def _say_what_trained(result: Path, train: str) -> None:
-    """Add to a trajectory's result what the command alone knows: the function that trained its models."""
-    record = json.loads(result.read_text())
-    record["config"]["train"] = train
-    write_atomically(result, to_json(record))
-
-
-def _sizes(ks: str) -> list[int]:
-    try:
-        sizes = [int(k) for k in ks.split(",")]
-    except ValueError:
-        raise ArgumentError(f"--ks is {ks!r}; expected whole numbers such as 50,100,200") from None
-    if sizes != sorted(set(sizes)):
-        raise ArgumentError(f"--ks is {ks!r}; expected ascending sample sizes")
-    return sizes

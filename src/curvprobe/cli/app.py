@@ -30,6 +30,8 @@ directions.
   or to other checkpoints.
 - `curvprobe run my_task.py:task --out runs/mine` analyses your own model: `task` is a function that returns
   `curvprobe.Task(model, loss, data, candidates)`.
+- `curvprobe run --hf my_model --text corpus.txt --out runs/lm` analyses a language model or a classifier of Hugging
+  Face in a folder, or an adapter of peft; `--params lora` and its like choose a part.
 
 **What a run leaves** in its folder: `report.html` (a page with sliders, to open and to send), `result.json` (every
 number with its standard error and verdict), figures as PNG and PDF, and the finished stages; a run that is interrupted

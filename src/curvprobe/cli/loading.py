@@ -3,25 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+import typer
 from torch import Tensor
 
 from curvprobe.cli.options import Work, as_bytes
 from curvprobe.errors import ArgumentError
 from curvprobe.risk.empirical import EmpiricalRisk
-from curvprobe.tasks import Task
+from curvprobe.risk.parameters import Selection, select_parameters
+from curvprobe.risk.presets import PRESETS
+from curvprobe.tasks import Task, load_task
 
 LARGE = 10_000_000
 """Parameters beyond which the command leaves out what its answer does not rest on."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task comes from: the user's function, or a model's folder and texts."""
+
+    task: str | None
+    hf: Path | None = None
+    text: Path | None = None
+    context: int | None = None
+    candidates: str | None = None
+
+
+def task_from(source: Source, params: list[str] | None = None, device: str | None = None) -> Task:
+    """The task, with what the command was asked for in its place."""
+    if (source.task is None) == (source.hf is None):
+        raise typer.BadParameter("expected a task, file.py:function, or --hf and --text: one of both")
+    if source.task is not None:
+        if source.text or source.context or source.candidates:
+            raise typer.BadParameter("--text, --context and --candidates go with --hf; a task says these itself")
+        return task_with(load_task(source.task), params, device)
+    if source.text is None:
+        raise typer.BadParameter("--hf needs --text, the file with the model's training sample")
+    assert source.hf is not None
+    return task_with(_of_folder(source.hf, source.text, source, params), None, device)
+
+
+def _of_folder(folder: Path, text: Path, source: Source, params: list[str] | None) -> Task:
+    from curvprobe.tasks.folders import load_folder, read_texts
+
+    held_out: Any = source.candidates
+    if held_out is not None:
+        held_out = int(held_out) if held_out.isdecimal() else read_texts(held_out)
+    texts, (model, tokenizer) = read_texts(text), load_folder(folder)
+    selection = selection_of(params)
+    probed = set(select_parameters(model, selection))
+    for name, parameter in model.named_parameters():  # what is frozen is neither copied nor raised
+        parameter.requires_grad_(name in probed)
+    return Task.from_transformers(
+        model, tokenizer, texts, candidates=held_out, context=source.context, params=selection
+    )
+
+
+def selection_of(params: list[str] | None) -> Selection:
+    """The values of --params: a preset by itself, or names and patterns."""
+    if not params:
+        return None
+    return params[0] if len(params) == 1 and params[0] in PRESETS else params
 
 
 def task_with(task: Task, params: list[str] | None, device: str | None) -> Task:
     """The task with what the command was asked for in its place."""
     if device is not None:
         task.model.to(device)
-    return replace(task, params=params) if params else task
+    return replace(task, params=selection_of(params)) if params else task
 
 
 def sample_of(task: Task, k: int | None, memory_budget: float | None) -> EmpiricalRisk:

@@ -63,6 +63,16 @@ def saved(figures: Callable[[], list[Path]]) -> list[str]:
         return []
 
 
+def reported(write: Callable[[], Path]) -> bool:
+    """Write the report, where its packages are installed."""
+    try:
+        write()
+    except MissingExtraError as error:
+        say(f"No report: {error}")
+        return False
+    return True
+
+
 def _from_the_users_code(error: Exception) -> str:
     """The traceback from the first line of the user's own on; the whole of it where there is none, which is a bug."""
     told = traceback.TracebackException.from_exception(error)
@@ -102,7 +112,7 @@ def plain_errors(*, quiet: bool = False) -> Iterator[None]:
     except CurvprobeError as error:
         say(f"Error: {error}", style="red")
         raise typer.Exit(1) from error
-    except typer.Exit:
+    except (typer.Exit, typer.BadParameter):
         raise
     except (MemoryError, OutOfMemoryError) as error:
         say(f"Error: the memory does not suffice: {error}; try a smaller --memory-budget, --dim or --k", style="red")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,6 +55,37 @@ def _conditions(texts: list[str] | None) -> list[str] | None:
     return texts
 
 
+TaskName = Annotated[
+    str | None,
+    typer.Argument(help="file.py:function or module:function that returns a curvprobe.Task. Or give --hf and --text."),
+]
+HuggingFace = Annotated[
+    Path | None,
+    typer.Option(
+        "--hf",
+        metavar="FOLDER",
+        help="In the place of a task: a causal or masked language model or a classifier of sequences that transformers "
+        "saved, or an adapter of peft; with its tokenizer. Nothing is downloaded, and nothing in it is run.",
+    ),
+]
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="With --hf, its training sample. .jsonl: in every line an example, a mapping with text, and label for a "
+        "classifier. Any other file: a running text, cut into pieces of the whole context.",
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(min=2, help="With --hf: tokens of an example, at most. Default: the model's positions, at most 512."),
+]
+Candidates = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|N", help="With --hf: a file of texts that it was not trained on, or how many of --text's last."
+    ),
+]
 K = Annotated[
     int | None, typer.Option(min=1, help="Examples in the sample: the first K of the task's data. Default: all.")
 ]
@@ -177,7 +209,8 @@ DryRun = Annotated[
 Params = Annotated[
     list[str] | None,
     typer.Option(
-        help="Name of the parameters to probe, with * for any part; repeat it for several. Default: the task's."
+        help="Name of the parameters to probe, with * for any part; repeat it for several. Or one of lora, last-block, "
+        "no-embeddings, head. Default: the task's."
     ),
 ]
 Device = Annotated[

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from curvprobe.analysis.plan import plan as planned
 from curvprobe.cli.app import app
-from curvprobe.cli.loading import candidates_of, sample_of, sigma_of, stages_of, task_with
+from curvprobe.cli.loading import Source, candidates_of, sample_of, sigma_of, stages_of, task_from
 from curvprobe.cli.messages import plain_errors, say
 from curvprobe.cli.options import (
     AllowOverlap,
     AsJson,
+    Candidates,
     Concentration,
+    Context,
     Device,
     Dim,
+    HuggingFace,
     K,
     Laws,
     Memory,
@@ -26,16 +29,22 @@ from curvprobe.cli.options import (
     Sigma,
     Stages,
     Surface,
+    TaskName,
+    Text,
     Tol,
     Work,
 )
 from curvprobe.runtime.plain import to_json
-from curvprobe.tasks import Task, load_task
+from curvprobe.tasks import Task
 
 
 @app.command()
 def plan(
-    task: Annotated[str, typer.Argument(help="file.py:function or module:function that returns a curvprobe.Task.")],
+    task: TaskName = None,
+    hf: HuggingFace = None,
+    text: Text = None,
+    context: Context = None,
+    candidates: Candidates = None,
     k: K = None,
     params: Params = None,
     device: Device = None,
@@ -59,7 +68,7 @@ def plan(
     """
     with plain_errors():
         show_plan(
-            task_with(load_task(task), params, device),
+            task_from(Source(task, hf, text, context, candidates), params, device),
             k,
             memory_budget,
             as_json=as_json,

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from curvprobe.cli.app import app
 from curvprobe.cli.loading import sample_of, task_with
 from curvprobe.cli.messages import plain_errors, saved, say, tell
 from curvprobe.cli.options import Device, K, Memory, Params, Seed, Tol, positive
-from curvprobe.errors import ArgumentError
 from curvprobe.probing.plane import Plane, plane
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import to_json
@@ -26,6 +21,7 @@ from curvprobe.subspace.directions import checkpoint_directions, filter_directio
 from curvprobe.subspace.eigenspace import top_eigenspace
 from curvprobe.subspace.spaces import Subspace
 from curvprobe.tasks import load_task
+from curvprobe.tasks.checkpoint import read_weights
 
 DATA = "plane.json"
 """What is left beside the figures."""
@@ -128,22 +124,10 @@ def _spanned(
         return space, (f"eigenvector {first + 1}", f"eigenvector {second + 1}")
     if along is Along.FILTER:
         return filter_directions(risk, max(axes) + 1, seed=seed), (f"direction {first + 1}", f"direction {second + 1}")
-    return checkpoint_directions(risk, [_state(path) for path in files]), (f"to {files[0].name}", f"to {files[1].name}")
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    """A state dictionary from its file."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ArgumentError(f"no state dictionary could be read from {str(path)!r}: {error}") from error
-    nested = state.get("state_dict") if isinstance(state, dict) else None
-    found = state if nested is None else nested
-    if not isinstance(found, dict):
-        raise ArgumentError(f"{str(path)!r} holds a {type(found).__name__}; expected a state dictionary")
-    return found
+    return checkpoint_directions(risk, [read_weights(path) for path in files]), (
+        f"to {files[0].name}",
+        f"to {files[1].name}",
+    )
 
 
 def _figures(found: Plane, out: Path) -> list[Path]:
