@@ -38,21 +38,7 @@ def main(out: Path) -> None:
     sharpness = [seen["curvprobe/eigenvalue_1"] for seen in monitor.history]
     for step, value in zip(steps, sharpness, strict=True):
         print(f"step {step}: first eigenvalue {value:.2f}, {value * LR / 2:.2f} of 2 / lr")
-    draw(steps, sharpness, out)
-
-
-def draw(steps: list[int], sharpness: list[float], out: Path) -> None:
-    """The first eigenvalue against the step, with the line at 2 / lr."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4, 3), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, sharpness, ".-")
-    axes.axhline(2 / LR, color="black", linestyle="--")
-    axes.annotate("2 / lr", (0, 2 / LR), xytext=(0, 4), textcoords="offset points")
-    axes.set(xlabel="step of gradient descent", ylabel="first eigenvalue of the Hessian", ylim=(0, None))
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / "edge_of_stability.png", dpi=150)
+    cp.plots.save({"edge_of_stability": cp.plots.plot_monitor(monitor.history, edge=2 / LR)}, out)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def test_loggers_get_the_monitors_numbers(tmp_path):
     assert [seen["step"] for seen in monitor.history] == [2.0, 4.0, 6.0, 8.0]
     events = EventAccumulator(trainer.loggers[1].log_dir)
     events.Reload()
+    assert [event.step for event in events.Images("curvprobe/eigenvalues")] == [8]
     with open(f"{trainer.loggers[0].log_dir}/metrics.csv") as file:
         rows = {row["step"]: row for row in csv.DictReader(file) if row.get("curvprobe/rms")}
     for name in ("curvprobe/eigenvalue_1", "curvprobe/rms", "curvprobe/loss"):

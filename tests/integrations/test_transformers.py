@@ -23,7 +23,7 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": self.tokens[i], "labels": self.tokens[i]}
 
 
-def trained(folder, steps=6, monitor=None, resume=None, compiled=False, **options):
+def trained(folder, steps=6, monitor=None, resume=None, compiled=False, logged=False, **options):
     """The Trainer after some steps, with dropout and gradient accumulation."""
     from curvprobe.integrations.transformers import CurvatureCallback
 
@@ -39,7 +39,7 @@ def trained(folder, steps=6, monitor=None, resume=None, compiled=False, **option
         gradient_accumulation_steps=2,
         logging_steps=2,
         save_steps=3,
-        report_to=[],
+        report_to=["tensorboard"] if logged else [],
         seed=3,
         use_cpu=True,
         disable_tqdm=True,
@@ -100,3 +100,22 @@ def test_the_value_is_that_of_the_model_as_it_was(tmp_path):
         float(cp.top_eigenspace(risk, dim=1).eigenvalues[0]), rel=2e-2
     )
     assert isinstance(model, nn.Module)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard
+def test_tensorboard_has_what_the_monitor_has_seen(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    monitor = monitor_of()
+    trained(tmp_path, monitor=monitor, logged=True)
+    files = [path for path in tmp_path.rglob("*tfevents*") if path.stat().st_size]
+    events = EventAccumulator(str(files[0].parent))
+    events.Reload()
+    assert [event.step for event in events.Images("curvprobe/eigenvalues")] == [6]
+    for name in ("curvprobe/eigenvalue_1", "curvprobe/rms"):
+        tag = next(tag for tag in events.Tags()["scalars"] if tag.endswith(name))
+        written = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert [step for step, _ in written] == [seen["step"] for seen in monitor.history] == [2, 4, 6]
+        assert [value for _, value in written] == pytest.approx([s[name] for s in monitor.history], rel=1e-6)

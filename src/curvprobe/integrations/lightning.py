@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from curvprobe.analysis.monitor import Monitor
+from curvprobe.plots import plot_monitor
 
 
 class CurvatureCallback(Callback):
     """Calls a monitor every so many optimizer steps, and gives what it returns to all loggers of the Trainer.
 
     Training is what it would be without: weights, optimizer, random numbers and the order of the data stay the same.
+    At its end loggers of TensorBoard get the eigenvalues along the steps as a figure.
 
     Args:
         monitor: a :class:`curvprobe.Monitor`; the model that it is called with is the Lightning module.
@@ -33,3 +36,10 @@ class CurvatureCallback(Callback):
         metrics = self.monitor(pl_module, step=step)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Once, when all steps are done."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and self.monitor.history:
+                figure = plot_monitor(self.monitor.history)
+                logger.experiment.add_figure("curvprobe/eigenvalues", figure, trainer.global_step)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from curvprobe.analysis.monitor import Monitor
+from curvprobe.plots import plot_monitor
 
 
 class CurvatureCallback(TrainerCallback):
     """Calls a monitor every so many optimizer steps, and logs what it returns as the Trainer logs its own numbers.
 
     They go to everything that the Trainer reports to (``report_to=``) and into ``trainer.state.log_history``. Training
-    is what it would be without: weights, optimizer, random numbers and the order of the data stay the same.
+    is what it would be without: weights, optimizer, random numbers and the order of the data stay the same. With
+    the last step TensorBoard gets the eigenvalues along all steps as a figure.
 
     Args:
         trainer: to which it is added, ``trainer.add_callback(CurvatureCallback(trainer, monitor))``.
@@ -30,3 +33,10 @@ class CurvatureCallback(TrainerCallback):
             asked = control.should_log
             self.trainer.log(self.monitor(model, step=state.global_step))
             control.should_log = asked  # a log of one's own takes the request for the Trainer's away
+        if control.should_training_stop and self.monitor.history:  # at its end the writer is closed before our turn
+            self._draw(state.global_step)
+
+    def _draw(self, step: int) -> None:
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_figure("curvprobe/eigenvalues", plot_monitor(self.monitor.history), step)

@@ -1,10 +1,16 @@
-"""The figures of a concentration curve and of a trajectory."""
+"""The figures of a concentration curve, of a trajectory, and of what a monitor has seen."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy
+
 from curvprobe.analysis.answer import short
+from curvprobe.analysis.monitor import PREFIX
+from curvprobe.errors import ArgumentError
 from curvprobe.plots.drawing import at_ends, dress, last, logarithmic, on, percent, positive, reach
 from curvprobe.report import style
 
@@ -59,3 +65,39 @@ def plot_trajectory(path: Trajectory, ax: Axes | None = None) -> Figure:
     fitted = f"dashed: k^{path.fit.exponent:.2f} [{low:.2f}, {high:.2f}]; bars: stderr"
     dress(axes, style.K, "dispersion V (squared loss units)", fitted)
     return figure
+
+
+def plot_monitor(history: Sequence[Mapping[str, float]], edge: float | None = None, ax: Axes | None = None) -> Figure:
+    """Eigenvalues along the steps of a training, as a monitor's ``history`` has them.
+
+    ``edge`` draws a line: 2 / lr of plain gradient descent, beyond which its steps overshoot.
+
+    Example:
+        >>> seen = [{"step": step, "curvprobe/eigenvalue_1": 1.0 + step} for step in (0.0, 50.0, 100.0)]
+        >>> plot_monitor(seen, edge=80.0).axes[0].get_xlabel()
+        'training step'
+    """
+    names = sorted({name for seen in history for name in seen if name.startswith(f"{PREFIX}eigenvalue_")}, key=_order)
+    if not names:
+        raise ArgumentError("the history has no eigenvalues; expected that of a Monitor that was called")
+    figure, axes = on(ax, right=0.7)
+    steps = numpy.array([seen.get("step", at) for at, seen in enumerate(history)])
+    labels = []
+    for at, name in enumerate(names):
+        values = numpy.array([seen.get(name, math.nan) for seen in history])
+        color, rank = style.MANY[at % len(style.MANY)], name.removeprefix(f"{PREFIX}eigenvalue_")
+        axes.plot(steps, values, ".-", color=color, linewidth=1, markersize=3)
+        labels.append((*last(steps, values), rank, color))
+    if edge is not None:
+        axes.axhline(edge, color=style.ACCENT, linestyle="--", linewidth=0.9)
+        labels.append((float(steps[-1]), edge, "2 / lr", style.ACCENT))
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), None)
+    at_ends(axes, labels)
+    dress(axes, style.STEP, style.EIGENVALUE, "of the monitor's sample")
+    return figure
+
+
+def _order(name: str) -> tuple[bool, int]:
+    """Of the eigenvalues: by their number, and the lowest behind."""
+    rank = name.rpartition("_")[2]
+    return (False, int(rank)) if rank.isdecimal() else (True, 0)

@@ -26,6 +26,7 @@ SHADES: dict[Verdict, float] = {"marginal": 0.15, "invalid": 0.38}
 """How much of :data:`MUTED` lies over sigmas at which the quadratic model is not valid."""
 
 K = "examples k"
+STEP = "training step"
 SIGMA = "sigma (parameter units)"
 RMS = "one more moves the loss by"
 ERROR = "error of the quadratic model"
