@@ -15,6 +15,7 @@ from curvprobe.curvature import per_example
 from curvprobe.curvature.linearisation import linearise
 from curvprobe.risk import budget
 from curvprobe.risk.budget import BasisPlan, Budget, Footprint, SavedBytes
+from curvprobe.risk.frozen import Raised
 from tests import cases
 from tests.cases import EXACT, block_of
 from tests.subspace.projected import taking
@@ -32,7 +33,7 @@ def wide(width: int, dtype: torch.dtype = torch.float32, **options) -> cp.Empiri
 
 def test_saved_bytes_count_every_tensor_once_and_no_parameter():
     x, weight = torch.ones(100, dtype=torch.float64), torch.ones(100, dtype=torch.float64, requires_grad=True)
-    kept = SavedBytes([weight])
+    kept = SavedBytes([weight], Raised(torch.float32))
     with kept:
         y = x * weight  # saves x and the parameter
         z = y.sin() + y.cos()  # both save y
@@ -42,7 +43,7 @@ def test_saved_bytes_count_every_tensor_once_and_no_parameter():
 
 
 def test_saved_bytes_of_nothing():
-    kept = SavedBytes([])
+    kept = SavedBytes([], Raised(torch.float32))
     with kept:
         torch.ones(3, requires_grad=True).sum()
     assert kept.total == 0
@@ -150,7 +151,7 @@ def test_longer_examples_come_in_smaller_microbatches():
 
 def saved(risk: cp.EmpiricalRisk) -> int:
     """Bytes that autograd saves for the curvature of one microbatch."""
-    kept = SavedBytes(risk.probed.state.tensors.values())
+    kept = SavedBytes(risk.probed.state.tensors.values(), risk.probed.raised)
     with kept, risk.undisturbed():
         linearise(risk.probed, "hessian", risk.sample.read(0, risk.microbatch_size))
     return kept.total
