@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import adapters
 import concentration
 import coverage_of_errors
 import coverage_of_intervals
@@ -34,6 +35,7 @@ from benchmark import RESULTS, page, read
 ROOT = Path(__file__).parent.parent
 
 SCRIPTS = (
+    adapters,
     concentration,
     coverage_of_errors,
     coverage_of_intervals,

@@ -36,12 +36,14 @@ class Classifier(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
-def trained(folder, monitor=None, resume=None, **options):
+def trained(folder, monitor=None, resume=None, compiled=False, **options):
     """The Trainer and its model after eight steps."""
     from curvprobe.integrations.lightning import CurvatureCallback
 
     lightning.seed_everything(0)
     model = Classifier()
+    if compiled:
+        model.net.compile(backend="aot_eager")
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data(64, 0)), batch_size=4, shuffle=True)
     callbacks = [] if monitor is None else [CurvatureCallback(monitor)]
     callbacks.append(lightning.callbacks.ModelCheckpoint(folder / "kept", every_n_train_steps=4, save_top_k=-1))
@@ -72,7 +74,10 @@ def state(trainer, model):
     return [*model.state_dict().values(), *parts, torch.get_rng_state()]
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}], ids=["plain", "bf16"])
+OPTIONS = {"plain": {}, "bf16": {"precision": "bf16-mixed"}, "compiled": {"compiled": True}}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_training_is_what_it_would_be_without(tmp_path, options):
     plain = state(*trained(tmp_path / "plain", **options))
     watched = state(*trained(tmp_path / "watched", monitor_of(), **options))

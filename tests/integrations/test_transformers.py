@@ -23,7 +23,7 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": self.tokens[i], "labels": self.tokens[i]}
 
 
-def trained(folder, steps=6, monitor=None, resume=None, compiled=False, logged=False, **options):
+def trained(folder, steps=6, monitor=None, resume=None, logged=False, **options):
     """The Trainer after some steps, with dropout and gradient accumulation."""
     from curvprobe.integrations.transformers import CurvatureCallback
 
@@ -43,7 +43,6 @@ def trained(folder, steps=6, monitor=None, resume=None, compiled=False, logged=F
         seed=3,
         use_cpu=True,
         disable_tqdm=True,
-        torch_compile=compiled,
         **options,
     )
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=Rows(40, 0))
@@ -67,9 +66,16 @@ def logged(trainer, name):
     return [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"bf16": True}, {"activation_checkpointing": True}], ids=["plain", "bf16", "checkpointing"]
-)
+OPTIONS = {
+    "plain": {},
+    "bf16": {"bf16": True},
+    "checkpointing": {"activation_checkpointing": True},
+    "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's compiler
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_training_is_what_it_would_be_without(tmp_path, options):
     plain = trained(tmp_path / "plain", **options)
     monitor = monitor_of(negative=True)
