@@ -19,7 +19,7 @@ OPTIONS = {
     "vocabulary": (50257, "words"),
     "hidden_size": (768, "of the model"),
     "layers": (12, "of the model"),
-    "context": (64, "tokens in a sequence"),
+    "context": (32, "tokens in a sequence"),
     "rank": (8, "of the adapters"),
     "budget": (2048, "MiB, the memory budget"),
     **shared(k=2, dim=2),

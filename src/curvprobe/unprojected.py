@@ -42,7 +42,9 @@ class Unprojected:
     def losses(self, targets: Tensor) -> Tensor:
         """Cross-entropy (tokens,) at targets (tokens,), in nats."""
         hidden = self.hidden.reshape(-1, self._width)
-        found: Tensor = _Losses.apply(hidden, self.weight, self._bias(), targets, self.softcap)  # type: ignore[no-untyped-call]
+        bias = self._bias()
+        learned = self.weight.requires_grad or bias.requires_grad
+        found: Tensor = _Losses.apply(hidden, self.weight, bias, targets, self.softcap, learned)  # type: ignore[no-untyped-call]
         return found
 
     @property
@@ -88,12 +90,19 @@ def _added(total: tuple[Tensor, ...] | None, parts: tuple[Tensor, ...]) -> tuple
 
 
 class _Losses(torch.autograd.Function):
-    """Cross-entropy of every token."""
+    """Cross-entropy of every token; derivatives in the head where it is ``learned``."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    def forward(
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        softcap: float | None,
+        learned: bool,  # noqa: ARG004 - for the derivatives
+    ) -> Tensor:
         found = []
         for h, y in _chunks(weight, hidden, targets):
             logits = _Chunk.of(h, weight, bias, softcap).logits
@@ -102,35 +111,46 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 - torch's signature
-        *tensors, ctx.softcap = inputs
+        *tensors, ctx.softcap, ctx.learned = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
-        return (*_Slopes.apply(slope, *ctx.saved_tensors, ctx.softcap), None, None)  # type: ignore[no-untyped-call]
+        of_hidden, *of_head = _Slopes.apply(slope, *ctx.saved_tensors, ctx.softcap, ctx.learned)  # type: ignore[no-untyped-call]
+        return of_hidden, *(of_head if ctx.learned else (None, None)), None, None, None
 
 
 class _Slopes(torch.autograd.Function):
-    """Derivatives of the losses, each with a slope of its own, in the hidden states and the head."""
+    """Derivatives of the losses, each with a slope of its own, in the hidden states and the head.
+
+    Those of a head that is not learned are empty: they would be as large as the head.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        slope: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, softcap: float | None
+        slope: Tensor,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        softcap: float | None,
+        learned: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         of_hidden, of_head = [], None
         for s, h, y in _chunks(weight, slope, hidden, targets):
             chunk = _Chunk.of(h, weight, bias, softcap)
             q = s[:, None] * chunk.excess(y)[1] * chunk.slopes
             of_hidden.append(q @ weight)
-            of_head = _added(of_head, (q.T @ h, q.sum(0)))
-        assert of_head is not None
-        return torch.cat(of_hidden), of_head[0], of_head[1]
+            if learned:
+                of_head = _added(of_head, (q.T @ h, q.sum(0)))
+        head = of_head or (weight.new_zeros(0), weight.new_zeros(0))
+        return torch.cat(of_hidden), head[0], head[1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
-        *tensors, ctx.softcap = inputs
+        *tensors, ctx.softcap, ctx.learned = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -141,12 +161,16 @@ class _Slopes(torch.autograd.Function):
         for s, h, y, v in _chunks(weight, slope, hidden, targets, along_hidden):
             chunk = _Chunk.of(h, weight, bias, ctx.softcap)
             p, excess = chunk.excess(y)
-            tangent = torch.addmm(along_bias, v, weight.T) + h @ along_weight.T
+            tangent = v @ weight.T
+            if ctx.learned:
+                tangent = tangent + along_bias + h @ along_weight.T
             capped = tangent * chunk.slopes
             bent = p * (capped - (p * capped).sum(1, keepdim=True)) * chunk.slopes + excess * chunk.bends * tangent
             r, q = s[:, None] * bent, s[:, None] * excess * chunk.slopes
-            of_tokens.append(((excess * capped).sum(1), r @ weight + q @ along_weight))
-            of_head = _added(of_head, (torch.addmm(q.T @ v, r.T, h), r.sum(0)))
-        of_slope, of_hidden = (torch.cat(parts) for parts in zip(*of_tokens, strict=True))
-        assert of_head is not None
-        return of_slope, of_hidden, *of_head, None, None
+            of_hidden = r @ weight
+            if ctx.learned:
+                of_hidden = of_hidden + q @ along_weight
+                of_head = _added(of_head, (torch.addmm(q.T @ v, r.T, h), r.sum(0)))
+            of_tokens.append(((excess * capped).sum(1), of_hidden))
+        of_slope, of_states = (torch.cat(parts) for parts in zip(*of_tokens, strict=True))
+        return of_slope, of_states, *(of_head or (None, None)), None, None, None

@@ -83,7 +83,7 @@ class Raised:
         place = storage.data_ptr()
         if self._alive.get(place) is not storage:  # an address is used again once what lay there is gone
             return tensor
-        return self._low[place].detach(), tensor.size(), tensor.stride(), tensor.storage_offset()
+        return self._low[place], tensor.size(), tensor.stride(), tensor.storage_offset()
 
     def unpack(self, kept: Any) -> Tensor:
         """The tensor again."""
