@@ -53,13 +53,14 @@ def test_what_does_not_fit_is_not_used(tmp_path):
     misfits = [
         (checkpoint, basis_of(MATRIX, capacity=11)),
         (checkpoint, basis_of(symmetric(SIGNED[:-1]))),
+        (Checkpoint(str(tmp_path / "state"), "key"), basis_of(MATRIX, capacity=11)),
         (Checkpoint(tmp_path / "state", "other"), basis_of(MATRIX)),
         (Checkpoint(tmp_path / "absent", "key"), basis_of(MATRIX)),
     ]
     for file, basis in misfits:
         assert not file.load(basis)
         assert basis.count == basis.num_matvecs == 0
-    assert state(misfits[2][1]) == fresh
+    assert state(misfits[3][1]) == fresh
 
 
 def test_a_folder_is_refused_at_once(tmp_path):
@@ -84,6 +85,24 @@ def test_a_damaged_file_is_not_used(tmp_path, content):
         torch.save(kept if content == "missing" else list(kept), checkpoint.path)
     assert not checkpoint.load(basis)
     assert basis.count == basis.num_matvecs == 0
+
+
+def test_one_number_too_few_or_too_many_does_not_fit(tmp_path):
+    """Rows that are too short but not too many, and too many but not too short: neither is read, not even a part."""
+    for size, capacity in ((len(SIGNED) - 1, 30), (len(SIGNED), 11)):
+        checkpoint, basis = Checkpoint(tmp_path / "state", "key"), basis_of(MATRIX, capacity=capacity)
+        checkpoint.save(grown(symmetric(SIGNED[:size]), 12))
+        basis.rows.zero_()
+        assert not checkpoint.load(basis)
+        assert not bool(basis.rows.any())
+
+
+def test_a_write_that_fails_is_said_and_ends_nothing(tmp_path, monkeypatch):
+    saver = Saver(Checkpoint(tmp_path / "state", "key"))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+    with pytest.warns(UserWarning, match=r"state could not be saved in .*state: the disk is full"):
+        saver.now(grown(MATRIX, 4))
+    assert not saver.ours
 
 
 def test_a_write_that_fails_leaves_the_last_state(tmp_path, monkeypatch):

@@ -268,3 +268,13 @@ def test_losses_that_are_others_than_in_the_first_pass_are_refused(microbatch_si
     late.append(True)
     with pytest.raises(ValueError, match=r"the loss of example 4 was .* in the first pass and is .* in a later one"):
         cp.project(risk, given(risk))
+
+
+def test_a_second_derivative_that_is_not_finite_is_refused_where_the_first_is():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    y = torch.ones(40, 1)
+    y[17] = 0  # |out - y|^1.5 has slope 0 here, and no curvature; no other example
+    risk = cp.EmpiricalRisk(model, lambda out, batch: (out - batch[1]).abs().pow(1.5)[:, 0], (torch.ones(40, 1), y))
+    with pytest.raises(cp.NotFiniteError, match="a projected derivative is not finite"):
+        cp.project(risk, cp.Subspace.from_basis(torch.ones(1, 1)))
