@@ -88,7 +88,7 @@ class Monitor:
         candidates: Any = None,
         *,
         dim: int = 1,
-        every: int = 250,
+        every: int = 1000,
         sigma: float = 1e-3,
         negative: bool = False,
         trace_products: int = 0,
