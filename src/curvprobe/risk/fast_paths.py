@@ -21,7 +21,7 @@ def quietly() -> Iterator[None]:
     Of an operation within one of its decompositions, such as the derivative of PReLU, it prints that past Python's
     warnings. That has a switch, which cannot be read: afterwards it is on, as torch has it.
     """
-    print_of_fallbacks = torch._C._functorch._set_vmap_fallback_warning_enabled
+    print_of_fallbacks = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
     print_of_fallbacks(False)
     try:
         with warnings.catch_warnings():
