@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/digits
 
-.PHONY: help demo test lint docs figures paper bench mutants clean
+.PHONY: help demo test lint docs figures paper bench acceptance mutants clean
 help:
 	@echo "make demo    train a small classifier and analyse it (results in $(OUT))"
 	@echo "make test    run the tests"
@@ -12,6 +12,7 @@ help:
 	@echo "make paper   repeat the paper's experiments for docs/paper.md (about an hour)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make bench   run the benchmarks (about two hours), rewrite benchmarks/results/ and the tables"
+	@echo "make acceptance analyse networks that others have trained, for docs/acceptance.md (half an hour; fetches 330 MB)"
 	@echo "make mutants change one operator at a time, and tell which changes no test notices (about an hour)"
 
 .venv/run: pyproject.toml constraints.txt
@@ -70,6 +71,16 @@ runs/docs/report.html: .venv/dev
 
 bench: .venv/bench
 	for name in demo monitor monte_carlo concentration coverage_of_errors coverage_of_intervals gates extremality paper curve peers projection report_page scaling limit load plan solver misses more_data front_door vocabulary adapters; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python benchmarks/table.py
+
+# Networks that others have trained. Their packages lie in a folder of their own, without what they would bring along.
+.venv/acceptance: .venv/dev requirements-acceptance.txt
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ -r requirements-acceptance.txt
+	@touch $@
+
+acceptance: .venv/acceptance
+	PYTHONPATH=.venv/acceptance:$(PYTHONPATH) $(BIN)/python acceptance/run.py $(ARGS)
 	$(BIN)/python benchmarks/table.py
 
 # A fifth of the changes, in every file; ARGS="curvprobe.criteria.theory*" looks at others, ARGS='"*"' at all.

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import acceptance_table
 import adapters
 import concentration
 import coverage_of_errors
@@ -33,6 +34,7 @@ import vocabulary
 from benchmark import RESULTS, page, read
 
 ROOT = Path(__file__).parent.parent
+ACCEPTANCE = ROOT / "acceptance" / "results.json"
 
 SCRIPTS = (
     adapters,
@@ -70,6 +72,7 @@ def fill(text: str) -> str:
     tables |= {path.stem: experiment(read(path)) for path in RESULTS.glob("experiment_*.json")}
     tables |= {f"demo, {title}": text for title, text in demo.excerpts(read(demo.BENCHMARK.result)).items()}
     tables |= paper_page.tables()
+    tables["acceptance"] = acceptance_table.table(read(ACCEPTANCE))
     for name, table in tables.items():
         pattern = rf"(<!-- table {re.escape(name)} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)

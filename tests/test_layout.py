@@ -9,7 +9,8 @@ import curvprobe as cp
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-FILES = [path for folder in ("src", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+FOLDERS = ("src", "tests", "benchmarks", "examples", "acceptance")
+FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
 LONGER = {"analyze": 60, "assemble": 45, "_seen": 50, "demo": 60, "run": 65, "plan": 45, "surface": 50}
 """Lines of a function that may have more than 40: the list of stages, of a result's fields, of a command's options."""
@@ -60,6 +61,9 @@ FOREIGN = {
     "_pytree",
     "_version",
     "_base",
+    "_C",
+    "_functorch",
+    "_set_vmap_fallback_warning_enabled",
 }
 """Private names of torch and of Python that are looked at."""
 

@@ -59,6 +59,7 @@ def test_natural_duplicates_can_be_analysed_and_are_counted(rows, risk, candidat
     assert analysis.num_candidates == 20
     noted = [note for note in analysis.notes if f"{shared(rows)} of 20 candidates are in the sample too" in note]
     assert len(noted) == 1
+    assert noted[0].endswith("(taken for different examples, as was asked for).")  # not: pass allow_overlap=True
     assert noted[0] in " ".join(analysis.table().split())
     space = cp.top_eigenspace(risk, dim=2)
     sample, fresh = cp.project(risk, space), cp.project(risk.on(candidates), space)

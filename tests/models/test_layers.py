@@ -229,6 +229,17 @@ def test_relu_in_place():
     check_works(between(nn.ReLU(inplace=True)))
 
 
+def test_what_relu_gave_changed_in_place():
+    with refused("write x = x + y for x += y"):
+        risk_of(between(Lambda(lambda x: functional.relu(x).add_(x))))
+
+
+def test_what_relu_gave_changed_in_place_behind_what_is_frozen():
+    model = between(Lambda(lambda x: functional.relu(x).add_(x)))
+    model[0].requires_grad_(False)
+    check_works(model)
+
+
 def test_kinks_of_relu():
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     for layer in model[::2]:

@@ -148,6 +148,17 @@ def test_what_torch_says_of_missing_batching_rules_is_not_the_users_to_read(recw
     assert len(recwarn) == 0
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_nor_what_it_prints_of_them_by_itself(way, capfd):
+    """Of an operation within its own decomposition of the derivative of PReLU, past Python's warnings."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.PReLU(4), nn.Flatten(), nn.Linear(144, 2))
+    data = torch.randn(20, 1, 8, 8), torch.randint(2, (20,))
+    risk = taking(way, cp.EmpiricalRisk(model, cp.losses.cross_entropy, data))
+    cp.project(risk, given(risk))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("batched_long", [lambda z: 1.001 * z, refuse])
 def test_a_sample_whose_later_examples_are_longer(batched_long):
     """What was begun together goes on one by one where batching raises or is wrong on the way."""

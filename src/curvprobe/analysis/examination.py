@@ -307,11 +307,11 @@ def _precision(risk: EmpiricalRisk) -> Finding:
     return Finding("precision", "doubt", said, f"residuals below that cannot be had: {remedy}, or take a larger tol")
 
 
-def examine_candidates(risk: EmpiricalRisk, new: EmpiricalRisk) -> list[Finding]:
-    """The findings on the candidates."""
+def examine_candidates(risk: EmpiricalRisk, new: EmpiricalRisk, *, allow_overlap: bool = False) -> list[Finding]:
+    """The findings on the candidates; whether those that equal examples of the sample are said to be others."""
     return [
         finding_of("candidates", new, lambda: _candidates(risk, new)),
-        finding_of("overlap", new, lambda: _overlap(risk, new)),
+        finding_of("overlap", new, lambda: _overlap(risk, new, allow_overlap)),
     ]
 
 
@@ -326,10 +326,10 @@ def _candidates(risk: EmpiricalRisk, new: EmpiricalRisk) -> Finding:
     return Finding("candidates", "pass", said)
 
 
-def _overlap(risk: EmpiricalRisk, new: EmpiricalRisk) -> Finding:
+def _overlap(risk: EmpiricalRisk, new: EmpiricalRisk, allowed: bool) -> Finding:
     shared = overlap(risk.digests(), new.digests())
     if not shared:
         return Finding("overlap", "pass", "no candidate is in the sample, by their content")
     said = f"{len(shared)} of {len(new)} candidates are in the sample too, by their content; the first is {shared[0]}"
     remedy = "leave them out, unless equal ones are different examples: then allow_overlap=True (--allow-overlap)"
-    return Finding("overlap", "doubt", said, remedy)
+    return Finding("overlap", "doubt", said, "taken for different examples, as was asked for" if allowed else remedy)

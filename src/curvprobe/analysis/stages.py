@@ -148,7 +148,8 @@ def examination(job: Job) -> Stage[dict[str, Any]]:
     """What was checked; kept, as a later run that finds all stages checks nothing."""
 
     def compute() -> dict[str, Any]:
-        findings = [*examine_model(job.risk), *examine_candidates(job.risk, job.new)]
+        allowed = job.settings.allow_overlap
+        findings = [*examine_model(job.risk), *examine_candidates(job.risk, job.new, allow_overlap=allowed)]
         return Examination(tuple(findings)).to_json()
 
     return Stage("examination", job.keys, dict, compute)

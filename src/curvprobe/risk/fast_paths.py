@@ -16,10 +16,19 @@ Compared = tuple[Tensor, Tensor]
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """While a fast way is tried: torch warns of what it has no batching rule for, and of its own first forward mode."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """While a fast way is tried: torch warns of what it has no batching rule for, and of its own first forward mode.
+
+    Of an operation within one of its decompositions, such as the derivative of PReLU, it prints that past Python's
+    warnings. That has a switch, which cannot be read: afterwards it is on, as torch has it.
+    """
+    print_of_fallbacks = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
+    print_of_fallbacks(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        print_of_fallbacks(True)
 
 
 @dataclass

@@ -34,6 +34,11 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         r"'dict' object has no attribute",
         "a batch that is a mapping is given as a plain dict: write batch['name'] instead of batch.name",
     ),
+    (
+        r"modified by an inplace operation",
+        "an operation in place overwrites what a derivative needs, so that plain training stops there too: write "
+        "x = x + y for x += y, or leave out the parameters before it with params=",
+    ),
     (r"out of range in self|index out of range", "labels or tokens are outside what the model was made for"),
 )
 """Patterns in the message of the user's own error, and what to do."""
