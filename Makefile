@@ -79,7 +79,13 @@ bench: .venv/bench
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ -r requirements-acceptance.txt
 	@touch $@
 
-acceptance: .venv/acceptance
+.venv/loggers: .venv/dev requirements-loggers.txt
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ -r requirements-loggers.txt
+	@touch $@
+
+acceptance: .venv/acceptance .venv/loggers
+	PYTHONPATH=.venv/loggers:$(PYTHONPATH) $(BIN)/python acceptance/loggers.py
 	PYTHONPATH=.venv/acceptance:$(PYTHONPATH) $(BIN)/python acceptance/run.py $(ARGS)
 	$(BIN)/python benchmarks/table.py
 
