@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 import curvprobe as cp
-from curvprobe.risk.frozen import Raised
+from curvprobe.risk.frozen import Frozen, Raised
 from tests import cases
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks by it
@@ -219,3 +219,25 @@ def test_a_model_that_changes_a_frozen_parameter_in_its_forward_is_refused():
 
     with pytest.raises(ValueError, match="frozen parameter seen has changed"):
         cp.EmpiricalRisk(Counter(), cp.losses.mse, (torch.randn(4, 2), torch.randn(4, 1)))
+
+
+ODD = {
+    "nan": torch.tensor([1.0, float("nan"), 2.0]),
+    "complex": torch.randn(3, dtype=torch.complex64),
+    "whole numbers": torch.arange(40).view(8, 5).T,
+    "empty": torch.empty(0, 3),
+    "one number": torch.tensor(2.0),
+    "booleans": torch.tensor([True, False]),
+}
+
+
+@pytest.mark.parametrize("tensor", ODD.values(), ids=ODD)
+def test_frozen_tensors_of_any_kind_are_watched(tensor):
+    tensor = tensor.clone(memory_format=torch.contiguous_format)
+    frozen = Frozen.of({"odd": tensor})
+    frozen.check()
+    if tensor.numel():
+        with torch.no_grad():
+            tensor.data.view(-1)[0:1] = ~tensor.data.view(-1)[0:1] if tensor.dtype == torch.bool else 7
+        with pytest.raises(ValueError, match="the frozen parameter odd has changed"):
+            frozen.check()

@@ -54,9 +54,9 @@ class Frozen:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """A few of a tensor's numbers, as a copy."""
+    """A few of a tensor's numbers as bytes, by which NaN equals itself."""
     flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()[:SAMPLED]
-    return flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].clone()
+    return flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].clone().view(torch.uint8)
 
 
 class Raised:

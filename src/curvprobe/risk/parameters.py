@@ -161,7 +161,8 @@ def copy_state(model: nn.Module, names: Sequence[str]) -> State:
 
 def _stays(parameter: nn.Parameter) -> bool:
     """Whether a parameter is what no optimizer changes, and tells when it is changed."""
-    return not parameter.requires_grad and not parameter.is_inference() and not parameter.is_meta
+    usual = parameter.layout is torch.strided and not parameter.is_inference() and not parameter.is_meta
+    return usual and not parameter.requires_grad
 
 
 def _changed_by_forward(model: nn.Module) -> set[int]:
