@@ -1,5 +1,6 @@
 """No copy of a repeated eigenvalue is missed, which a single-vector method cannot see by itself."""
 
+import math
 import warnings
 from functools import partial
 
@@ -8,11 +9,16 @@ import torch
 from torch import Tensor
 
 import curvprobe as cp
+from curvprobe.eigensolver.checkpoint import Saver
+from curvprobe.eigensolver.lanczos import _Solver
+from curvprobe.eigensolver.search import would_have_shown
+from curvprobe.eigensolver.wanted import Wanted
 from tests.cases import symmetric
 from tests.eigensolver.spectra import (
     BULK,
     WHICH,
     check,
+    grown,
     quietly,
     solve,
 )
@@ -175,3 +181,53 @@ def test_a_more_wanted_eigenvalue_outside_takes_the_last_flag():
         assert bool(pairs.converged[:-1].all())
         flagged += missed
     assert flagged
+
+
+def growth(alphas: list[float], betas: list[float], mu: float) -> float:
+    """Sum of squares of the three-term recurrence that a unit eigenvector's components follow, from 1 on."""
+    components = [0.0, 1.0]
+    for at, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
+        before = betas[at - 1] * components[-2] if at else 0.0
+        components.append(((mu - alpha) * components[-1] - before) / beta)
+    return sum(component**2 for component in components)
+
+
+@pytest.mark.parametrize(
+    ("which", "last", "ends"),
+    [("algebraic", 6.0, (1,)), ("smallest", -6.0, (-1,)), ("magnitude", 6.0, (1, -1)), ("magnitude", -6.0, (1, -1))],
+)
+def test_the_search_may_end_once_an_eigenvector_as_wanted_would_have_shown(monkeypatch, which, last, ends):
+    """Just below the growth that every end reaches it may, just above it may not; ends lie a residual farther out."""
+    basis = grown(symmetric(BULK[::4]), 7)
+    outside = basis.projected[:7, :7]
+    wanted = Wanted(1, which, 0.02)
+    step = wanted.crowded_bound(torch.tensor([last]), last, basis)
+    betas = [*outside.diagonal(1).tolist(), basis.pending_norm]
+    reached = min(growth(outside.diagonal().tolist(), betas, end * (6.0 + step)) for end in ends)
+    nearer = min(growth(outside.diagonal().tolist(), betas, end * (6.0 - step)) for end in ends)
+    assert nearer < 0.9 * reached
+    for part, told in ((0.99, True), (1.01, False)):
+        probability = (2 * basis.size / (math.pi * part * reached)) ** 0.5
+        monkeypatch.setattr("curvprobe.eigensolver.search.MISSED", probability)
+        assert would_have_shown(basis, wanted, outside, torch.tensor([last])) is told
+
+
+def test_products_of_every_search_are_counted(monkeypatch):
+    counted, search = [], _Solver.search
+
+    def watched(solver, *arguments):
+        before = solver.basis.num_matvecs
+        found = search(solver, *arguments)
+        counted.append((found, solver.basis.num_matvecs - before))
+        return found
+
+    monkeypatch.setattr(_Solver, "search", watched)
+    pairs = solve(symmetric(REPEATED["leading"][0]), dim=5)
+    assert {found for found, _ in counted} == {True, False}  # one that held a missed copy, and the last
+    assert pairs.num_search_matvecs == sum(count for _, count in counted)
+
+
+def test_combinations_that_certify_have_signs_of_both_kinds():
+    """Of one kind only, errors of two pairs that cancel would go unseen."""
+    solver = _Solver(grown(symmetric(BULK[::4]), 1), Wanted(1, "algebraic", 1e-3), 10, 0, Saver(None))
+    assert set(solver._signs(64).tolist()) == {-1.0, 1.0}
