@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import curvprobe as cp
 from curvprobe.tasks.folders import load_folder
 
-VOCABULARY, CONTEXT = 512, 48
+VOCABULARY, CONTEXT = 512, 32
 
 
 def main(out: Path) -> None:
@@ -32,8 +32,8 @@ def main(out: Path) -> None:
     base.to(torch.bfloat16).save_pretrained(out / "base")
     tokenizer.save_pretrained(out / "base")
 
-    passages = [text for name in names[30:] for text in topics[name].split("\n\n") if len(text) > 80][:120]
-    training, unseen = passages[:80], passages[80:]
+    passages = [text for name in names[30:] for text in topics[name].split("\n\n") if len(text) > 80][:60]
+    training, unseen = passages[:40], passages[40:]
     for name, texts in (("training", training), ("unseen", unseen)):
         (out / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=True))
@@ -59,8 +59,8 @@ def _base(tokenizer: PreTrainedTokenizerFast, text: str) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         max_position_embeddings=CONTEXT,
-        hidden_size=48,
-        intermediate_size=96,
+        hidden_size=32,
+        intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         pad_token_id=0,
@@ -72,7 +72,7 @@ def _base(tokenizer: PreTrainedTokenizerFast, text: str) -> LlamaForCausalLM:
     return model
 
 
-def _train(model: torch.nn.Module, data: dict[str, torch.Tensor], steps: int = 200, rate: float = 1e-2) -> None:
+def _train(model: torch.nn.Module, data: dict[str, torch.Tensor], steps: int = 120, rate: float = 1e-2) -> None:
     """Adam, on sixteen examples at a time."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -38,7 +38,7 @@ EXAMPLES = {
     "edge_of_stability": "step 4000: first eigenvalue 10.0",
     "hugging_face_trainer": "step 60: loss",
     "lightning_cnn": "step 90: loss",
-    "lora": "1,536 probed (lora)",
+    "lora": "1,024 probed (lora)",
     "regression": "eigenspace YES (5 of 5)",
 }
 """What each script in examples/ prints, among other things."""
