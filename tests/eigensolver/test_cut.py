@@ -7,6 +7,7 @@ import torch
 
 import curvprobe as cp
 from curvprobe.eigensolver.lanczos import _Solver
+from curvprobe.eigensolver.wanted import CROWDING
 from tests.cases import symmetric
 from tests.eigensolver.spectra import BULK, solve, true_residuals
 
@@ -73,3 +74,20 @@ def test_residuals_that_are_not_certified_are_no_smaller_than_the_true_ones():
             warnings.simplefilter("ignore", cp.ConvergenceWarning)
             pairs = solve(matrix, dim=3, tol=1e-6, max_matvecs=budget)
         assert bool((pairs.residuals >= 0.7 * true_residuals(matrix, pairs) - 1e-12).all()), budget
+
+
+def test_pairs_of_a_budget_that_ended_are_certified_in_their_own_neighbourhood():
+    """In a crowd of small eigenvalues a vector of none of them has a residual that the first eigenvalue allows."""
+    matrix = symmetric([10.0, *torch.linspace(0.6, 0.01, 120).tolist()], seed=2)
+    seen, tol = 0, 0.05
+    for budget in range(6, 40):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", cp.ConvergenceWarning)
+            pairs = solve(matrix, dim=4, tol=tol, max_matvecs=budget)
+        absolute = tol * float(pairs.eigenvalues[0])
+        crowded = (CROWDING * pairs.eigenvalues.abs().clamp_min(absolute)).clamp_max(absolute)
+        allowed = pairs.residuals <= tol
+        rough = pairs.residuals * float(pairs.eigenvalues[0]) > 1.01 * crowded
+        seen += int((allowed & rough).sum())
+        assert not bool((pairs.converged & rough).any()), budget
+    assert seen > 0  # else nothing is tested
