@@ -45,7 +45,8 @@ def accept(name: str, network: Network, out: Path) -> dict[str, Any]:
     try:
         risk = task.risk()
         found |= {"probed": risk.num_params, "k": len(risk)}
-        examined, seconds = timed(torch.device("cpu"), cp.examine, risk, task.candidates, dim=DIM)
+        options = {"dim": DIM, "allow_overlap": network.allow_overlap}
+        examined, seconds = timed(torch.device("cpu"), cp.examine, risk, task.candidates, **options)
         found |= {"doctor": examined.verdict, "checks": examined.to_json()["findings"], "doctor_seconds": seconds}
         settings = {"dim": DIM, "num_probes": 8, "stages": "quick", "allow_overlap": network.allow_overlap}
         analysis, seconds = timed(torch.device("cpu"), cp.analyze, risk, task.candidates, **settings)

@@ -187,6 +187,11 @@ def test_overlap_and_candidates_that_are_not_finite():
     (x, y), model = data(), net()
     risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, (x[:30], y[:30]))
     assert found(cp.examine(risk, (x[28:], y[28:]), dim=2))["overlap"].said.startswith("2 of 12 candidates are in")
+    verdicts = [
+        found(cp.examine(risk, (x[28:], y[28:]), dim=2, allow_overlap=allowed))["overlap"].verdict
+        for allowed in (False, True)
+    ]
+    assert verdicts == ["fail", "doubt"]  # an analysis refuses the one, and takes the other
     bad = x[30:].clone()
     bad[7] = torch.nan
     finding = found(cp.examine(risk, (bad, y[30:]), dim=2))["candidates"]

@@ -112,6 +112,24 @@ def test_a_whole_analysis():
     assert str(analysis.answer).startswith("42 parameters (float32), k = 9, 4 candidates")
 
 
+class Bare(Classifier):
+    def training_step(self, batch):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+class Unnamed(Classifier):
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("kind", [Bare, Unnamed])
+def test_a_step_is_called_as_lightning_calls_it(kind):
+    module = kind()
+    risk = cp.Task.from_lightning(module, Data()).risk()
+    x, y = examples(9, 0)
+    assert torch.allclose(risk.losses(), cp.losses.cross_entropy(module(x), (x, y)).detach().double(), rtol=1e-5)
+
+
 class ByHand(Classifier):
     def __init__(self):
         super().__init__()

@@ -16,7 +16,7 @@ PATIENCE = 20.0
 """Seconds that all losses may take; else some are looked at."""
 
 
-def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10) -> Examination:
+def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10, allow_overlap: bool = False) -> Examination:
     """Check a model, its loss and its data before an analysis: each check passes, fails, or leaves a doubt.
 
     Takes seconds, for a large model up to about a minute, as only some examples are looked at; what making the risk
@@ -27,6 +27,7 @@ def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10) -> Ex
         candidates: examples that the model was not trained on, in any form that :class:`EmpiricalRisk` takes, or a
             risk on them; None leaves their checks out.
         dim: dimension D for which memory and time are estimated.
+        allow_overlap: whether candidates that equal examples of the sample are others, as for :func:`analyze`.
 
     Returns:
         The findings, to be printed.
@@ -44,7 +45,7 @@ def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10) -> Ex
         findings = examine_model(risk, PATIENCE)
         advance(1)
         if candidates is not None:
-            findings += _of_candidates(risk, candidates)
+            findings += _of_candidates(risk, candidates, allow_overlap)
         advance(1)
         findings.append(finding_of("memory", risk, lambda: _memory(risk, dim)))
         if not any(finding.verdict == "fail" for finding in findings):
@@ -53,13 +54,13 @@ def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10) -> Ex
     return Examination(tuple(findings))
 
 
-def _of_candidates(risk: EmpiricalRisk, candidates: Any) -> list[Finding]:
+def _of_candidates(risk: EmpiricalRisk, candidates: Any, allow_overlap: bool) -> list[Finding]:
     """What is found of the candidates."""
     try:
         new = candidates if isinstance(candidates, EmpiricalRisk) else risk.on(candidates)
     except CurvprobeError as error:
         return [Finding("candidates", "fail", str(error))]
-    return examine_candidates(risk, new)
+    return examine_candidates(risk, new, allow_overlap=allow_overlap)
 
 
 def _memory(risk: EmpiricalRisk, dim: int) -> Finding:

@@ -332,4 +332,6 @@ def _overlap(risk: EmpiricalRisk, new: EmpiricalRisk, allowed: bool) -> Finding:
         return Finding("overlap", "pass", "no candidate is in the sample, by their content")
     said = f"{len(shared)} of {len(new)} candidates are in the sample too, by their content; the first is {shared[0]}"
     remedy = "leave them out, unless equal ones are different examples: then allow_overlap=True (--allow-overlap)"
-    return Finding("overlap", "doubt", said, "taken for different examples, as was asked for" if allowed else remedy)
+    if allowed:
+        return Finding("overlap", "doubt", said, "taken for different examples, as was asked for")
+    return Finding("overlap", "fail", said, remedy)

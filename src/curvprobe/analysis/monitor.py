@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
@@ -18,14 +19,17 @@ from curvprobe.curvature.matrix import CurvatureMatrix, hessian
 from curvprobe.eigensolver.doubt import ConvergenceWarning
 from curvprobe.eigensolver.lanczos import Eigenpairs, lanczos
 from curvprobe.eigensolver.wanted import Which
-from curvprobe.errors import ArgumentError, NotFiniteError
+from curvprobe.errors import ArgumentError, NotFiniteError, checking
 from curvprobe.losses import Loss
 from curvprobe.numerics.linalg import norm
 from curvprobe.numerics.traces import FEWEST_PROBES, trace_moments
 from curvprobe.risk.calling import Forward, unwrap
+from curvprobe.risk.contract import check_loss
 from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.examples import Examples
 from curvprobe.risk.following import at_weights_of, beside
 from curvprobe.risk.parameters import Selection
+from curvprobe.risk.undisturbed import undisturbed
 from curvprobe.runtime import progress
 from curvprobe.runtime.threads import SWEPT
 from curvprobe.subspace.eigenspace import plan_memory
@@ -110,6 +114,10 @@ class Monitor:
         if max_seconds is not None and not max_seconds > 0:
             raise ArgumentError(f"max_seconds is {max_seconds!r}; expected a positive number or None")
         check_sigma(sigma)
+        check_loss(loss)
+        _check_readable(data, collate_fn)
+        if candidates is not None:
+            _check_readable(candidates, None if isinstance(candidates, Tensor | tuple | Mapping) else collate_fn)
         self.every, self.history = every, list[dict[str, float]]()
         self._dim, self._sigma, self._tol, self._seed = dim, sigma, tol, seed
         self._negative, self._trace_products = negative, trace_products
@@ -246,13 +254,17 @@ class Monitor:
         subspace = Subspace(space.vectors.to(risk.device))
         sample, fresh = project(risk, subspace), project(candidates, subspace)
         found = expected_criterion(sample, fresh, self._sigma)
-        return {
-            "candidates_loss": candidates.value(),
-            "rms": found.rms,
-            "rms_low": found.rms_interval[0],
-            "rms_high": found.rms_interval[1],
-            "shape_rms": found.shape_rms,
-        }
+        low, high = found.rms_interval
+        upper = {"rms_high": high} if math.isfinite(high) else {}  # few candidates set no upper end
+        told = {"candidates_loss": candidates.value(), "rms": found.rms, "rms_low": low}
+        return told | upper | {"shape_rms": found.shape_rms}
+
+
+def _check_readable(data: Any, collate_fn: Callable[[list[Any]], Any] | None) -> None:
+    """Refuse data before the training that the first call would refuse in its midst; no generator is moved."""
+    with checking("data"), undisturbed(nn.Identity(), (), torch.device("cpu")):
+        examples = Examples(data, collate_fn)
+        examples.batch(0, min(2, len(examples)))
 
 
 def overlap(one: Eigenpairs, other: Eigenpairs) -> float:

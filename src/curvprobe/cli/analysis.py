@@ -211,6 +211,7 @@ def doctor(
     k: K = None,
     dim: Dim = 10,
     memory_budget: Memory = None,
+    allow_overlap: AllowOverlap = False,
 ) -> None:
     """Check your own trained model, loss and data before an analysis: a line for each check, with what to do.
 
@@ -231,7 +232,7 @@ def doctor(
                 raise
             found = Examination.refused(error)
         else:
-            found = examine(risk, loaded.candidates, dim=dim)
+            found = examine(risk, loaded.candidates, dim=dim, allow_overlap=allow_overlap)
     typer.echo(str(found))
     if found.verdict == "fail":
         raise typer.Exit(1)

@@ -21,7 +21,7 @@ from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.risk.parameters import Selection
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Task:
     """What a run needs; see :class:`curvprobe.EmpiricalRisk` for the forms that each part may take.
 
@@ -50,6 +50,9 @@ class Task:
     forward: Callable[[nn.Module, Any], Any] | None = None
     names: Sequence[str] | None = None
     pictures: Any = None
+
+    def __repr__(self) -> str:
+        return f"Task({type(self.model).__name__}{': ' if self.description else ''}{self.description})"
 
     @classmethod
     def from_transformers(

@@ -98,9 +98,10 @@ def _own_step(module: nn.Module) -> dict[str, Any]:
 def training_step(module: nn.Module, batch: Any) -> Any:
     """What a module's training step returns for a batch, while it logs nothing."""
     step: Callable[..., Any] = module.training_step  # type: ignore[assignment]
-    takes_position = "batch_idx" in inspect.signature(step).parameters
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = [p for p in inspect.signature(step).parameters.values() if p.kind in positional]
     with _unlogged(module):
-        return step(batch, 0) if takes_position else step(batch)
+        return step(batch, 0) if len(taken) > 1 else step(batch)  # as Lightning has it, whatever they are called
 
 
 @contextmanager
