@@ -90,7 +90,7 @@ def answer(analysis: Analysis) -> Answer:
     if analysis.num_candidates == 1:
         candidates = "1 candidate, so the sample stands for what comes"
     return Answer(
-        model=f"{analysis.num_params:,} parameters ({analysis.dtype}), k = {analysis.k:,}, {candidates}",
+        model=f"{analysis.probed} ({analysis.dtype}), k = {analysis.k:,}, {candidates}",
         findings=(*_findings(analysis), _losses(analysis)),
         judgement=judgement,
         tolerance=tolerance,
@@ -258,7 +258,7 @@ def _still_falls(analysis: Analysis) -> bool:
 
 
 def _minimum(analysis: Analysis) -> Mark:
-    said, found = f"|g| {short(analysis.gradient_norm)}, whole space", analysis.spectrum
+    said, found = f"|g| {short(analysis.gradient_norm)}, {analysis.space}", analysis.spectrum
     least, largest = float(found.eigenvalues.min()), float(found.eigenvalues.abs().max())
     if analysis.stationarity.refusal() is not None or _only_down(analysis):
         return Mark("minimum", "no", said if least >= 0 else f"{said}, curvature {short(least)}")

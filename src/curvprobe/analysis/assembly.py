@@ -240,6 +240,7 @@ def _config(job: Job, more: dict[str, Any]) -> dict[str, Any]:
         "allow_overlap": s.allow_overlap,
         **more,
         "param_names": job.risk.param_names,
+        "num_other_params": sum(p.numel() for p in job.risk.probed.module.parameters()) - job.risk.num_params,
         **named,
     }
 

@@ -115,9 +115,7 @@ class Monitor:
             raise ArgumentError(f"max_seconds is {max_seconds!r}; expected a positive number or None")
         check_sigma(sigma)
         check_loss(loss)
-        _check_readable(data, collate_fn)
-        if candidates is not None:
-            _check_readable(candidates, None if isinstance(candidates, Tensor | tuple | Mapping) else collate_fn)
+        _check_readable(data, candidates, collate_fn)
         self.every, self.history = every, list[dict[str, float]]()
         self._dim, self._sigma, self._tol, self._seed = dim, sigma, tol, seed
         self._negative, self._trace_products = negative, trace_products
@@ -260,11 +258,14 @@ class Monitor:
         return told | upper | {"shape_rms": found.shape_rms}
 
 
-def _check_readable(data: Any, collate_fn: Callable[[list[Any]], Any] | None) -> None:
+def _check_readable(data: Any, candidates: Any, collate_fn: Callable[[list[Any]], Any] | None) -> None:
     """Refuse data before the training that the first call would refuse in its midst; no generator is moved."""
     with checking("data"), undisturbed(nn.Identity(), (), torch.device("cpu")):
-        examples = Examples(data, collate_fn)
-        examples.batch(0, min(2, len(examples)))
+        for given in (data, candidates):
+            tensors = isinstance(given, Tensor | tuple | Mapping)  # candidates may be, whatever the sample is
+            if given is data or given is not None:
+                examples = Examples(given, None if tensors and given is not data else collate_fn)
+                examples.batch(0, min(2, len(examples)))
 
 
 def overlap(one: Eigenpairs, other: Eigenpairs) -> float:

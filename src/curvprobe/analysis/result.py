@@ -320,6 +320,17 @@ class Analysis:
         """For a notebook."""
         return self.answer._repr_html_()
 
+    @property
+    def probed(self) -> str:
+        """How many parameters were probed, and of how many, where that is a part of the model."""
+        others = int(self.config.get("num_other_params", 0))  # a result of an earlier version does not tell
+        return f"{self.num_params:,} {f'of {self.num_params + others:,} ' if others else ''}parameters"
+
+    @property
+    def space(self) -> str:
+        """What the gradient was looked at in."""
+        return "all that are probed" if self.config.get("num_other_params") else "whole space"
+
     def __repr__(self) -> str:
         return f"Analysis(k={self.k}, num_params={self.num_params}, dim={self.spectrum.dim}, sigma={self.sigma:.3g})"
 
