@@ -114,8 +114,7 @@ class Monitor:
         if max_seconds is not None and not max_seconds > 0:
             raise ArgumentError(f"max_seconds is {max_seconds!r}; expected a positive number or None")
         check_sigma(sigma)
-        check_loss(loss)
-        _check_readable(data, candidates, collate_fn)
+        _check_known(loss, data, candidates, collate_fn)
         self.every, self.history = every, list[dict[str, float]]()
         self._dim, self._sigma, self._tol, self._seed = dim, sigma, tol, seed
         self._negative, self._trace_products = negative, trace_products
@@ -258,8 +257,9 @@ class Monitor:
         return told | upper | {"shape_rms": found.shape_rms}
 
 
-def _check_readable(data: Any, candidates: Any, collate_fn: Callable[[list[Any]], Any] | None) -> None:
-    """Refuse data before the training that the first call would refuse in its midst; no generator is moved."""
+def _check_known(loss: Loss, data: Any, candidates: Any, collate_fn: Callable[[list[Any]], Any] | None) -> None:
+    """Refuse before the training what the first call would refuse in its midst; no generator is moved."""
+    check_loss(loss)
     with checking("data"), undisturbed(nn.Identity(), (), torch.device("cpu")):
         for given in (data, candidates):
             tensors = isinstance(given, Tensor | tuple | Mapping)  # candidates may be, whatever the sample is
