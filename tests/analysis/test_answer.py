@@ -301,13 +301,17 @@ def test_a_notebook_shows_the_answer_escaped(sound):
 
 
 def test_a_part_of_the_model_is_said_to_be_one(case):
-    whole, part = (
-        cp.analyze(case.risk(params=params), case.candidates, dim=1, num_probes=8, stages="quick").answer
+    found = [
+        cp.analyze(case.risk(params=params), case.candidates, dim=1, num_probes=8, stages="quick")
         for params in (None, ["2.*"])
-    )
+    ]
+    whole, part = (analysis.answer for analysis in found)
     total = sum(p.numel() for p in case.model.parameters())
     few = sum(p.numel() for p in case.model[2].parameters())
     assert whole.model.startswith(f"{total:,} parameters (")
     assert part.model.startswith(f"{few:,} of {total:,} parameters (")
     assert ["whole space" in str(said) for said in (whole, part)] == [True, False]
     assert "all that are probed" in str(part)
+    ranking = found[0].table().split("Candidates that would move it most")[1]
+    assert "nan" not in ranking  # quick stages take no gradient norms
+    assert "projected gradient" in ranking

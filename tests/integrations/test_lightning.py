@@ -111,3 +111,10 @@ def test_a_resumed_training_is_the_same_too(tmp_path):
     plain = trained(tmp_path / "plain", resume=str(kept))
     assert all(torch.equal(a, b) for a, b in zip(state(*plain), state(*resumed), strict=True))
     assert whole[0].global_step == 8
+
+
+def test_what_is_no_monitor_is_refused():
+    from curvprobe.integrations.lightning import CurvatureCallback
+
+    with pytest.raises(TypeError, match=r"monitor is a str; expected CurvatureCallback\(monitor\)"):
+        CurvatureCallback("monitor")

@@ -125,3 +125,10 @@ def test_tensorboard_has_what_the_monitor_has_seen(tmp_path, monkeypatch):
         written = [(event.step, event.value) for event in events.Scalars(tag)]
         assert [step for step, _ in written] == [seen["step"] for seen in monitor.history] == [2, 4, 6]
         assert [value for _, value in written] == pytest.approx([s[name] for s in monitor.history], rel=1e-6)
+
+
+def test_a_monitor_in_the_place_of_the_trainer_is_refused():
+    from curvprobe.integrations.transformers import CurvatureCallback
+
+    with pytest.raises(TypeError, match=r"given Monitor, NoneType; expected CurvatureCallback\(trainer, monitor\)"):
+        CurvatureCallback(monitor_of(), None)

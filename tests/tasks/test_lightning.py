@@ -141,6 +141,11 @@ class Silent(Classifier):
         return None
 
 
+class Asking(Classifier):
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1]) * (self.trainer.current_epoch + 1)
+
+
 class Stream(Data):
     def train_dataloader(self):
         class Endless(IterableDataset):
@@ -162,6 +167,7 @@ class OtherCollate(Data):
 
 REFUSED = {
     "by hand": (ByHand, Data, "optimizes by hand.*give one: loss="),
+    "asking": (Asking, Data, "asks for the Trainer: give loss="),
     "no loss": (Silent, Data, "training_step returned NoneType; expected a loss"),
     "no step": (lambda: nn.Linear(3, 2), Data, "a Linear without training_step; expected a LightningModule, or loss="),
     "no data": (Classifier, lightning.LightningDataModule, "without train_dataloader; expected a LightningDataModule"),

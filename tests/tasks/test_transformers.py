@@ -174,6 +174,12 @@ def test_classifiers(options, labels, loss):
 
 
 REFUSED = {
+    "the wrong way round": (lambda: (tokenizer(), llama(), TEXTS), {}, "expected one of transformers, and then its"),
+    "classes": (
+        lambda: (bert("ForSequenceClassification"), tokenizer(), [("a rose", 7)]),
+        {},
+        "labels or tokens are outside what the model was made for",
+    ),
     "another kind": (lambda: (bert("Model"), tokenizer(), TEXTS), {}, "is a BertModel; expected a causal or masked"),
     "two halves": (
         lambda: (
@@ -209,7 +215,7 @@ REFUSED = {
 @pytest.mark.parametrize(("parts", "options", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(parts, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        cp.Task.from_transformers(*parts(), **options)
+        cp.Task.from_transformers(*parts(), **options).risk()
 
 
 # ---- folders and files

@@ -275,7 +275,9 @@ def _ranking(ranking: Ranking, errors: RowErrors | None) -> tuple[str | Columns,
     last = f"Ranking by shape agrees with {agreement} (rank correlation)"
     if len(ranking.total) < 2:
         return (last,)
-    columns, first = ranking.columns(), ranking.order[:SHOWN].tolist()
+    known = ranking.columns().items()  # quick stages take no gradient norms
+    columns = {name: column for name, column in known if not all(map(math.isnan, column))}
+    first = ranking.order[:SHOWN].tolist()
     rows = tuple((str(j), *(_brief(float(column[j])) for column in columns.values())) for j in first)
     header = ("candidate", *(name.replace("_", " ").replace("gradient norm", "gradient") for name in columns))
     told: list[str | Columns] = [Columns(header, rows, words=())]

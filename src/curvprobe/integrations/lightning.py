@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from curvprobe.analysis.monitor import Monitor
+from curvprobe.errors import ArgumentTypeError
 from curvprobe.plots import plot_monitor
 
 
@@ -22,6 +23,8 @@ class CurvatureCallback(Callback):
     """
 
     def __init__(self, monitor: Monitor) -> None:
+        if not isinstance(monitor, Monitor):
+            raise ArgumentTypeError(f"monitor is a {type(monitor).__name__}; expected CurvatureCallback(monitor)")
         self.monitor = monitor
         self._last = 0
 

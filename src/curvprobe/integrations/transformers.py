@@ -8,6 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from curvprobe.analysis.monitor import Monitor
+from curvprobe.errors import ArgumentTypeError
 from curvprobe.plots import plot_monitor
 
 
@@ -24,6 +25,9 @@ class CurvatureCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, monitor: Monitor) -> None:
+        if not isinstance(trainer, Trainer) or not isinstance(monitor, Monitor):
+            found = f"{type(trainer).__name__}, {type(monitor).__name__}"
+            raise ArgumentTypeError(f"it was given {found}; expected CurvatureCallback(trainer, monitor)")
         self.trainer, self.monitor = trainer, monitor
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -39,7 +39,14 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "an operation in place overwrites what a derivative needs, so that plain training stops there too: write "
         "x = x + y for x += y, or leave out the parameters before it with params=",
     ),
-    (r"out of range in self|index out of range", "labels or tokens are outside what the model was made for"),
+    (
+        r"not attached to a",
+        "its training step asks for the Trainer: give loss=, which is called as loss(module(x), batch)",
+    ),
+    (
+        r"out of range in self|index out of range|out of bounds",
+        "labels or tokens are outside what the model was made for",
+    ),
 )
 """Patterns in the message of the user's own error, and what to do."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from curvprobe import losses
-from curvprobe.errors import ArgumentError, CannotProbeTypeError, CurvprobeError, MissingExtraError
+from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeTypeError, CurvprobeError, MissingExtraError
 from curvprobe.losses import Loss
 from curvprobe.risk.calling import Forward
 from curvprobe.risk.heads import before_head
@@ -34,6 +34,10 @@ def task_of_texts(
     seed: int = 0,
 ) -> Task:
     """See :meth:`curvprobe.Task.from_transformers`."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(
+            f"model is a {type(model).__name__}; expected one of transformers, and then its tokenizer"
+        )
     kind = kind_of(model)
     longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     most = context or min(longest or CONTEXT, CONTEXT)
