@@ -45,6 +45,9 @@ def test_candidates_of_a_file_plan_and_doctor(folder):
     checked = invoke("doctor", *arguments(folder)[:-2], "--dim", 2)
     assert checked.exit_code == 0, checked.output
     assert "bfloat16" in checked.output
+    part = invoke("doctor", *arguments(folder), "--dim", 2)
+    assert part.exit_code == 0, part.output
+    assert "2,208 probed (last-block)" in part.output
 
 
 USAGE = {

@@ -1,6 +1,7 @@
 """The callback in Lightning's Trainer: training to the last bit as without it, and what its loggers get."""
 
 import csv
+import sys
 
 import pytest
 import torch
@@ -118,3 +119,21 @@ def test_what_is_no_monitor_is_refused():
 
     with pytest.raises(TypeError, match=r"monitor is a str; expected CurvatureCallback\(monitor\)"):
         CurvatureCallback("monitor")
+
+
+@pytest.mark.parametrize("how", ["diverged", "nothing draws"])
+def test_a_training_ends_as_it_would_where_there_is_no_figure(tmp_path, monkeypatch, how):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    if how == "diverged":
+        step = Classifier.training_step
+        monkeypatch.setattr(Classifier, "training_step", lambda *given: step(*given) * float("nan"))
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monitor = monitor_of()
+    trainer, _ = trained(tmp_path, monitor)
+    assert trainer.global_step == 8
+    assert len(monitor.history) == 4
+    events = EventAccumulator(trainer.loggers[1].log_dir)
+    events.Reload()
+    assert events.Tags()["images"] == []

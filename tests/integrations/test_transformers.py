@@ -1,5 +1,7 @@
 """The callback in Hugging Face's Trainer: training to the last bit as without it, and what is logged."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -132,3 +134,13 @@ def test_a_monitor_in_the_place_of_the_trainer_is_refused():
 
     with pytest.raises(TypeError, match=r"given Monitor, NoneType; expected CurvatureCallback\(trainer, monitor\)"):
         CurvatureCallback(monitor_of(), None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard
+def test_a_training_ends_as_it_would_where_nothing_draws(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monitor = monitor_of()
+    assert trained(tmp_path, monitor=monitor, logged=True).state.global_step == 6
+    assert len(monitor.history) == 3

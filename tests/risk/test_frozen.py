@@ -122,6 +122,20 @@ def test_autograd_saves_no_raised_weight():
     assert risk.footprint.graph < 500 * 500  # bytes; the weight has 500,000, and a million raised
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_no_raised_weight_lives_on_in_a_graph(name):
+    """Of a loss, or of its gradient: while they live, the weights that they need lie in the low type only."""
+    model, _, loss, data = made(name, torch.bfloat16)
+    probed = (risk := cp.EmpiricalRisk(model, loss, data)).probed
+    with risk.undisturbed():
+        leaves = probed.leaves()
+        value = probed.batch_losses(leaves, next(risk.microbatches()))[0].sum()
+        assert len(probed.raised._alive) == 0
+        slopes = probed.first_order(value, leaves, create_graph=True)
+        assert len(probed.raised._alive) == 0
+        assert any(slope.requires_grad for slope in slopes)
+
+
 def test_an_address_that_is_used_again_is_no_raised_tensor():
     raised, low = Raised(torch.float32), torch.ones(1000, dtype=torch.bfloat16)
     places, met = set(), 0

@@ -122,12 +122,25 @@ class Unnamed(Classifier):
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
 
-@pytest.mark.parametrize("kind", [Bare, Unnamed])
+class Open(Classifier):
+    def training_step(self, *args):
+        batch, position = args
+        return nn.functional.cross_entropy(self(batch[0]), batch[1]) + position
+
+
+@pytest.mark.parametrize("kind", [Bare, Unnamed, Open])
 def test_a_step_is_called_as_lightning_calls_it(kind):
     module = kind()
     risk = cp.Task.from_lightning(module, Data()).risk()
     x, y = examples(9, 0)
     assert torch.allclose(risk.losses(), cp.losses.cross_entropy(module(x), (x, y)).detach().double(), rtol=1e-5)
+
+
+def test_a_datamodule_of_data_sets():
+    training, validation = TensorDataset(*examples(9, 0)), TensorDataset(*examples(4, 1))
+    data = lightning.LightningDataModule.from_datasets(training, validation, batch_size=4)
+    task = cp.Task.from_lightning(Classifier(), data)
+    assert (len(task.risk()), len(task.candidates)) == (9, 4)
 
 
 class ByHand(Classifier):

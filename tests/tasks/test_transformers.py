@@ -173,12 +173,68 @@ def test_classifiers(options, labels, loss):
     assert task.risk().losses().tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def gpt2_classifier(**options):
+    torch.manual_seed(0)
+    sizes = {"n_positions": 12, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 1}
+    return transformers.GPT2ForSequenceClassification(
+        transformers.GPT2Config(vocab_size=len(WORDS), **sizes, **options)
+    )
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_texts_are_padded_by_the_models_own_token(padding):
+    """By which such a classifier finds where a text ends: the tokenizer's, 0, would be taken for text."""
+    model = gpt2_classifier(pad_token_id=padding).eval()
+    risk = cp.Task.from_transformers(model, tokenizer(), [(text, at % 2) for at, text in enumerate(TEXTS)]).risk()
+    expected = [
+        functional.cross_entropy(model(encode(text)).logits, torch.tensor([at % 2])).item()
+        for at, text in enumerate(TEXTS)
+    ]
+    assert risk.losses().tolist() == pytest.approx(expected, rel=1e-5)
+
+
+class Mean(transformers.BertForSequenceClassification):
+    """Takes the mean over all positions, padding included."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.classifier(self.bert.embeddings(input_ids).mean(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_that_takes_padding_for_text_is_refused_and_left_as_it_was(dtype):
+    torch.manual_seed(0)
+    model = Mean(transformers.BertConfig(**SIZES)).train()
+    model.classifier.weight.data *= 100
+    model.to(dtype)
+    with pytest.raises(ValueError, match=r"the loss of text 2 is .* by itself and .* with padding behind it"):
+        cp.Task.from_transformers(model, tokenizer(), [(text, at % 2) for at, text in enumerate(TEXTS)])
+    assert all(part.training for part in model.modules())
+    same = [(text, at % 2) for at, text in enumerate(["a rose", "any name"])]
+    assert not cp.Task.from_transformers(model, tokenizer(), same).model.training
+
+
+def test_positions_that_are_counted_from_a_padding_index():
+    torch.manual_seed(0)
+    model = transformers.RobertaForMaskedLM(transformers.RobertaConfig(**SIZES))
+    task = cp.Task.from_transformers(model, tokenizer(bert=True), " ".join(TEXTS))
+    assert task.data["input_ids"].shape[1] == 11  # of 12 positions the first is the padding's
+    assert task.risk().value() > 0
+    short = tokenizer()
+    short.model_max_length = 5
+    assert cp.Task.from_transformers(llama(), short, " ".join(TEXTS)).data["input_ids"].shape[1] == 5
+
+
 REFUSED = {
+    "no padding": (
+        lambda: (gpt2_classifier(), tokenizer(), [(text, 0) for text in TEXTS]),
+        {},
+        r"several lengths and the model no padding token; set model\.config\.pad_token_id",
+    ),
     "the wrong way round": (lambda: (tokenizer(), llama(), TEXTS), {}, "expected one of transformers, and then its"),
     "classes": (
         lambda: (bert("ForSequenceClassification"), tokenizer(), [("a rose", 7)]),
         {},
-        "labels or tokens are outside what the model was made for",
+        "the label 7 is none of the model's, 0 to 1",
     ),
     "another kind": (lambda: (bert("Model"), tokenizer(), TEXTS), {}, "is a BertModel; expected a causal or masked"),
     "two halves": (
@@ -252,6 +308,7 @@ def test_a_folder_of_an_adapter(folder, tmp_path):
 WRONG = {
     "empty": ({}, r"has no config\.json; expected a folder that save_pretrained\(\) wrote"),
     "unknown": ({"config.json": '{"model_type": "llama", "architectures": ["Mine"]}'}, "the architecture 'Mine'"),
+    "no model": ({"config.json": '{"model_type": "llama", "architectures": ["pipeline"]}'}, "architecture 'pipeline'"),
 }
 
 

@@ -209,6 +209,8 @@ def doctor(
     context: Context = None,
     candidates: Candidates = None,
     k: K = None,
+    params: Params = None,
+    device: Device = None,
     dim: Dim = 10,
     memory_budget: Memory = None,
     allow_overlap: AllowOverlap = False,
@@ -222,7 +224,7 @@ def doctor(
     Example: curvprobe doctor my_task.py:task --k 500 --dim 10
     """
     with plain_errors():
-        loaded = task_from(Source(task, hf, text, context, candidates))
+        loaded = task_from(Source(task, hf, text, context, candidates), params, device)
         if loaded.description:
             say(loaded.description)
         try:

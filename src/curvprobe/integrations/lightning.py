@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from curvprobe.analysis.monitor import Monitor
 from curvprobe.errors import ArgumentTypeError
-from curvprobe.plots import plot_monitor
+from curvprobe.integrations.figure import NAME, figure_of
 
 
 class CurvatureCallback(Callback):
@@ -43,6 +43,5 @@ class CurvatureCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Once, when all steps are done."""
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and self.monitor.history:
-                figure = plot_monitor(self.monitor.history)
-                logger.experiment.add_figure("curvprobe/eigenvalues", figure, trainer.global_step)
+            if isinstance(logger, TensorBoardLogger) and (figure := figure_of(self.monitor)) is not None:
+                logger.experiment.add_figure(NAME, figure, trainer.global_step)

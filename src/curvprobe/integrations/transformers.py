@@ -9,7 +9,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from curvprobe.analysis.monitor import Monitor
 from curvprobe.errors import ArgumentTypeError
-from curvprobe.plots import plot_monitor
+from curvprobe.integrations.figure import NAME, figure_of
 
 
 class CurvatureCallback(TrainerCallback):
@@ -37,10 +37,11 @@ class CurvatureCallback(TrainerCallback):
             asked = control.should_log
             self.trainer.log(self.monitor(model, step=state.global_step))
             control.should_log = asked  # a log of one's own takes the request for the Trainer's away
-        if control.should_training_stop and self.monitor.history:  # at its end the writer is closed before our turn
+        if state.is_world_process_zero and control.should_training_stop:  # at its end the writer is closed already
             self._draw(state.global_step)
 
     def _draw(self, step: int) -> None:
         for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                callback.tb_writer.add_figure("curvprobe/eigenvalues", plot_monitor(self.monitor.history), step)
+            writer = callback.tb_writer if isinstance(callback, TensorBoardCallback) else None
+            if writer is not None and (figure := figure_of(self.monitor)) is not None:
+                writer.add_figure(NAME, figure, step)

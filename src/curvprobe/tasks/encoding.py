@@ -74,13 +74,23 @@ class Encoder:
         else:
             strings, labels = _examples(texts, labelled=self.kind == "classifier")
             rows, said = self._padded_rows(strings)
-        batch = _stacked(rows, self.tokenizer.pad_token_id or 0)
+        batch = _stacked(rows, self._padding(rows))
         if self.kind == "masked":
             self._mask(batch)
         elif self.kind == "classifier":
             batch["labels"] = _labels_of(labels or [], self.config)
         names = [" ".join(self._shown(row).split())[:SHOWN] for row in rows]
         return Encoded(batch, names, said)
+
+    def _padding(self, rows: Sequence[Mapping[str, list[int]]]) -> int:
+        """The token behind a text: the model's own, by which a classifier may find where the text ends."""
+        known = (self.config.pad_token_id, self.tokenizer.pad_token_id)
+        if self.kind == "classifier" and known[0] is None and len({len(row["input_ids"]) for row in rows}) > 1:
+            raise ArgumentError(
+                "the texts have several lengths and the model no padding token; set model.config.pad_token_id to the "
+                "one that it was trained with"
+            )
+        return next((token for token in known if token is not None and token >= 0), 0)
 
     def _shown(self, row: Mapping[str, list[int]]) -> str:
         text: str = self.tokenizer.decode(row["input_ids"][: 2 * SHOWN], skip_special_tokens=True)
@@ -135,7 +145,8 @@ class Encoder:
         asked = order.argsort(1).argsort(1) < count[:, None]
         batch["labels"] = ids.masked_fill(~asked, IGNORE_INDEX)
         fate = torch.rand(ids.shape, generator=drawn, device="cpu")
-        other = torch.randint(len(self.tokenizer), ids.shape, generator=drawn, device="cpu")
+        words = min(len(self.tokenizer), self.config.vocab_size)
+        other = torch.randint(words, ids.shape, generator=drawn, device="cpu")
         hidden = torch.where(asked & (fate < 0.8), mask_token, ids)
         batch["input_ids"] = torch.where(asked & (fate >= 0.9), other, hidden)
 
@@ -179,7 +190,12 @@ def _labels_of(labels: list[Any], config: Any) -> Tensor:
     if strange is not None:
         raise ArgumentError(f"the label {strange!r} is none of the model's: {', '.join(known)}")
     found = torch.tensor(numbers, device="cpu")
-    return found.float() if answers_of(config) != "classes" else found
+    if answers_of(config) != "classes":
+        return found.float()
+    beyond = [label for label in numbers if isinstance(label, int) and not 0 <= label < config.num_labels]
+    if beyond:
+        raise ArgumentError(f"the label {beyond[0]} is none of the model's, 0 to {config.num_labels - 1}")
+    return found
 
 
 def answers_of(config: Any) -> Literal["classes", "numbers", "several"]:

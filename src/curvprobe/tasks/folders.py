@@ -34,8 +34,8 @@ def load_folder(folder: str | Path) -> tuple[nn.Module, Any]:
         raise ArgumentError(f"{place} has no config.json; expected a folder that save_pretrained() wrote")
     config = transformers.AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
     name = (config.architectures or [""])[0]
-    cls = getattr(transformers, name, None)
-    if cls is None:
+    cls: Any = getattr(transformers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise ArgumentError(f"{place / 'config.json'} names the architecture {name!r}, which transformers has not")
     with _no_bars():
         model: nn.Module = cls.from_pretrained(place, config=config, local_files_only=True, dtype="auto")

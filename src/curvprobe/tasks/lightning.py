@@ -51,7 +51,9 @@ def _size(loader: DataLoader[Any]) -> int:
 
 
 def _has(datamodule: Any, name: str) -> bool:
-    """Whether a datamodule has this loader, not only the hook that Lightning's own class has."""
+    """Whether an object has this method, not only the empty one of Lightning's own classes."""
+    if name in getattr(datamodule, "__dict__", {}):  # as LightningDataModule.from_datasets() sets it
+        return True
     found = getattr(type(datamodule), name, None)
     return found is not None and not getattr(found, "__module__", "").startswith(("lightning.", "pytorch_lightning."))
 
@@ -98,10 +100,12 @@ def _own_step(module: nn.Module) -> dict[str, Any]:
 def training_step(module: nn.Module, batch: Any) -> Any:
     """What a module's training step returns for a batch, while it logs nothing."""
     step: Callable[..., Any] = module.training_step  # type: ignore[assignment]
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = [p for p in inspect.signature(step).parameters.values() if p.kind in positional]
-    with _unlogged(module):
-        return step(batch, 0) if len(taken) > 1 else step(batch)  # as Lightning has it, whatever they are called
+    kinds = [parameter.kind for parameter in inspect.signature(step).parameters.values()]
+    positional = sum(
+        kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
+    )
+    with _unlogged(module):  # its position too where there is room, as Lightning has it, whatever it is called
+        return step(batch, 0) if positional > 1 or inspect.Parameter.VAR_POSITIONAL in kinds else step(batch)
 
 
 @contextmanager

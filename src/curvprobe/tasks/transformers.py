@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from curvprobe import losses
-from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeTypeError, CurvprobeError, MissingExtraError
+from curvprobe.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CannotProbeError,
+    CannotProbeTypeError,
+    CurvprobeError,
+    MissingExtraError,
+)
 from curvprobe.losses import Loss
-from curvprobe.risk.calling import Forward
+from curvprobe.risk.calling import Forward, call
 from curvprobe.risk.heads import before_head
 from curvprobe.risk.parameters import Selection, select_parameters
+from curvprobe.risk.undisturbed import undisturbed
 from curvprobe.tasks import Task
 from curvprobe.tasks.encoding import Encoded, Encoder, Kind, Texts, answers_of
 
@@ -39,19 +49,18 @@ def task_of_texts(
             f"model is a {type(model).__name__}; expected one of transformers, and then its tokenizer"
         )
     kind = kind_of(model)
-    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    most = context or min(longest or CONTEXT, CONTEXT)
-    if most < 2 or (longest is not None and most > longest):
-        raise ArgumentError(f"context is {most}; expected 2 to {longest or 'any'} tokens, the model's positions")
-    encode = Encoder(kind, model.config, tokenizer, most, seed)
-    sample = encode(texts)
-    held_out: Encoded | None = None
-    if isinstance(candidates, int):
-        sample, held_out = sample.split(candidates)
-    elif candidates is not None:
-        held_out = encode(candidates)
-    loss, forward = _loss_of(kind, model, sample)
+    longest = _positions(model, tokenizer)
+    most = context or min(longest, CONTEXT)
+    if not 2 <= most <= longest:
+        raise ArgumentError(f"context is {most}; expected 2 to {longest} tokens, the model's positions")
     names = select_parameters(model, params)
+    encode = Encoder(kind, model.config, tokenizer, most, seed)
+    sample, held_out = _divided(encode, texts, candidates)
+    with _evaluated(model):
+        loss, forward = _loss_of(kind, model, sample)
+        _check_padding(kind, model, loss, sample)
+        if held_out is not None:
+            _check_padding(kind, model, loss, held_out)
     return Task(
         model=model.eval(),
         loss=loss,
@@ -62,6 +71,14 @@ def task_of_texts(
         names=None if held_out is None else held_out.names,
         description=_described(model, names, params, sample, held_out),
     )
+
+
+def _divided(encode: Encoder, texts: Texts, candidates: Texts | int | None) -> tuple[Encoded, Encoded | None]:
+    """The sample and the candidates: other texts, or the last of these."""
+    sample = encode(texts)
+    if isinstance(candidates, int):
+        return sample.split(candidates)
+    return sample, None if candidates is None else encode(candidates)
 
 
 def kind_of(model: nn.Module) -> Kind:
@@ -106,15 +123,60 @@ def _loss_of(kind: Kind, model: nn.Module, sample: Encoded) -> tuple[Loss, Forwa
         }
         return by_answer[answers_of(config)], None
     loss = losses.causal_lm if kind == "causal" else losses.masked_lm
-    if config.vocab_size < LARGE_VOCABULARY:
+    if getattr(config, "vocab_size", 0) < LARGE_VOCABULARY:
         return loss, None
-    first = {name: tensor[:1].to(next(model.parameters()).device) for name, tensor in sample.batch.items()}
     try:
-        with torch.no_grad():
-            before_head(model.eval(), first)
+        before_head(model, _row(model, sample, 0))
     except CurvprobeError:  # a head that does more than multiply
         return loss, None
     return loss, before_head
+
+
+# ---- what is looked at before
+
+
+def _positions(model: Any, tokenizer: Any) -> int:
+    """Tokens that an example may have: of the model, of its tokenizer, and of positions that are counted from a padding
+    index on, as RoBERTa does it."""
+    limits = [getattr(model.config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
+    for name, part in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            limits.append(part.num_embeddings - part.padding_idx - 1)
+    return min((limit for limit in limits if limit is not None), default=CONTEXT)
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """A block in which the model is evaluated, and after which it is what it was."""
+    modes = [(part, False) for part in model.modules()]
+    with undisturbed(model, modes, next(model.parameters()).device), torch.no_grad():
+        yield
+
+
+def _row(model: nn.Module, encoded: Encoded, at: int) -> dict[str, Tensor]:
+    """One example, where the model is."""
+    device = next(model.parameters()).device
+    return {name: tensor[at : at + 1].to(device) for name, tensor in encoded.batch.items()}
+
+
+def _check_padding(kind: Kind, model: nn.Module, loss: Loss, encoded: Encoded) -> None:
+    """Refuse a model that takes the padding of the shortest text for text."""
+    lengths = encoded.batch["attention_mask"].sum(1)
+    shortest = int(lengths.argmin())
+    padded, alone = (_row(model, encoded, shortest) for _ in range(2))
+    for name in alone.keys() - ({"labels"} if kind == "classifier" else set()):
+        alone[name] = alone[name][:, : int(lengths[shortest])]
+    found = []
+    for batch in (alone, padded):
+        told = loss(call(model, batch), batch)
+        found.append(float(told[0] if isinstance(told, tuple) else told))
+    rounding = 0.1 if torch.finfo(next(model.parameters()).dtype).bits < 32 else 1e-3
+    if abs(found[0] - found[1]) > rounding * max(abs(found[0]), 1e-3):
+        raise CannotProbeError(
+            f"the loss of text {shortest} is {found[0]:.4g} by itself and {found[1]:.4g} with padding behind it, which "
+            "the model takes for text; set model.config.pad_token_id to the token that it was trained with, or give "
+            "texts of one length"
+        )
 
 
 def _described(model: nn.Module, names: list[str], params: Selection, sample: Encoded, held_out: Encoded | None) -> str:
