@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 import curvprobe as cp
-from curvprobe.risk.frozen import Frozen, Raised
+from curvprobe.risk.frozen import LEAN, Frozen, Raised
 from tests import cases
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks by it
@@ -163,6 +163,49 @@ def test_head_of_a_frozen_low_model_left_to_the_loss():
     vector = torch.randn(risk.num_params)
     assert torch.allclose(risk.losses(), same.losses(), rtol=1e-6)
     close(cp.hessian(risk) @ vector, cp.hessian(same) @ vector)
+
+
+class Transformed(nn.Module):
+    """A transform of torch.func within its forward pass."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.net = nn.Sequential(nn.Linear(2, 6), nn.Tanh()).requires_grad_(False)
+        self.out = nn.Linear(6, 1)
+
+    def forward(self, x):
+        def inner(z):
+            return self.out(self.net(z))
+
+        if self.how == "jvp":
+            return torch.func.jvp(inner, (x,), (torch.ones_like(x),))[1]
+        if self.how == "jacrev":
+            return torch.stack([torch.func.jacrev(lambda z: inner(z).sum())(z) for z in x])[:, :1]
+        return torch.func.vmap(torch.func.grad(lambda z: inner(z).sum()))(x)[:, :1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("how", ["jvp", "jacrev", "vmap"])
+def test_transforms_within_a_model_go_without_lean_graphs(how, dtype):
+    model = Transformed(how)
+    model.net.to(dtype)
+    x, y = torch.randn(6, 2), torch.randn(6, 1)
+    risk, same = (cp.EmpiricalRisk(each, cp.losses.mse, (x, y)) for each in (model, copy.deepcopy(model).float()))
+    vector = torch.randn(risk.num_params)
+    close(cp.hessian(risk) @ vector, cp.hessian(same) @ vector)
+    precision = {finding.check: finding for finding in cp.examine(risk, dim=2).findings}["precision"]
+    assert "cannot be evaluated in float64" not in precision.said
+
+
+def test_a_fault_of_the_model_itself_leaves_lean_graphs_as_they_are():
+    class Narrow(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x @ torch.ones(2, 1)  # float32 whatever the model's type
+
+    model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False).bfloat16(), Narrow(2, 1))
+    risk = cp.EmpiricalRisk(model, cp.losses.mse, (torch.randn(4, 2), torch.randn(4, 1)))
+    assert risk.probed.fast_paths.open(LEAN)
 
 
 def frozen_case():

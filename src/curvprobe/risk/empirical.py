@@ -21,7 +21,7 @@ from curvprobe.risk.first_pass import check_backward, check_entries, check_roads
 from curvprobe.risk.parameters import Selection
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
-from curvprobe.risk.trial import check_behaviour, check_same_losses, check_sample, measure
+from curvprobe.risk.trial import check_behaviour, check_same_losses, check_sample, measure, try_lean_graphs
 from curvprobe.runtime.digest import digest
 from curvprobe.runtime.threads import threads_for
 from curvprobe.version import __version__
@@ -105,6 +105,7 @@ class EmpiricalRisk:
         with checking("modes"):
             probed = ProbedModel.of(model, loss, params, forward)
         sample = Sample(examples, probed.dtype, probed.device)
+        try_lean_graphs(probed, sample)
         with checking("first pass"), probed.undisturbed(), explained(sample):
             tried = check_sample(probed, sample, microbatch_size)
             check_entries(probed, sample)

@@ -76,6 +76,10 @@ class FastPaths:
         """From now on the slow way, here: the fast one has failed on something new."""
         self.verdicts[name] = False
 
+    def take_up(self, name: str) -> None:
+        """The fast way again: it was not what failed."""
+        self.verdicts.pop(name, None)
+
 
 def difference(compare: Callable[[], Compared], *, rtol: float | None = None, atol: float | None = None) -> str | None:
     """What speaks against the fast way, or None: every number must be within ``atol + rtol |slow|``.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,10 @@ from curvprobe.errors import CannotProbeError
 
 SAMPLED = 16
 """Numbers of a frozen tensor by which a change shows that left its version as it was (one through ``.data``)."""
+
+LEAN = "graphs without raised weights"
+"""The fast path by which autograd keeps the way back to a low tensor instead of the raised one. Where a model has
+transforms of torch.func of its own, which do not go with it, graphs hold what is raised."""
 
 _TENSORS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 """Attributes of a tensor that hold its numbers."""
@@ -73,8 +78,9 @@ class Raised:
     def of(self, low: Tensor) -> Tensor:
         """The tensor in the higher type."""
         raised = low.to(self.dtype)
-        storage = raised.untyped_storage()
-        self._alive[storage.data_ptr()], self._low[storage.data_ptr()] = storage, low
+        with suppress(NotImplementedError):  # within a transform of torch.func it has no storage of its own
+            storage = raised.untyped_storage()
+            self._alive[storage.data_ptr()], self._low[storage.data_ptr()] = storage, low
         return raised
 
     def pack(self, tensor: Tensor) -> Any:

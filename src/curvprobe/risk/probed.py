@@ -18,7 +18,7 @@ from curvprobe.risk.calling import Forward, Scope, call, check_gradients, check_
 from curvprobe.risk.contract import split_loss
 from curvprobe.risk.examples import Batch
 from curvprobe.risk.fast_paths import FastPaths
-from curvprobe.risk.frozen import Raised, RaisedInUse
+from curvprobe.risk.frozen import LEAN, Raised, RaisedInUse
 from curvprobe.risk.parameters import Selection, State, copy_state, select_parameters
 from curvprobe.risk.sample import Microbatch
 from curvprobe.risk.undisturbed import undisturbed
@@ -110,7 +110,8 @@ class ProbedModel:
 
     def _lean_graphs(self) -> AbstractContextManager[Any]:
         """A block in which autograd saves no copy of a parameter that is raised in use."""
-        return saved_tensors_hooks(self.raised.pack, self.raised.unpack) if self.state.has_lower else nullcontext()
+        lean = self.state.has_lower and self.fast_paths.open(LEAN)
+        return saved_tensors_hooks(self.raised.pack, self.raised.unpack) if lean else nullcontext()
 
     @cached_property
     def raised(self) -> Raised:

@@ -24,6 +24,7 @@ from curvprobe.risk.contract import (
     refuse_noise,
     unlike_losses,
 )
+from curvprobe.risk.frozen import LEAN
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
 
@@ -118,6 +119,28 @@ def measure(model: ProbedModel, sample: Sample, leaves: dict[str, Tensor]) -> tu
     slopes = slopes or model.first_order(model.batch_losses(leaves, first)[0].sum(), leaves)
     itemsize, found = model.dtype.itemsize, operations.total
     return Footprint(activation, kept.total, model.num_params, itemsize, first.shapes, found), slopes
+
+
+def try_lean_graphs(model: ProbedModel, sample: Sample) -> None:
+    """Give up lean graphs where the model's forward pass goes without them only, in its own type or in float64."""
+    if not model.state.kept:
+        return
+    for each, examples in ((model, sample), (model.in_double(), sample.in_double())):
+        if each.state.has_lower and not _evaluates(each, examples):
+            model.fast_paths.give_up(LEAN)
+            if _evaluates(each, examples):
+                return
+            model.fast_paths.take_up(LEAN)  # another fault, which is told where it is met
+
+
+def _evaluates(model: ProbedModel, sample: Sample) -> bool:
+    """Whether the first example's loss can be had."""
+    try:
+        with model.undisturbed():
+            model.batch_losses(model.leaves(), sample.read(0, 1))
+    except Exception:  # whatever the user's code raises
+        return False
+    return True
 
 
 # ---- which examples, and among which others ------------------------------------------------------------------------
