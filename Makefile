@@ -12,7 +12,7 @@ help:
 	@echo "make paper   repeat the paper's experiments for docs/paper.md (about an hour)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make bench   run the benchmarks (about two hours), rewrite benchmarks/results/ and the tables"
-	@echo "make acceptance analyse networks that others have trained, for docs/acceptance.md (half an hour; fetches 520 MB)"
+	@echo "make acceptance analyse networks that others have trained, for docs/acceptance.md (long; fetches several hundred MB)"
 	@echo "make mutants change one operator at a time, and tell which changes no test notices (about an hour)"
 
 .venv/run: pyproject.toml constraints.txt
