@@ -18,6 +18,8 @@ KINDS = {
     "CannotProbeTypeError": (errors.CannotProbeError, TypeError),
     "UserCodeError": (errors.CannotProbeError, RuntimeError),
     "NotFiniteError": (errors.CannotProbeError,),
+    "RankError": (errors.CurvprobeError, RuntimeError),
+    "LostError": (errors.RankError,),
     "MissingExtraError": (errors.CurvprobeError, ImportError),
 }
 

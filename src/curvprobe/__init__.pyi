@@ -104,6 +104,9 @@ from .errors import (
 from .errors import (
     NotFiniteError as NotFiniteError,
 )
+from .errors import (
+    RankError as RankError,
+)
 from .errors import UserCodeError as UserCodeError
 from .numerics.power_law import PowerLaw as PowerLaw
 from .numerics.traces import TraceMoments as TraceMoments

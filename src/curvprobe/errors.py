@@ -53,6 +53,14 @@ class MissingExtraError(CurvprobeError, ImportError):
     """A package that an optional part needs is not installed."""
 
 
+class RankError(CurvprobeError, RuntimeError):
+    """Another process of the same analysis has failed."""
+
+
+class LostError(RankError):
+    """Another process of the same analysis has gone without a word, or cannot be reached."""
+
+
 @contextmanager
 def checking(check: str) -> Iterator[None]:
     """Name the check that refuses within the block, where nothing within has named it closer."""

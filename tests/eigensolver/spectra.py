@@ -7,6 +7,7 @@ from torch import Tensor
 
 import curvprobe as cp
 from curvprobe.eigensolver.krylov import KrylovBasis
+from curvprobe.numerics.space import Space
 
 WHICH = ["algebraic", "magnitude", "smallest"]
 SIGNED = [10.0, -9.0, 8.0, -7.0, 6.0, 5.0, -4.0, *(3.0 * (-1) ** i / (i + 1) for i in range(60))]
@@ -64,7 +65,7 @@ def quietly(matmul, size: int, **options) -> cp.Eigenpairs:
 
 
 def basis_of(matrix: Tensor, capacity: int = 20, seed: int = 0) -> KrylovBasis:
-    return KrylovBasis(lambda b: matrix @ b, len(matrix), capacity, seed, matrix.dtype, torch.device("cpu"))
+    return KrylovBasis(lambda b: matrix @ b, Space(len(matrix)), capacity, seed, matrix.dtype, torch.device("cpu"))
 
 
 def grown(matrix: Tensor, steps: int, capacity: int = 20) -> KrylovBasis:

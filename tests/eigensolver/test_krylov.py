@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.eigensolver.krylov import KrylovBasis
+from curvprobe.numerics.space import Space
 from tests.cases import symmetric
 from tests.eigensolver.spectra import SIGNED, grown
 
@@ -107,7 +108,7 @@ def test_a_product_that_raises_changes_nothing():
             raise KeyboardInterrupt
         return matrix @ block
 
-    basis, other = (KrylovBasis(matmul, 67, 20, 0, torch.float64, torch.device("cpu")) for _ in range(2))
+    basis, other = (KrylovBasis(matmul, Space(67), 20, 0, torch.float64, torch.device("cpu")) for _ in range(2))
     for step in range(6):
         other.expand()
         if step in (1, 4):
@@ -130,7 +131,7 @@ def test_a_product_with_a_random_direction_that_raises_changes_nothing():
             raise KeyboardInterrupt
         return matrix @ block
 
-    basis = KrylovBasis(matmul, 67, 20, 0, torch.float64, torch.device("cpu"))
+    basis = KrylovBasis(matmul, Space(67), 20, 0, torch.float64, torch.device("cpu"))
     with pytest.raises(KeyboardInterrupt):
         basis.expand()
     fail.append(False)
@@ -155,7 +156,7 @@ def test_a_basis_that_is_cut_goes_on_from_the_vector_it_is_given():
 
 @pytest.mark.parametrize("wrong", [lambda b: b[:-1], lambda b: b * math.inf])
 def test_products_that_make_no_sense_are_refused(wrong):
-    basis = KrylovBasis(wrong, 7, 5, 0, torch.float64, torch.device("cpu"))
+    basis = KrylovBasis(wrong, Space(7), 5, 0, torch.float64, torch.device("cpu"))
     with pytest.raises(ValueError, match="matmul returned"):
         basis.expand()
     assert basis.count == 0

@@ -114,10 +114,10 @@ def analyze(
     risk, new = sample_and_candidates(risk, candidates, settings, notes)
     surface = points_of_surface(surface, stages, settings.dim)
     _check_tolerance(tolerance, tolerance_on, risk, len(new))
-    store, job = Store.at(out), Job(risk, new, settings)
+    store, job = Store.at(out, risk.ranks), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sigma_grid(settings.sigma)
-    with risk.few_threads():
+    with risk.few_threads(), risk.ranks.told():
         seen = _seen(
             job,
             store,

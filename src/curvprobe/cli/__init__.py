@@ -7,6 +7,7 @@ import sys
 
 from curvprobe.cli import analysis, experiment, plan, results, surface, trajectory
 from curvprobe.cli.app import app
+from curvprobe.cli.processes import together
 from curvprobe.runtime.memory import freed_memory_kept
 
 __all__ = ["analysis", "app", "experiment", "main", "plan", "results", "surface", "trajectory"]
@@ -14,5 +15,5 @@ __all__ = ["analysis", "app", "experiment", "main", "plan", "results", "surface"
 
 def main() -> None:
     """Entry point of the ``curvprobe`` command."""
-    with freed_memory_kept():
+    with freed_memory_kept(), together():
         sys.exit(app())

@@ -54,6 +54,7 @@ from curvprobe.cli.options import (
     Work,
 )
 from curvprobe.cli.plan import show_plan
+from curvprobe.cli.processes import speaks
 from curvprobe.errors import CurvprobeError
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import Store
@@ -169,6 +170,9 @@ def run(
 
     A language model or a classifier of Hugging Face in a folder, or an adapter of peft:
     curvprobe run --hf my_model --text corpus.txt --candidates held_out.txt --params last-block --out runs/mine
+
+    Several processes share the examples, each with the whole model; the first one speaks and writes:
+    torchrun --nproc-per-node 2 -m curvprobe run my_task.py:task --out runs/mine
     """
     with plain_errors(quiet=quiet):
         loaded = task_from(Source(task, hf, text, context, candidates), params, device)
@@ -281,7 +285,8 @@ def _analyse(
     risk = sample_of(task, k, memory_budget)
     chosen = stages_of(stages, risk)
     analysis = analyze(risk, candidates_of(task, risk), sigma=sigma_of(sigma), out=out, stages=chosen, **options)
-    _print(analysis, task, shown, out, quick=chosen == "quick")
+    if speaks():
+        _print(analysis, task, shown, out, quick=chosen == "quick")
     _end(analysis, shown, out)
 
 
@@ -312,7 +317,7 @@ def _print(analysis: Analysis, task: Task, shown: Shown, out: Path, *, quick: bo
 def _end(analysis: Analysis, shown: Shown, out: Path) -> None:
     """Tell a pipeline how it ended, and fail where a condition is met."""
     outcomes = {text: Condition.parse(text).met_by(analysis) for text in shown.fail_if}
-    if shown.also is ReportFormat.JUNIT:
+    if shown.also is ReportFormat.JUNIT and speaks():
         write_junit(out, analysis.answer, outcomes)
     elif shown.also is ReportFormat.GITHUB:
         # Commands are read from either stream; that of --json holds nothing else.

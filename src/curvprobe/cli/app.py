@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import curvprobe
+from curvprobe.cli.processes import refuse_alone
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,8 +54,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback prints it
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    refuse_alone(context.invoked_subcommand)

@@ -11,6 +11,7 @@ import typer
 from torch import Tensor
 
 from curvprobe.cli.options import Work, as_bytes
+from curvprobe.cli.processes import group
 from curvprobe.errors import ArgumentError
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.risk.parameters import Selection, select_parameters
@@ -78,7 +79,7 @@ def task_with(task: Task, params: list[str] | None, device: str | None) -> Task:
 
 def sample_of(task: Task, k: int | None, memory_budget: float | None) -> EmpiricalRisk:
     """The risk on the first k examples of the task."""
-    risk = task.risk(memory_budget=None if memory_budget is None else as_bytes(memory_budget))
+    risk = task.risk(None if memory_budget is None else as_bytes(memory_budget), group())
     if k is not None and not 1 <= k <= len(risk):
         raise ArgumentError(f"--k is {k}; the task's sample has {len(risk)} examples: expected 1 to {len(risk)}")
     return risk if k is None else risk[:k]

@@ -20,7 +20,8 @@ from torch import OutOfMemoryError
 
 import curvprobe
 from curvprobe.analysis.sections import Section, plain, rendered
-from curvprobe.errors import CurvprobeError, MissingExtraError
+from curvprobe.cli.processes import speaks
+from curvprobe.errors import CurvprobeError, LostError, MissingExtraError
 from curvprobe.runtime import progress
 
 _PACKAGE = Path(curvprobe.__file__).parent
@@ -100,6 +101,7 @@ def plain_errors(*, quiet: bool = False) -> Iterator[None]:
 
     Where quiet is asked for, neither warnings nor progress.
     """
+    quiet = quiet or not speaks()
     shown, asked = warnings.showwarning, _quiet.set(quiet)
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -110,7 +112,8 @@ def plain_errors(*, quiet: bool = False) -> Iterator[None]:
         with progress.hidden() if quiet else nullcontext():
             yield
     except CurvprobeError as error:
-        say(f"Error: {error}", style="red")
+        if speaks() or isinstance(error, LostError):  # elsewhere the first process says so
+            say(f"Error: {error}", style="red")
         raise typer.Exit(1) from error
     except (typer.Exit, typer.BadParameter):
         raise

@@ -9,12 +9,25 @@ from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.linearisation import derivatives
 from curvprobe.numerics.linalg import inner
 from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.risk.passes import on_own_examples
 
 
 def covariance_product(risk: EmpiricalRisk, vector: Tensor) -> Tensor:
     """``C v`` for v (N,), with C the weighted covariance of the examples' gradients."""
-    model, vector = risk.probed, vector.detach().to(risk.device)
+    vector = vector.detach().to(risk.device)
     mean_slope = float(inner(vector[None], risk.gradient())[0])
+    if not risk.ranks.several:
+        return (_sum(risk, vector, mean_slope) / risk.total_weight).to(risk.dtype)
+    total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
+    with on_own_examples(risk):
+        if risk.own is not None:
+            total += _sum(risk.own, vector, mean_slope)
+    return (risk.ranks.total(total) / risk.total_weight).to(risk.dtype)
+
+
+def _sum(risk: EmpiricalRisk, vector: Tensor, mean_slope: float) -> Tensor:
+    """``sum_i w_i g_i <g_i - g, v>`` over the examples, float64 (N,)."""
+    model = risk.probed
     total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
     tangents = list(model.split(vector.contiguous()).values())
     with risk.undisturbed(), double_backward_errors():
@@ -26,7 +39,7 @@ def covariance_product(risk: EmpiricalRisk, vector: Tensor) -> Tensor:
             cotangent = torch.zeros_like(losses).requires_grad_()
             pulled = derivatives([losses], parameters, [cotangent], create_graph=True)
             slopes = derivatives(pulled, [cotangent], tangents)[0]
-            share = risk.weights[microbatch.rows].to(slopes) / risk.total_weight
-            pushed = (share * (slopes - mean_slope)).to(losses.dtype)
+            weights = risk.weights[microbatch.rows].to(slopes)
+            pushed = (weights * (slopes - mean_slope)).to(losses.dtype)
             total += model.flatten(derivatives([losses], parameters, [pushed]))
-    return total.to(risk.dtype)
+    return total

@@ -15,6 +15,7 @@ from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.linalg import all_finite
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
+from curvprobe.risk.passes import on_own_examples
 from curvprobe.risk.sample import Microbatch
 
 
@@ -31,6 +32,7 @@ class CurvatureMatrix:
     kind: Kind
     compile: bool = False
     _kept: list[Linearisation] = field(default_factory=list, init=False, repr=False, compare=False)
+    _own: list[CurvatureMatrix] = field(default_factory=list, init=False, repr=False, compare=False)
     _compiled: list[Compiled | None] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -52,17 +54,43 @@ class CurvatureMatrix:
                 f"the vectors have shape {tuple(vectors.shape)}; expected (N,) or (N, b) with N = {risk.num_params}"
             )
         check_second_derivatives(risk, self.kind)
-        with risk.undisturbed(), double_backward_errors():
+        with risk.undisturbed():
             block = vectors.detach().to(device=risk.device, dtype=risk.dtype).reshape(risk.num_params, -1)
             if block.is_inference():
                 block = block.clone()
-            result = self._sums(block).div_(risk.total_weight).to(risk.dtype)
+            sums = risk.ranks.total(self._own_sums(block)) if risk.ranks.several else self._sums(block)
+            result = sums.div_(risk.total_weight).to(risk.dtype)
         if not all_finite(result) and all_finite(vectors):
             raise NotFiniteError(f"a {self.kind} product is not finite; the loss has no finite second derivative at w*")
         return result.reshape(vectors.shape)
 
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """The rows (n, b) of a product that this process holds, from the rows that each holds of the vectors.
+
+        One gathering of the vectors, each process's products over its own examples, and one scattering of their sum.
+        """
+        risk = self.risk
+        check_second_derivatives(risk, self.kind)
+        with risk.undisturbed():
+            block = risk.ranks.whole(rows.to(device=risk.device, dtype=risk.dtype), risk.num_params)
+            return risk.ranks.share_of_total(self._own_sums(block)).div_(risk.total_weight)
+
+    def _own_sums(self, block: Tensor) -> Tensor:
+        """Products (N, b) with the curvature of the summed losses of this process's examples, in the risk's dtype."""
+        risk, own = self.risk, self.risk.own
+        with on_own_examples(risk), double_backward_errors():
+            if own is None:
+                return torch.zeros_like(block)
+            if not self._own:
+                self._own.append(CurvatureMatrix(own, self.kind, self.compile))
+            return self._own[0]._sums(block).to(risk.dtype)
+
     def _sums(self, block: Tensor) -> Tensor:
         """Products (N, b) with the curvature of the sum of all losses."""
+        with double_backward_errors():
+            return self._summed(block)
+
+    def _summed(self, block: Tensor) -> Tensor:
         if len(self.risk) <= self.risk.microbatch_size:
             if not self._kept:
                 self._kept.append(self._linearise(self.risk.sample.read(0, len(self.risk))))

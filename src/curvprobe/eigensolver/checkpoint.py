@@ -7,12 +7,16 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 
 from curvprobe.eigensolver.krylov import KrylovBasis
 from curvprobe.errors import ArgumentError
 from curvprobe.runtime.store import write_atomically
+
+_UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, EOFError, UnpicklingError)
+"""What a file raises that is absent, cut short, or of another version."""
 
 CHECKPOINT_VERSION = 1
 """Raised when the meaning of the state in the file changes; an older file is then not used."""
@@ -38,27 +42,39 @@ class Checkpoint:
             raise ArgumentError(f"the checkpoint {str(self.path)!r} is a folder; expected the name of a file")
 
     def load(self, basis: KrylovBasis) -> bool:
-        """Put the state in the file into ``basis``; False where there is none that fits."""
+        """Put the state in the file into ``basis``; False where there is none that fits.
+
+        Several holders of the coordinates each have a file of their own: all of them must be of the same moment.
+        """
         try:
             state = torch.load(self.path, mmap=True, weights_only=True)
-            rows = state["rows"]
-            if (
-                state["version"] != CHECKPOINT_VERSION
-                or state["key"] != self.key
-                or len(rows) - state["is_pending"] > basis.capacity
-                or rows.shape[1] != basis.size
-            ):
-                return False
-            count = len(rows) - state["is_pending"]
-            basis.rows[: len(rows)] = rows
-            basis.projected[:count, :count] = state["projected"]
-            basis.carried[:count], basis.coupling[:count] = state["carried"], state["coupling"]
-            basis.generator.set_state(state["generator"])
-            basis.is_pending = state["is_pending"]
-            basis.largest, basis.num_matvecs, basis.count = state["largest"], state["num_matvecs"], count
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError):
-            return False  # absent, cut short, or of another version
+            moment = int(state["num_matvecs"]) if self._fits(state, basis) else -1
+        except _UNREADABLE:
+            moment = -1
+        if not basis.space.alike(moment) or moment < 0:
+            return False
+        count = len(state["rows"]) - state["is_pending"]
+        basis.rows[: len(state["rows"])] = state["rows"]
+        basis.projected[:count, :count] = state["projected"]
+        basis.carried[:count], basis.coupling[:count] = state["carried"], state["coupling"]
+        basis.generator.set_state(state["generator"])
+        basis.is_pending = state["is_pending"]
+        basis.largest, basis.num_matvecs, basis.count = state["largest"], moment, count
         return True
+
+    def _fits(self, state: dict[str, Any], basis: KrylovBasis) -> bool:
+        """Whether a state is whole and of this computation."""
+        count = len(state["rows"]) - state["is_pending"]
+        return bool(
+            state["version"] == CHECKPOINT_VERSION
+            and state["key"] == self.key
+            and count <= basis.capacity
+            and state["rows"].shape[1] == basis.rows.shape[1]
+            and state["projected"].shape == (count, count)
+            and len(state["carried"]) == len(state["coupling"]) == count
+            and isinstance(state["largest"], float)
+            and state["generator"].shape == basis.generator.get_state().shape
+        )
 
     def save(self, basis: KrylovBasis) -> None:
         """Write the state of ``basis``, without a second copy of it in memory."""
@@ -99,7 +115,7 @@ class Saver:
 
     def maybe(self, basis: KrylovBasis) -> None:
         """Save where the last time is long enough ago."""
-        if self.checkpoint is not None and time.monotonic() >= self.due:
+        if self.checkpoint is not None and basis.space.decides(time.monotonic() >= self.due):
             self.now(basis)
 
     def now(self, basis: KrylovBasis) -> None:

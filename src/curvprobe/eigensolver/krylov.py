@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from curvprobe.errors import ArgumentError, NotFiniteError
-from curvprobe.numerics.linalg import all_finite, norm, orthogonalise, rotate, subtract_combination
+from curvprobe.numerics.linalg import all_finite, rotate, subtract_combination
 from curvprobe.numerics.noise import normal_vector
+from curvprobe.numerics.space import Space
 
 MatMul = Callable[[Tensor], Tensor]
 
@@ -26,19 +27,20 @@ class KrylovBasis:
     """Up to ``capacity`` orthonormal rows and what the matrix does to them.
 
     ``rows`` is (capacity + 1, N): the pending vector waits in the row after the last, and needs no memory of its own.
+    Where several processes hold the coordinates of the vectors, N is the number that this one holds, here and below.
     """
 
     def __init__(
         self,
         matmul: MatMul,
-        num_params: int,
+        space: Space,
         capacity: int,
         seed: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.matmul, self.size, self.capacity = matmul, num_params, capacity
-        self.rows = torch.empty(capacity + 1, num_params, dtype=dtype, device=device)
+        self.matmul, self.space, self.size, self.capacity = matmul, space, space.size, capacity
+        self.rows = torch.empty(capacity + 1, space.held, dtype=dtype, device=device)
         self.projected = torch.zeros(capacity, capacity, dtype=torch.float64, device="cpu")
         self.carried = torch.zeros(capacity, dtype=torch.float64, device="cpu")
         self.count = 0
@@ -69,7 +71,9 @@ class KrylovBasis:
 
     def random_vector(self) -> Tensor:
         """A standard normal vector (N,)."""
-        return normal_vector(self.generator, self.size, dtype=self.rows.dtype, device=self.rows.device)
+        return normal_vector(
+            self.generator, self.size, dtype=self.rows.dtype, device=self.rows.device, part=self.space.part
+        )
 
     def product(self, block: Tensor) -> Tensor:
         """``A @ block`` for (N, b), counted, in the basis's dtype and on its device."""
@@ -80,7 +84,7 @@ class KrylovBasis:
             )
         self.num_matvecs += block.shape[1]
         result = result.to(dtype=self.rows.dtype, device=self.rows.device)
-        if not all_finite(result):
+        if not all_finite(result, self.space.sum_over):
             raise NotFiniteError("matmul returned values that are not finite for a finite vector")
         return result
 
@@ -113,9 +117,9 @@ class KrylovBasis:
         """What is new in ``direction``, of unit length; the basis does not span everything."""
         direction = direction.clone()
         for _ in range(3):  # it may lie almost inside the basis
-            before = norm(direction)
-            orthogonalise(direction, self.rows[: self.count])
-            after = norm(direction)
+            before = self.space.norm(direction)
+            self.space.orthogonalise(direction, self.rows[: self.count])
+            after = self.space.norm(direction)
             if after > 0.1 * before:
                 break
             if after <= 1e-3 * before:
@@ -135,8 +139,8 @@ class KrylovBasis:
         columns, left, largest = [], [], self.largest
         for product in products.T:
             residual.copy_(product)
-            columns.append(orthogonalise(residual, self.rows[:count]).cpu())
-            left.append(norm(residual))
+            columns.append(self.space.orthogonalise(residual, self.rows[:count]).cpu())
+            left.append(self.space.norm(residual))
             largest = max(largest, math.hypot(float(columns[-1].norm()), left[-1]))
         negligible = left[-1] <= 10 * self.epsilon * largest
         with self._update():
@@ -158,7 +162,7 @@ class KrylovBasis:
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Ritz values in ascending order, float64 (count,), and the coefficients of their vectors (count, count)."""
-        values, coefficients = torch.linalg.eigh(self.projected[: self.count, : self.count])
+        values, coefficients = self.space.eigh(self.projected[: self.count, : self.count])
         self.largest = max(self.largest, float(values.abs().max()))
         return values, coefficients
 

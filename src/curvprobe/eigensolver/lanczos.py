@@ -21,7 +21,8 @@ from curvprobe.eigensolver.krylov import KrylovBasis, MatMul
 from curvprobe.eigensolver.search import LOOKS, seems_worse, would_have_shown
 from curvprobe.eigensolver.wanted import RELATIVE_TO, Wanted, Which, check_wanted
 from curvprobe.errors import ArgumentError, ArgumentTypeError
-from curvprobe.numerics.linalg import norm, orthogonalise, rotate, straightening
+from curvprobe.numerics.linalg import rotate, straightening
+from curvprobe.numerics.space import Space
 from curvprobe.runtime import progress
 from curvprobe.runtime.memory import freed_memory_kept
 from curvprobe.runtime.plain import brief
@@ -81,6 +82,7 @@ def lanczos(
     start: Tensor | None = None,
     basis_size: int | None = None,
     checkpoint: Checkpoint | None = None,
+    space: Space | None = None,
 ) -> Eigenpairs:
     r"""Extreme eigenpairs of a symmetric matrix A by thick-restart Lanczos.
 
@@ -100,6 +102,8 @@ def lanczos(
         basis_size: vectors held, at least ``dim + 10``; None is ``ceil(1.5 dim) + 10``.
         checkpoint: file that keeps the state from time to time, when the budget ends and when the computation is
             interrupted; it is continued from there, and the file removed when all is done.
+        space: where several processes hold the coordinates: ``matmul`` is then given the rows (n, b) that this one
+            holds and returns those of the product, and so are ``start`` and the vectors.
 
     Returns:
         The eigenpairs with residuals and flags. When the budget ends first, the best pairs so far, and a
@@ -127,13 +131,14 @@ def lanczos(
     capacity = min(num_params, math.ceil(1.5 * dim) + 10 if basis_size is None else basis_size)
     if capacity < min(num_params, dim + LEAN):
         raise ArgumentError(f"basis_size is {basis_size}; expected at least dim + {LEAN} = {dim + LEAN} vectors")
+    space = space or Space(num_params)
     if start is not None:
-        if not isinstance(start, Tensor) or start.dim() != 2 or start.shape[0] != num_params:
+        if not isinstance(start, Tensor) or start.dim() != 2 or start.shape[0] != space.held:
             shape = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
-            raise ArgumentError(f"start is {shape}; expected a tensor ({num_params}, l)")
+            raise ArgumentError(f"start is {shape}; expected a tensor ({space.held}, l)")
         if not 1 <= start.shape[1] <= capacity or not bool(start.isfinite().all()):
             raise ArgumentError(f"start has {start.shape[1]} columns; expected 1 to {capacity}, all finite")
-    basis = KrylovBasis(matmul, num_params, capacity, seed, dtype, torch.device(device))
+    basis = KrylovBasis(matmul, space, capacity, seed, dtype, torch.device(device))
     solver = _Solver(basis, Wanted(dim, which, tol), budget, seed, Saver(checkpoint))
     with freed_memory_kept(), progress.bar("eigenspace (products)") as advance:
         return solver.run(start, advance)
@@ -192,9 +197,11 @@ class _Solver:
         basis.intact = False
         for vector in start.T.to(dtype=basis.rows.dtype, device=basis.rows.device):
             direction = vector.clone()
-            orthogonalise(direction, basis.rows[: basis.count])
-            if norm(direction) > 0.1 * norm(vector):  # nearly orthonormal columns become so to rounding
-                basis.rows[basis.count] = direction / norm(direction)
+            basis.space.orthogonalise(direction, basis.rows[: basis.count])
+            if basis.space.norm(direction) > 0.1 * basis.space.norm(
+                vector
+            ):  # nearly orthonormal columns become so to rounding
+                basis.rows[basis.count] = direction / basis.space.norm(direction)
                 basis.count += 1
         vectors = basis.rows[: basis.count].clone()
         direction = basis.combination(self._signs(len(vectors))) if len(vectors) else basis.random_vector()
@@ -209,9 +216,9 @@ class _Solver:
         pending, outside = basis.pending.clone(), coupling * basis.pending
         basis.intact = False
         basis.rows[: len(vectors)] = vectors
-        orthogonalise(outside, vectors)
+        basis.space.orthogonalise(outside, vectors)
         # The root mean square of what the matrix adds to the span, seen through one random combination.
-        if norm(outside) <= 0.3 * self.wanted.tol * abs(value):
+        if basis.space.norm(outside) <= 0.3 * self.wanted.tol * abs(value):
             basis.count = 0
             basis.add(vectors)
             advance(len(vectors))
@@ -267,7 +274,7 @@ class _Solver:
             for _ in range(CERTIFYING_PRODUCTS):
                 signs = self._signs(count)
                 found = self._residual(coefficients[:, :count], signs, values[:count], float(signs @ pending[:count]))
-                unknown += norm(found) ** 2 / CERTIFYING_PRODUCTS
+                unknown += basis.space.norm(found) ** 2 / CERTIFYING_PRODUCTS
                 advance(1)
             residuals[:count] = (pending.square() + carried.square().clamp_min(unknown)).sqrt()[:count]
             left -= CERTIFYING_PRODUCTS
@@ -276,7 +283,7 @@ class _Solver:
         self.certified = min(count, left)
         for i in range(self.certified):
             single = torch.ones(1, dtype=torch.float64, device="cpu")
-            residuals[i] = norm(self._residual(coefficients[:, i : i + 1], single, values[i : i + 1], 0.0))
+            residuals[i] = basis.space.norm(self._residual(coefficients[:, i : i + 1], single, values[i : i + 1], 0.0))
             advance(1)
         return residuals
 
@@ -345,7 +352,7 @@ class _Solver:
     def _make_room(self) -> None:
         """Restart the search within its own vectors: the wanted ones stay what was certified."""
         basis, found = self.basis, self._outside()
-        coefficients = torch.linalg.eigh(found)[1]
+        coefficients = basis.space.eigh(found)[1]
         order = self.wanted.order(torch.linalg.eigvalsh(found))[: len(found) // 2]
         whole = torch.zeros(basis.count, self.dim + len(order), dtype=torch.float64, device="cpu")
         whole[: self.dim, : self.dim] = torch.eye(self.dim, dtype=torch.float64, device="cpu")
@@ -374,7 +381,7 @@ class _Solver:
         if not self.searched or bool(beyond.any()):
             converged[-1] = False  # a missed copy of an earlier eigenvalue pushes the last pair out, or could
         rows = basis.rows[: basis.count]
-        straight = straightening(rows)  # takes out what rounding has left of one in another
+        straight = straightening(rows, basis.space.sum_over)  # takes out what rounding has left of one in another
         rotate(rows, straight @ coefficients.to(rows.device))
         pairs = Eigenpairs(
             eigenvalues=values,

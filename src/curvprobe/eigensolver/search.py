@@ -51,7 +51,7 @@ def seems_worse(basis: KrylovBasis, wanted: Wanted, outside: Tensor, inside: Ten
     outside, no search could tell it from a more wanted one. Neither is a proof: from a start with little of a missed
     eigenvector in it, the search may settle on the next one first.
     """
-    found, coefficients = torch.linalg.eigh(outside)
+    found, coefficients = basis.space.eigh(outside)
     best = int(wanted.order(found)[0])
     reach = basis.pending_norm * float(coefficients[-1, best].abs())
     if len(outside) >= SEARCH_STEPS and bool(wanted.merit(found[best]) + reach < wanted.merit(inside[-1])):

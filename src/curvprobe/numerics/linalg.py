@@ -7,9 +7,13 @@ projections, coefficients) is therefore accumulated in float64, in column chunks
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+Total = Callable[[Tensor], Tensor]
+"""The sum of a small float64 tensor over all processes that hold rows of the long vectors."""
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Elements copied to float64 at a time: a processor's cache holds them; an accelerator wants few, large operations."""
@@ -82,27 +86,31 @@ def inner_of_pieces(rows: Tensor, vectors: Tensor) -> Tensor:
     return (sums + rest).reshape(rows.shape[0], *vectors.shape[1:])
 
 
-def orthogonalise(vector: Tensor, rows: Tensor) -> Tensor:
+def orthogonalise(vector: Tensor, rows: Tensor, sum_over: Total | None = None) -> Tensor:
     """Take orthonormal rows (m, N) out of a vector (N,) of their type, in place, until rounding is all that is left.
 
     The product of a Lanczos vector lies in its last two rows but for rounding, and these are taken out first: then one
     sweep over all rows does for it, where any other vector needs two.
 
+    ``sum_over`` is given where this process holds a part of the coordinates only.
+
     Returns:
         The coefficients that were taken out, float64 (m,).
     """
     total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    total[-2:] = _take_out(vector, rows[-2:])
+    total[-2:] = _take_out(vector, rows[-2:], sum_over)
     for _ in range(_MOST_SWEEPS):
-        found = _take_out(vector, rows)
+        found = _take_out(vector, rows, sum_over)
         total += found
-        if float(found.norm()) <= _IN_ROUNDING * float(vector.norm()):
+        left = float(vector.norm()) if sum_over is None else norm(vector, sum_over)
+        if float(found.norm()) <= _IN_ROUNDING * left:
             break
     return total
 
 
-def _take_out(vector: Tensor, rows: Tensor) -> Tensor:
-    coefficients = quick_inner(rows, vector).to(vector.dtype)
+def _take_out(vector: Tensor, rows: Tensor, sum_over: Total | None) -> Tensor:
+    found = quick_inner(rows, vector)
+    coefficients = (found if sum_over is None else sum_over(found)).to(vector.dtype)
     if multiplies_exactly(rows):
         vector.addmv_(rows.T, coefficients, alpha=-1)  # in place: fresh memory for a long vector takes as long
     else:
@@ -110,16 +118,20 @@ def _take_out(vector: Tensor, rows: Tensor) -> Tensor:
     return coefficients.double()
 
 
-def norm(vector: Tensor) -> float:
-    """Euclidean norm accumulated in float64."""
+def norm(vector: Tensor, sum_over: Total | None = None) -> float:
+    """Euclidean norm accumulated in float64; ``sum_over`` where this process holds a part of the coordinates only."""
     pieces = torch.split(vector, _chunks(vector[None]).step)
     parts = torch.stack([torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces])
-    return float(torch.linalg.vector_norm(parts))
+    length = torch.linalg.vector_norm(parts)
+    return float(length if sum_over is None else sum_over(length.square()).sqrt())
 
 
-def all_finite(values: Tensor) -> bool:
+def all_finite(values: Tensor, sum_over: Total | None = None) -> bool:
     """Whether no value is infinite or NaN; a sum shows it without a mask of the tensor's size, unless it overflows."""
-    return math.isfinite(float(values.sum())) or bool(values.isfinite().all())
+    finite = math.isfinite(float(values.sum())) or bool(values.isfinite().all())
+    if sum_over is None:
+        return finite
+    return not bool(sum_over(torch.tensor(float(not finite), dtype=torch.float64, device="cpu")))
 
 
 def subtract_combination(vector: Tensor, rows: Tensor, coefficients: Tensor) -> None:
@@ -130,13 +142,15 @@ def subtract_combination(vector: Tensor, rows: Tensor, coefficients: Tensor) -> 
         vector[piece] -= (coefficients @ rows[:, piece].double()).to(vector.dtype)
 
 
-def straightening(rows: Tensor) -> Tensor:
+def straightening(rows: Tensor, sum_over: Total | None = None) -> Tensor:
     """Coefficients (m, m), float64, that make nearly orthonormal rows (m, N) orthonormal within their span.
 
     A step of Newton and Schulz for the inverse root of the Gram matrix: of an error e it leaves about e squared, and
     changes the rows as little as can be.
     """
-    return (3 * torch.eye(len(rows), dtype=torch.float64, device=rows.device) - inner(rows, rows.T)) / 2
+    gram = inner(rows, rows.T)
+    gram = gram if sum_over is None else sum_over(gram)
+    return (3 * torch.eye(len(rows), dtype=torch.float64, device=rows.device) - gram) / 2
 
 
 def rotate(rows: Tensor, coefficients: Tensor) -> None:

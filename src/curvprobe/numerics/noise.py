@@ -25,20 +25,29 @@ _MIXERS = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 <<
 _HALF = (1 << 32) - 1
 
 
-def normal_vector(generator: torch.Generator, size: int, *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Standard normal numbers (size,), with a key that is drawn from ``generator``.
+def normal_vector(
+    generator: torch.Generator,
+    size: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    part: slice | None = None,
+) -> Tensor:
+    """Standard normal numbers (size,), with a key that is drawn from ``generator``; or a ``part`` of them only.
 
     Source: Box & Muller (1958) on the two halves of a hash; the hash is that of Steele, Lea & Flood (2014), "Fast
     splittable pseudorandom number generators".
     """
-    vector = torch.empty(size, dtype=dtype, device=device)
-    for start, found in hashes(_key(generator), (size + 1) // 2, torch.device(device)):
+    begin, end = (0, size) if part is None else (part.start, part.stop)
+    vector = torch.empty(end - begin, dtype=dtype, device=device)
+    for start, found in hashes(_key(generator), (end + 1) // 2, torch.device(device), begin // 2):
         upper = ((found >> 32) & _HALF).double().add_(0.5).mul_(2.0**-32)  # never zero
         angle = (found & _HALF).double().mul_(2 * math.pi * 2.0**-32)
         radius = upper.log_().mul_(-2).sqrt_()
         pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1).flatten()
-        part = vector[2 * start : 2 * start + len(pairs)]
-        part.copy_(pairs[: len(part)])
+        before = max(0, begin - 2 * start)  # of a pair that a part begins in the middle of
+        place = vector[2 * start + before - begin :][: len(pairs) - before]
+        place.copy_(pairs[before : before + len(place)])
     return vector
 
 
@@ -54,10 +63,10 @@ def _key(generator: torch.Generator) -> int:
     return int(torch.randint(-(1 << 63), (1 << 63) - 1, (), generator=generator, device="cpu"))
 
 
-def hashes(key: int, count: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """``count`` hashes of 64 bits, int64, in pieces with the place of their first."""
+def hashes(key: int, count: int, device: torch.device, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """Hashes of 64 bits, int64, of the places from ``first`` to ``count``, in pieces with the place of their first."""
     at_once = _AT_ONCE.get(device.type, _MANY_AT_ONCE)
-    for start in range(0, count, at_once):
+    for start in range(first, count, at_once):
         found = torch.arange(start, min(count, start + at_once), device=device).mul_(_STEP).add_(key)
         for shift, multiplier in _MIXERS:
             found.bitwise_xor_((found >> shift) & ((1 << (64 - shift)) - 1)).mul_(multiplier)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from curvprobe.numerics.noise import sign_vector
 from curvprobe.numerics.traces import TraceMoments, trace_moments
 from curvprobe.probing.joining import Joining
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
+from curvprobe.risk.passes import over_examples
 from curvprobe.runtime import progress
 from curvprobe.runtime.plain import brief
 
@@ -224,30 +225,46 @@ def full_space_parts(
         raise ArgumentError(f"num_probes is {num_probes}; expected at least 4")
     scale, joining = _scale(risk, sigma), Joining(risk, candidates)
     factor, m, gradient = joining.factors, len(candidates), risk.gradient()
-    singles = [candidates[[j]] for j in range(m)]
-    slopes = [
-        (f * norm(scale * (one.gradient() - gradient))) ** 2 for f, one in zip(factor.tolist(), singles, strict=True)
-    ]
+    slopes = factor * over_examples(candidates, work=lambda own: _lengths(own, scale, gradient))
     traces, squares = (torch.empty(m, num_probes, dtype=torch.float64, device="cpu") for _ in range(2))
     H = hessian(risk)
     with progress.bar("full space (examples x probes)", m * num_probes) as advance:
         for first, block in _sign_blocks(risk, num_probes, seed):
-            columns = scale[:, None] * block
+            columns, count = scale[:, None] * block, block.shape[1]
             of_sample = H @ columns
-            for rows, s, products in _products_of_each(candidates, columns):
-                images = scale * (products - of_sample[:, s])
-                traces[rows, first + s] = factor[rows] * quick_inner(images, block[:, s].contiguous()).cpu()
-                sizes = torch.linalg.vector_norm(images, dim=1, dtype=torch.float64).cpu()
-                squares[rows, first + s] = (factor[rows] * sizes).square()
-                advance(len(products))
+
+            def seen(own: EmpiricalRisk, columns: Tensor = columns, of: Tensor = of_sample) -> Tensor:
+                return _bends(own, scale, columns, of, advance)
+
+            bends = factor[:, None, None] * over_examples(candidates, 2, count, work=seen)
+            traces[:, first : first + count], squares[:, first : first + count] = bends[:, 0], bends[:, 1].square()
     raised, terms = _raised(factor * (candidates.losses() - risk.value()), traces)
     return FullSpaceParts(
         level=raised,
-        slope=torch.tensor(slopes, dtype=torch.float64, device="cpu"),
+        slope=slopes.square(),
         curvature=squares.mean(1) / 2,
         value_terms=(terms + squares / 2).mean(0),
         shape_terms=squares.mean(0) / 2,
     )
+
+
+def _lengths(candidates: EmpiricalRisk, scale: Tensor, gradient: Tensor) -> Tensor:
+    """Length of each example's gradient less the sample's, float64 (m,)."""
+    found = [norm(scale * (candidates[[j]].gradient() - gradient)) for j in range(len(candidates))]
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
+
+
+def _bends(
+    candidates: EmpiricalRisk, scale: Tensor, columns: Tensor, of_sample: Tensor, advance: Callable[[int], None]
+) -> Tensor:
+    """What each example's Hessian, less the sample's, makes of scaled signs (N, b): (m, 2, b) along them and in all."""
+    found = torch.empty(len(candidates), 2, columns.shape[1], dtype=torch.float64, device="cpu")
+    for rows, s, products in _products_of_each(candidates, columns):
+        images = products - of_sample[:, s]
+        found[rows, 0, s] = quick_inner(images, columns[:, s].contiguous()).cpu()
+        found[rows, 1, s] = torch.linalg.vector_norm(scale * images, dim=1, dtype=torch.float64).cpu()
+        advance(len(products))
+    return found
 
 
 def _products_of_each(candidates: EmpiricalRisk, columns: Tensor) -> Iterator[tuple[slice, int, Tensor]]:

@@ -11,6 +11,7 @@ from torch.func import vmap
 from curvprobe.risk.contract import check_finite
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.risk.fast_paths import Compared
+from curvprobe.risk.passes import over_examples
 from curvprobe.risk.sample import Microbatch
 
 TOGETHER = "points evaluated together"
@@ -38,7 +39,11 @@ def displaced_losses(risk: EmpiricalRisk, block: Tensor, *, finite: bool = True)
         block: displacements (b, N).
         finite: raise on a loss that is not finite; False lets it through.
     """
-    losses = _together(risk, block) if len(block) > 1 else None
+    losses: Tensor | None = None
+    if risk.ranks.several:
+        losses = over_examples(risk, len(block), work=lambda own: displaced_losses(own, block, finite=False).T).T
+    elif len(block) > 1:
+        losses = _together(risk, block)
     if losses is None:
         return torch.stack([risk.losses(displacement, finite=finite) for displacement in block])
     if finite:

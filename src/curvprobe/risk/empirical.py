@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeError, NotFiniteError, checking
+from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeError, checking
 from curvprobe.losses import Loss
 from curvprobe.numerics.rows import resolve_rows
 from curvprobe.risk.budget import Budget, Footprint, check_budget
 from curvprobe.risk.calling import Forward
-from curvprobe.risk.contract import check_finite, check_loss, check_weights
+from curvprobe.risk.contract import check_loss
 from curvprobe.risk.examples import Batch, Examples
 from curvprobe.risk.first_pass import check_backward, check_entries, check_roads, explained
 from curvprobe.risk.parameters import Selection
+from curvprobe.risk.passes import behaviour_beside, first_order_pass, forward_pass
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
 from curvprobe.risk.trial import check_behaviour, check_same_losses, check_sample, measure, try_lean_graphs
 from curvprobe.runtime.digest import digest
+from curvprobe.runtime.ranks import ALONE, Ranks
 from curvprobe.runtime.threads import threads_for
 from curvprobe.version import __version__
 
@@ -55,6 +60,9 @@ class EmpiricalRisk:
         memory_budget: bytes that the work may take beyond the model and the data; None is half of what is free on
             the model's device. One half is for a microbatch, the other for the basis of an eigenspace.
         forward: ``forward(model, batch)`` for a model that is called another way; what it returns goes to the loss.
+        group: processes of ``torch.distributed`` that share the work, each with the whole model and data: examples are
+            divided among them, and so are the vectors of an eigenspace while it is sought. All of them make the same
+            calls and get the same results. None is this process by itself.
 
     Attributes:
         num_params: number of probed parameters N.
@@ -89,7 +97,9 @@ class EmpiricalRisk:
         collate_fn: Callable[[list[Any]], Batch] | None = None,
         memory_budget: float | None = None,
         forward: Forward | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
+        ranks = Ranks(group)
         if not isinstance(model, nn.Module):
             raise ArgumentTypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         check_loss(loss)
@@ -105,17 +115,11 @@ class EmpiricalRisk:
         with checking("modes"):
             probed = ProbedModel.of(model, loss, params, forward)
         sample = Sample(examples, probed.dtype, probed.device)
-        try_lean_graphs(probed, sample)
-        with checking("first pass"), probed.undisturbed(), explained(sample):
-            tried = check_sample(probed, sample, microbatch_size)
-            check_entries(probed, sample)
-            leaves, within = check_roads(probed, sample)
-            footprint, after = measure(probed, sample, leaves)
-            with checking("memory"):
-                budget = Budget.of(memory_budget, footprint, probed.device)
-            check_behaviour(probed, sample, tried, budget.examples_at_once())
-            check_backward(within, after)
-        self._assemble(probed, sample, budget, microbatch_size)
+        with ranks.together():
+            tried, budget = _first_look(probed, sample, microbatch_size, memory_budget)
+        ranks.expect_same("models or samples", len(sample), probed.num_params, tried)
+        budget = replace(budget, total=ranks.least(budget.total))
+        self._assemble(probed, sample, budget, microbatch_size, ranks=ranks)
 
     @classmethod
     def of(
@@ -125,16 +129,23 @@ class EmpiricalRisk:
         budget: Budget,
         given_microbatch_size: int | None = None,
         most: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> EmpiricalRisk:
         """A risk from parts that have passed the checks, in microbatches as given, or of at most so many examples."""
         risk = cls.__new__(cls)
-        risk._assemble(probed, sample, budget, given_microbatch_size, most)
+        risk._assemble(probed, sample, budget, given_microbatch_size, most, ranks)
         return risk
 
     def _assemble(
-        self, probed: ProbedModel, sample: Sample, budget: Budget, given: int | None, most: int | None = None
+        self,
+        probed: ProbedModel,
+        sample: Sample,
+        budget: Budget,
+        given: int | None,
+        most: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.probed, self.sample, self.budget = probed, sample, budget
+        self.probed, self.sample, self.budget, self.ranks = probed, sample, budget, ranks
         self.given_microbatch_size = given
         chosen = budget.examples_at_once() if most is None else most
         self.microbatch_size: int = chosen if given is None else int(given)
@@ -200,41 +211,49 @@ class EmpiricalRisk:
                 f"sample's has {self.num_params}; make it with risk.on(data)"
             )
 
+    @cached_property
+    def own(self) -> EmpiricalRisk | None:
+        """The risk on this process's share of the examples, by itself; None where it has none."""
+        rows = self.ranks.share(len(self))
+        if rows.start == rows.stop:
+            return None
+        return self._but(sample=self.sample.select(range(rows.start, rows.stop)), ranks=ALONE)
+
     # ---- others like it ------------------------------------------------------------------------------------------
 
     def __getitem__(self, selection: int | slice | Sequence[int] | Tensor) -> EmpiricalRisk:
         """The risk on some of the examples: one, a slice, a list of positions or a boolean mask."""
         rows = resolve_rows(selection, len(self))
-        return self._with(self.sample.select(rows))
+        return self._but(sample=self.sample.select(rows))
 
     def on(self, data: Any, collate_fn: Callable[[list[Any]], Batch] | None = None) -> EmpiricalRisk:
         """The same model, loss and parameters on other examples."""
         inherited = None if isinstance(data, Tensor | tuple | Mapping) else self.sample.examples.given_collate_fn
         sample, budget = Sample(Examples(data, collate_fn or inherited), self.dtype, self.device), self.budget
-        with self.undisturbed(), explained(sample):
+        with self.ranks.together(), self.undisturbed(), explained(sample):
             check_sample(self.probed, sample, self.given_microbatch_size)
             if sample.read(0, 1).shapes == budget.footprint.shapes:
-                return self._with(sample)
+                return self._but(sample=sample)
             budget = budget.for_footprint(
                 measure(self.probed, sample, self.probed.leaves())[0]
             )  # longer sequences take more memory
-        return EmpiricalRisk.of(self.probed, sample, budget, self.given_microbatch_size)
+        return self._but(sample=sample, budget=budget, most=None)
 
-    def _with(self, sample: Sample) -> EmpiricalRisk:
-        return EmpiricalRisk.of(self.probed, sample, self.budget, self.given_microbatch_size, self.microbatch_size)
+    def _but(self, **others: Any) -> EmpiricalRisk:
+        """The same risk but for some of its parts, by the names of :meth:`of`."""
+        parts = {"probed": self.probed, "sample": self.sample, "budget": self.budget, "ranks": self.ranks}
+        sizes = {"given_microbatch_size": self.given_microbatch_size, "most": self.microbatch_size}
+        return EmpiricalRisk.of(**{**parts, **sizes, **others})
 
     def with_room(self, room: int) -> EmpiricalRisk:
         """The same risk in microbatches that are small enough to work in ``room`` bytes, if they are left to us."""
-        most = min(self.microbatch_size, self.footprint.examples_in(room))
-        return EmpiricalRisk.of(self.probed, self.sample, self.budget, self.given_microbatch_size, most)
+        return self._but(most=min(self.microbatch_size, self.footprint.examples_in(room)))
 
     def in_double(self) -> EmpiricalRisk:
         """The same risk in float64: for checks, not for speed."""
         budget = self.budget.in_double()
         most = min(self.microbatch_size, budget.examples_at_once())
-        return EmpiricalRisk.of(
-            self.probed.in_double(), self.sample.in_double(), budget, self.given_microbatch_size, most
-        )
+        return self._but(probed=self.probed.in_double(), sample=self.sample.in_double(), budget=budget, most=most)
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
@@ -256,17 +275,7 @@ class EmpiricalRisk:
 
     def _pass(self, displacement: Tensor | None, *, finite: bool = True) -> tuple[Tensor, Tensor]:
         """Losses and weights of all examples, float64 (n,), without derivatives."""
-        with self.undisturbed():  # no parameter asks for a gradient; a model may differentiate in its inputs
-            losses, weights = torch.empty(2, len(self), dtype=torch.float64, device="cpu")
-            at = self.probed.state.probed if displacement is None else self.probed.displaced(displacement)
-            for microbatch in self.microbatches():
-                rows = microbatch.rows
-                loss_sum, weight = self.probed.batch_losses(at, microbatch)
-                losses[rows] = loss_sum.detach().double().cpu() / weight.double().cpu()
-                weights[rows] = weight.double().cpu()
-                check_weights(weights[rows], rows.start)
-                if finite:
-                    check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
+        losses, weights = forward_pass(self, displacement, finite=finite)
         remembered = displacement is None and bool(losses.isfinite().all())  # else it is to be said again
         self.sample.known.keep(losses=losses.clone() if remembered else None, weights=weights)
         return losses, weights
@@ -298,31 +307,11 @@ class EmpiricalRisk:
         if displacement is None and known.gradient is not None:
             return known.gradient.clone()
         self.check_dependence()
-        losses, weights, gradient = self._first_order_pass(displacement)
+        losses, weights, gradient = first_order_pass(self, displacement)
         if displacement is None:
             self._check_same(losses)
             known.keep(losses=losses, weights=weights, gradient=gradient.clone())
         return gradient
-
-    def _first_order_pass(self, displacement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses and weights, float64 (n,), and the gradient of the risk (N,) at ``w* + displacement``."""
-        model = self.probed
-        with self.undisturbed():
-            total = torch.zeros(self.num_params, dtype=torch.float64, device=self.device)
-            losses, weights = torch.empty(2, len(self), dtype=torch.float64, device="cpu")
-            for microbatch in self.microbatches():
-                rows, leaves = microbatch.rows, model.leaves(displacement)
-                loss_sum, weight = model.batch_losses(leaves, microbatch)
-                total += model.flatten(model.first_order(loss_sum.sum(), leaves))
-                weights[rows] = weight.detach().double().cpu()
-                losses[rows] = loss_sum.detach().double().cpu() / weights[rows]
-                check_weights(weights[rows], rows.start)
-                check_finite(losses[rows], rows.start, len(self), displaced=displacement is not None)
-            gradient: Tensor = (total / weights.sum()).to(self.dtype)
-        if not bool(gradient.isfinite().all()):
-            raise NotFiniteError("the gradient of the risk is not finite although the losses are; check the loss there")
-        self.sample.known.keep(weights=weights)
-        return losses, weights, gradient
 
     def remember_pass(self, loss_sum: Tensor, weight: Tensor, gradients: Sequence[Tensor]) -> None:
         """Keep what one pass over the whole sample at the solution has shown, so that it is not computed again."""
@@ -367,18 +356,8 @@ class EmpiricalRisk:
         """
         known, state = self.sample.known, self.probed.state
         if known.key is None:
-            step = torch.randn(
-                self.num_params, generator=torch.Generator().manual_seed(0), dtype=self.dtype, device="cpu"
-            )
-            sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in state.probed.values()]
-            beside = 0.01 * step.to(self.device) * self.probed.flatten(sizes)
             self.check_dependence()
-            try:
-                losses, weights, gradient = self._first_order_pass(beside)
-            except NotFiniteError:
-                self.losses()  # where it is so at the solution too, that is what to say
-                raise
-            behaviour = [f"{float(x):.3e}" for x in (losses.mean(), losses.square().mean(), gradient.double().norm())]
+            behaviour, weights = behaviour_beside(self)
             tensors = [state.probed, state.kept, state.buffers]
             content = [__version__, torch.__version__, tensors, "".join(self.digests()), behaviour, weights]
             known.key = digest(content)
@@ -388,6 +367,23 @@ class EmpiricalRisk:
         """Content hash of every example."""
         with self.undisturbed():  # reading a dataset may run the user's code
             return self.sample.examples.digests()
+
+
+def _first_look(
+    probed: ProbedModel, sample: Sample, limit: int | None, memory_budget: float | None
+) -> tuple[list[float], Budget]:
+    """Evaluate some examples and refuse what cannot be probed: losses of the first ones, and what they take."""
+    try_lean_graphs(probed, sample)
+    with checking("first pass"), probed.undisturbed(), explained(sample):
+        tried = check_sample(probed, sample, limit)
+        check_entries(probed, sample)
+        leaves, within = check_roads(probed, sample)
+        footprint, after = measure(probed, sample, leaves)
+        with checking("memory"):
+            budget = Budget.of(memory_budget, footprint, probed.device)
+        check_behaviour(probed, sample, tried, budget.examples_at_once())
+        check_backward(within, after)
+    return tried.losses, budget
 
 
 def expect_risk(risk: object) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from curvprobe.errors import ArgumentError
 from curvprobe.runtime.digest import digest
 from curvprobe.runtime.plain import plain, to_json
+from curvprobe.runtime.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 
@@ -92,6 +93,7 @@ class Store:
     Args:
         directory: where stages lie, or None.
         writable: whether stages may be added.
+        ranks: the processes that share the work; the first one reads and writes.
 
     Attributes:
         finished: every stage that was asked for, by name: what a result of this store rests on.
@@ -100,24 +102,17 @@ class Store:
     directory: Path | None
     finished: dict[str, Finished] = field(default_factory=dict, compare=False)
     writable: bool = True
+    ranks: Ranks = ALONE
 
     @classmethod
-    def at(cls, out: str | Path | None) -> Store:
+    def at(cls, out: str | Path | None, ranks: Ranks = ALONE) -> Store:
         """A store in this folder, made if need be.
 
         Where nothing can be written it is refused at once, unless a finished run lies there: that can be read.
         """
         if out is None:
             return cls(None)
-        folder = Path(out)
-        try:
-            write_atomically(folder / ".writable", b"")
-            (folder / ".writable").unlink()
-        except OSError as error:
-            if (folder / RESULT).is_file():
-                return cls(folder, writable=False)
-            raise ArgumentError(f"nothing can be written to the folder {str(out)!r}: {error}") from error
-        return cls(folder)
+        return cls(Path(out), writable=ranks.from_first(lambda: _is_writable(Path(out))), ranks=ranks)
 
     def path(self, name: str) -> Path | None:
         """Of a file beside the stages; None without a folder."""
@@ -130,9 +125,10 @@ class Store:
 
     def result(self, stage: Stage[T]) -> T:
         """The stage's result, found or computed."""
-        key = "" if self.directory is None else digest([STAGE_VERSION, stage.name, stage.key])
-        if self.directory is not None:
-            found = read_stage(self.directory, stage.name, stage.kind, key)
+        directory, ranks = self.directory, self.ranks
+        key = "" if directory is None else digest([STAGE_VERSION, stage.name, stage.key])
+        if directory is not None:
+            found = ranks.from_first(lambda: read_stage(directory, stage.name, stage.kind, key))
             if found is not None:
                 self.finished[stage.name] = Finished(key, found[1], True)
                 LOG.info("%s: found in %s", stage.name, self.directory)
@@ -147,19 +143,36 @@ class Store:
         result = stage.compute()
         if isinstance(result, dict):
             result = plain(result)  # as a later run will find it
-        seconds = time.perf_counter() - start
-        if self.directory is not None:
-            _forget_result(self.directory, stage.name, key)
-            _write(self.directory, stage, key, result, seconds)
+        seconds = ranks.from_first(lambda: time.perf_counter() - start)
+        if directory is not None:
+            with ranks.together():
+                if ranks.rank == 0:
+                    _forget_result(directory, stage.name, key)
+                    _write(directory, stage, key, result, seconds)
         self.finished[stage.name] = Finished(key, seconds, False)
         LOG.info("%s: %.3g s", stage.name, seconds)
         return result
 
     def write_result(self, record: dict[str, Any]) -> None:
         """Write the run's result, with the keys of the stages that it rests on; nothing without a folder."""
-        if self.directory is not None and self.writable:
-            rests_on = {name: stage.key for name, stage in self.finished.items()}
-            write_atomically(self.directory / RESULT, to_json(record | {"stages": rests_on}))
+        if self.directory is None or not self.writable:
+            return
+        with self.ranks.together():
+            if self.ranks.rank == 0:
+                rests_on = {name: stage.key for name, stage in self.finished.items()}
+                write_atomically(self.directory / RESULT, to_json(record | {"stages": rests_on}))
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be written there; refused where they cannot, and no finished run lies there to be read."""
+    try:
+        write_atomically(folder / ".writable", b"")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        if (folder / RESULT).is_file():
+            return False
+        raise ArgumentError(f"nothing can be written to the folder {str(folder)!r}: {error}") from error
+    return True
 
 
 def _write(directory: Path, stage: Stage[T], key: str, result: T, seconds: float) -> None:

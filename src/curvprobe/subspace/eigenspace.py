@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -14,6 +15,7 @@ from curvprobe.eigensolver.checkpoint import Checkpoint
 from curvprobe.eigensolver.lanczos import Eigenpairs, lanczos
 from curvprobe.eigensolver.wanted import Which
 from curvprobe.errors import ArgumentError
+from curvprobe.numerics.space import Space
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime.digest import digest
 from curvprobe.runtime.threads import SWEPT
@@ -76,10 +78,11 @@ def top_eigenspace(
     if start is not None and (not isinstance(start, Subspace) or start.num_params != risk.num_params):
         raise ArgumentError(f"start is {start!r:.80}; expected a Subspace of {risk.num_params} parameters")
     slim, basis_size, device = plan_memory(risk, dim)
-    matrix = CurvatureMatrix(slim, curvature, compile)
+    matrix, ranks = CurvatureMatrix(slim, curvature, compile), risk.ranks
+    part = ranks.share(risk.num_params) if ranks.several else slice(None)
     with risk.few_threads(SWEPT * 4 * risk.num_params * (basis_size or 0)):
         pairs = lanczos(
-            lambda block: matrix @ block,
+            matrix.of_rows if ranks.several else lambda block: matrix @ block,
             risk.num_params,
             dim=dim,
             which=which,
@@ -88,13 +91,30 @@ def top_eigenspace(
             seed=seed,
             dtype=risk.dtype,
             device=device,
-            start=None if start is None else start.basis[:, :basis_size],
+            start=None if start is None else start.basis[part, :basis_size],
             basis_size=basis_size,
-            checkpoint=None
-            if checkpoint is None
-            else Checkpoint(Path(checkpoint), digest([risk.key(), curvature, dim, which, seed])),
+            checkpoint=None if checkpoint is None else _checkpoint(checkpoint, risk, [curvature, dim, which, seed]),
+            space=_space(risk),
         )
+        pairs = replace(pairs, vectors=ranks.whole(pairs.vectors, risk.num_params))
     return spanned(pairs, curvature, risk)
+
+
+def _space(risk: EmpiricalRisk) -> Space:
+    """The parameter space, of which each process holds some coordinates."""
+    ranks, size = risk.ranks, risk.num_params
+    if not ranks.several:
+        return Space(size)
+    return Space(size, ranks.share(size), ranks.total, ranks.of_first)
+
+
+def _checkpoint(path: str | Path, risk: EmpiricalRisk, settings: list[Any]) -> Checkpoint:
+    """The solver's state, of which each process keeps its own rows in a file of its own."""
+    ranks, key = risk.ranks, [risk.key(), *settings]
+    if not ranks.several:
+        return Checkpoint(Path(path), digest(key))
+    mine = f"{ranks.rank}-of-{ranks.world}"
+    return Checkpoint(Path(f"{path}.{mine}"), digest([*key, mine]))
 
 
 def spanned(pairs: Eigenpairs, matrix: Matrix, risk: EmpiricalRisk) -> Eigenspace:

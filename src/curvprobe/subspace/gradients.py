@@ -10,6 +10,7 @@ from curvprobe.errors import ArgumentError
 from curvprobe.numerics.linalg import norm, orthogonalise
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.risk.fast_paths import quietly
+from curvprobe.risk.passes import over_examples
 from curvprobe.risk.trial import check_same_losses
 from curvprobe.runtime import progress
 from curvprobe.subspace.spaces import Subspace
@@ -28,6 +29,8 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
         tensor([2., 8.], dtype=torch.float64)
     """
     expect_risk(risk)
+    if risk.ranks.several:
+        return over_examples(risk, work=gradient_norms)
     norms = torch.empty(len(risk), dtype=torch.float64, device="cpu")
     risk.check_dependence()
     size, start = min(len(risk), risk.budget.examples_together(), risk.microbatch_size), 0

@@ -22,6 +22,7 @@ from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.linalg import inner, quick_inner
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.risk.fast_paths import quietly
+from curvprobe.risk.passes import over_examples
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
 from curvprobe.risk.trial import check_same_losses
@@ -70,6 +71,10 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     n, dim = len(risk), subspace.dim
     loss, weight = risk.losses(), risk.weights
     check_second_derivatives(risk, "hessian")
+    if risk.ranks.several:
+        packed = over_examples(risk, dim + dim * dim, work=lambda own: _packed(project(own, subspace)))
+        gradient, curved = packed[:, :dim].contiguous(), packed[:, dim:].reshape(n, dim, dim).contiguous()
+        return ProjectedSample(loss, weight, gradient, curved, risk.digests())
     with (
         freed_memory_kept(),
         risk.undisturbed(),
@@ -85,6 +90,11 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     if not bool(curved.isfinite().all() and gradient.isfinite().all()):
         raise NotFiniteError("a projected derivative is not finite; the loss has no finite second derivative at w*")
     return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
+
+
+def _packed(sample: ProjectedSample) -> Tensor:
+    """Slopes and curvatures as rows (n, D + D^2)."""
+    return torch.cat([sample.gradient, sample.hessian.flatten(1)], dim=1)
 
 
 def _projected(risk: EmpiricalRisk, basis: Tensor, loss: Tensor) -> Iterator[tuple[slice, Projected, Tensor]]:

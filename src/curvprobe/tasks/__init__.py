@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from curvprobe.errors import ArgumentError
 from curvprobe.losses import Loss
@@ -182,8 +183,8 @@ class Task:
         rest.setdefault("description", f"{type(model).__name__} with the weights of {file.name}")
         return cls(model=model.eval(), loss=loss, data=data, **rest)
 
-    def risk(self, memory_budget: int | None = None) -> EmpiricalRisk:
-        """The empirical risk on the sample, for work within so many bytes."""
+    def risk(self, memory_budget: int | None = None, group: ProcessGroup | None = None) -> EmpiricalRisk:
+        """The empirical risk on the sample, for work within so many bytes, which processes may share."""
         return EmpiricalRisk(
             self.model,
             self.loss,
@@ -193,6 +194,7 @@ class Task:
             collate_fn=self.collate_fn,
             memory_budget=memory_budget,
             forward=self.forward,
+            group=group,
         )
 
 

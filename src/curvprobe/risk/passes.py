@@ -1,0 +1,107 @@
+"""Passes over a sample, forward and backward: of this process alone, or each of its own examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from curvprobe.errors import NotFiniteError
+from curvprobe.risk.contract import check_finite, check_weights
+
+if TYPE_CHECKING:
+    from curvprobe.risk.empirical import EmpiricalRisk
+
+
+def on_own_examples(risk: EmpiricalRisk) -> AbstractContextManager[None]:
+    """A block of work of this process's own on its examples: where it fails in one process, it fails in all."""
+    first = risk.ranks.share(len(risk)).start
+    return risk.ranks.together(f", counting from example {first} on" if first else "")
+
+
+def over_examples(risk: EmpiricalRisk, *shape: int, work: Callable[[EmpiricalRisk], Tensor]) -> Tensor:
+    """Rows (n, *shape), float64, which ``work`` makes of the examples: each process of its own, then all have them."""
+    if not risk.ranks.several:
+        return work(risk)
+    with on_own_examples(risk):
+        own = risk.own
+        rows = torch.zeros(0, *shape, dtype=torch.float64, device="cpu") if own is None else work(own)
+    return risk.ranks.whole(rows, len(risk))
+
+
+def forward_pass(risk: EmpiricalRisk, displacement: Tensor | None, *, finite: bool) -> tuple[Tensor, Tensor]:
+    """Losses and weights of all examples at ``w* + displacement``, float64 (n,), without derivatives."""
+    if risk.ranks.several:
+        found = over_examples(risk, 2, work=lambda own: torch.stack(forward_pass(own, displacement, finite=False), 1))
+        losses, weights = found.T.contiguous()
+        if finite:
+            check_finite(losses, 0, len(risk), displaced=displacement is not None)
+        return losses, weights
+    with risk.undisturbed():  # no parameter asks for a gradient; a model may differentiate in its inputs
+        losses, weights = torch.empty(2, len(risk), dtype=torch.float64, device="cpu")
+        at = risk.probed.state.probed if displacement is None else risk.probed.displaced(displacement)
+        for microbatch in risk.microbatches():
+            rows = microbatch.rows
+            loss_sum, weight = risk.probed.batch_losses(at, microbatch)
+            losses[rows] = loss_sum.detach().double().cpu() / weight.double().cpu()
+            weights[rows] = weight.double().cpu()
+            check_weights(weights[rows], rows.start)
+            if finite:
+                check_finite(losses[rows], rows.start, len(risk), displaced=displacement is not None)
+    return losses, weights
+
+
+def first_order_pass(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses and weights, float64 (n,), and the gradient of the risk (N,) at ``w* + displacement``."""
+    losses, weights, total = _summed_gradient(risk, displacement)
+    gradient: Tensor = (total / weights.sum()).to(risk.dtype)
+    if not bool(gradient.isfinite().all()):
+        raise NotFiniteError("the gradient of the risk is not finite although the losses are; check the loss there")
+    risk.sample.known.keep(weights=weights)
+    return losses, weights, gradient
+
+
+def _summed_gradient(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses and weights, and the gradient (N,) of the sum of all losses, float64."""
+    model = risk.probed
+    total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
+    if risk.ranks.several:
+
+        def own_pass(own: EmpiricalRisk) -> Tensor:
+            losses, weights, part = _summed_gradient(own, displacement)
+            total.add_(part)
+            return torch.stack([losses, weights], 1)
+
+        losses, weights = over_examples(risk, 2, work=own_pass).T.contiguous()
+        return losses, weights, risk.ranks.total(total)
+    losses, weights = torch.empty(2, len(risk), dtype=torch.float64, device="cpu")
+    with risk.undisturbed():
+        for microbatch in risk.microbatches():
+            rows, leaves = microbatch.rows, model.leaves(displacement)
+            loss_sum, weight = model.batch_losses(leaves, microbatch)
+            total += model.flatten(model.first_order(loss_sum.sum(), leaves))
+            weights[rows] = weight.detach().double().cpu()
+            losses[rows] = loss_sum.detach().double().cpu() / weights[rows]
+            check_weights(weights[rows], rows.start)
+            check_finite(losses[rows], rows.start, len(risk), displaced=displacement is not None)
+    return losses, weights, total
+
+
+def behaviour_beside(risk: EmpiricalRisk) -> tuple[list[str], Tensor]:
+    """Two moments of the losses and the norm of the gradient at a point beside the solution, to four digits; weights.
+
+    A loss may vanish at the solution itself.
+    """
+    model, probed = risk.probed, risk.probed.state.probed
+    step = torch.randn(risk.num_params, generator=torch.Generator().manual_seed(0), dtype=risk.dtype, device="cpu")
+    sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in probed.values()]
+    try:
+        losses, weights, gradient = first_order_pass(risk, 0.01 * step.to(risk.device) * model.flatten(sizes))
+    except NotFiniteError:
+        risk.losses()  # where it is so at the solution too, that is what to say
+        raise
+    numbers = (losses.mean(), losses.square().mean(), gradient.double().norm())
+    return [f"{float(number):.3e}" for number in numbers], weights

@@ -1,0 +1,250 @@
+"""The processes that share one analysis: which rows each holds, and what they tell one another.
+
+A process by itself is the case in which nothing of this happens. Every exchange begins with a word on how each process
+fares: one that has failed takes the others with it and says why, instead of leaving them to wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from curvprobe import errors
+from curvprobe.errors import ArgumentTypeError, CurvprobeError, LostError, RankError
+
+T = TypeVar("T")
+
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # by their names since torch 2.13
+_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+_TOLD = "_curvprobe_told"
+"""Mark of an exception of which the other processes know."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a group; without one, this process by itself.
+
+    Every method but :meth:`share` is to be called by all of them, in the same order.
+    """
+
+    group: dist.ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        if self.group is not None and not isinstance(self.group, dist.ProcessGroup):
+            raise ArgumentTypeError(
+                f"group is a {type(self.group).__name__}; expected a torch.distributed.ProcessGroup that this process "
+                "belongs to, such as torch.distributed.group.WORLD, or None for this process by itself"
+            )
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others."""
+        return self.group is not None and self.group.size() > 1
+
+    @property
+    def rank(self) -> int:
+        """Of this process, from 0."""
+        return 0 if self.group is None else self.group.rank()
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+        return 1 if self.group is None else self.group.size()
+
+    def share(self, count: int) -> slice:
+        """The rows, of so many, that this process holds: the same number as the others, the last ones fewer or none."""
+        each = -(-count // self.world)
+        start = min(self.rank * each, count)
+        return slice(start, min(start + each, count))
+
+    # ---- how each fares
+
+    @contextmanager
+    def together(self, of: str = "") -> Iterator[None]:
+        """A block of this process's own work, without exchanges; after it all go on, or none.
+
+        Where the work failed in one of them, all raise what the first of these raised: an error of this package as it
+        is, anything else as a :class:`RankError`. ``of`` is said beside the number of the process.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._compare(error, of)
+            raise
+        self._compare(None, of)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """A block in which exchanges happen: a process that leaves it by an exception tells those that go on."""
+        try:
+            yield
+        except BaseException as error:
+            if not getattr(error, _TOLD, False):
+                self._compare(error, "")
+            raise
+
+    def _compare(self, error: BaseException | None, of: str) -> None:
+        """Hear how all fare; raises where another one, before this in number, has failed."""
+        if not self.several:
+            return
+        failed = torch.zeros(self.world, dtype=torch.int64)
+        failed[self.rank] = error is not None
+        with self._exchanging():
+            failed = self._summed(failed)
+            if not bool(failed.any()):
+                return
+            causes: list[Any] = [None] * self.world
+            mine = None if error is None else (type(error).__name__, str(error), of, getattr(error, "check", ""))
+            dist.all_gather_object(causes, mine, group=self.group)
+        first = next(rank for rank, cause in enumerate(causes) if cause is not None)
+        if error is not None:
+            with suppress(AttributeError):
+                setattr(error, _TOLD, True)
+        if first != self.rank:
+            raise _same_error(first, *causes[first]) from error
+
+    @contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        """What a backend raises where a process has gone without a word, as an error that says so."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, CurvprobeError):
+                raise
+            gone = LostError(
+                f"rank {self.rank} of {self.world} lost the others: a process was killed, or cannot be reached "
+                f"({str(error).splitlines()[0]:.200})"
+            )
+            setattr(gone, _TOLD, True)
+            raise gone from error
+
+    # ---- what they tell one another
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum of what all hold, the same bits in each of them."""
+        if not self.several:
+            return part
+        self._compare(None, "")
+        with self._exchanging():
+            return self._summed(part)
+
+    def _summed(self, part: Tensor) -> Tensor:
+        sent = self._sent(part).contiguous().clone()
+        dist.all_reduce(sent, group=self.group)
+        return sent.to(part.device)
+
+    def least(self, number: int) -> int:
+        """The smallest of their numbers."""
+        if not self.several:
+            return number
+        self._compare(None, "")
+        with self._exchanging():
+            sent = self._sent(torch.tensor([number], dtype=torch.int64))
+            dist.all_reduce(sent, dist.ReduceOp.MIN, group=self.group)
+        return int(sent)
+
+    def expect_same(self, what: str, *values: Any) -> None:
+        """Refuse where they hold other values, which JSON can hold, than the first of them does."""
+        if not self.several:
+            return
+        for rank, found in enumerate(self._all_of(values)):
+            if not _close(found, values):
+                raise RankError(
+                    f"ranks {self.rank} and {rank} have different {what}; expected each process to load the same model "
+                    "and the same data, in the same order"
+                )
+
+    def _all_of(self, value: Any) -> list[Any]:
+        self._compare(None, "")
+        found: list[Any] = [None] * self.world
+        with self._exchanging():
+            dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def whole(self, part: Tensor, count: int) -> Tensor:
+        """All rows (count, ...), of which each holds its share."""
+        if not self.several:
+            return part
+        self._compare(None, "")
+        each = -(-count // self.world)
+        sent = self._sent(part).contiguous()
+        if len(sent) < each:
+            sent = torch.cat([sent, sent.new_zeros(each - len(sent), *sent.shape[1:])])
+        found = sent.new_empty(self.world * each, *sent.shape[1:])
+        with self._exchanging():
+            _gather(found, sent, group=self.group)
+        return found[:count].to(part.device)
+
+    def share_of_total(self, rows: Tensor) -> Tensor:
+        """This process's share of the rows of the sum of what all hold."""
+        if not self.several:
+            return rows
+        self._compare(None, "")
+        count = len(rows)
+        each = -(-count // self.world)
+        sent = self._sent(rows).contiguous()
+        if count < self.world * each:
+            sent = torch.cat([sent, sent.new_zeros(self.world * each - count, *sent.shape[1:])])
+        found = sent.new_empty(each, *sent.shape[1:])
+        with self._exchanging():
+            _scatter(found, sent, group=self.group)
+        held = self.share(count)
+        return found[: held.stop - held.start].to(rows.device)
+
+    def of_first(self, tensor: Tensor) -> Tensor:
+        """The first process's values of a tensor that all have in this shape."""
+        if not self.several:
+            return tensor
+        self._compare(None, "")
+        sent = self._sent(tensor).contiguous().clone()
+        with self._exchanging():
+            dist.broadcast(sent, group=self.group, group_src=0)
+        return sent.to(tensor.device)
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives in the first process, which alone does it."""
+        if not self.several:
+            return work()
+        found: list[Any] = [None]
+        with self.together():
+            if self.rank == 0:
+                found = [work()]
+        with self._exchanging():
+            dist.broadcast_object_list(found, group=self.group, group_src=0)
+        return found[0]  # type: ignore[no-any-return]
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """A tensor where the group's backend takes it: one for accelerators takes none on the host."""
+        assert self.group is not None
+        return tensor.cuda() if dist.get_backend(self.group) == "nccl" and tensor.device.type == "cpu" else tensor
+
+
+def _close(found: Any, expected: Any) -> bool:
+    """Whether numbers and lists of numbers are the same but for rounding."""
+    if isinstance(expected, list | tuple):
+        return len(found) == len(expected) and all(map(_close, found, expected))
+    return math.isclose(found, expected, rel_tol=1e-3, abs_tol=1e-6) or found == expected
+
+
+def _same_error(rank: int, kind: str, message: str, of: str, check: str) -> CurvprobeError:
+    """The error of another process, of this package's own kind where it is one."""
+    known = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, CurvprobeError):
+        made = known(message if message.startswith("rank ") else f"rank {rank}{of}: {message}")
+    else:
+        made = RankError(f"rank {rank}{of} stopped with {kind}: {message}")
+    made.check = check
+    setattr(made, _TOLD, True)
+    return made
+
+
+ALONE = Ranks()
+"""This process by itself."""

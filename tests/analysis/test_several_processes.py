@@ -1,0 +1,215 @@
+"""The same numbers whatever number of processes share the work."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import curvprobe as cp
+from curvprobe.curvature.covariance import covariance_product
+from curvprobe.risk.displaced import displaced_losses
+from curvprobe.runtime import ranks
+from curvprobe.runtime.plain import to_json
+from curvprobe.runtime.store import Store
+from tests import cases, several
+
+NAMES = ("mlp", "layer_norm", "tied", "weighted", "convolution")
+
+
+def numbers(group, name, microbatch_size):
+    """Of everything that processes share, on one of the small models."""
+    case = cases.make(name)
+    risk = case.risk(group=group, microbatch_size=microbatch_size)
+    new, n = risk.on(case.candidates), risk.num_params
+    block = cases.block_of(n, 3)
+    H, few = cp.hessian(risk), risk[:1]
+    part = risk.ranks.share(n)
+    space = cp.top_eigenspace(risk, dim=3, tol=1e-9)
+    sample = cp.project(risk, space)
+    parts = cp.full_space_parts(risk, new, sigma=0.01, num_probes=4)
+    return {
+        "losses": risk.losses(),
+        "weights": risk.weights,
+        "value": torch.tensor([risk.value(), few.value(), risk.total_weight], dtype=torch.float64),
+        "gradient": risk.gradient(),
+        "gradient of one": few.gradient(),
+        "gradient beside": risk.gradient(0.01 * block[:, 0]),
+        "product": H @ block,
+        "product of rows": risk.ranks.whole(H.of_rows(block[part]), n) if group else H @ block,
+        "product of one": cp.hessian(few) @ block[:, 0],
+        "Gauss-Newton product": cp.ggn(risk) @ block[:, 1],
+        "covariance": covariance_product(risk, block[:, 0]),
+        "displaced": displaced_losses(risk, 0.01 * block.T),
+        "eigenvalues": space.eigenvalues,
+        "projector": space.basis @ space.basis.T,
+        "slopes": sample.gradient.abs(),
+        "curvatures": sample.hessian.diagonal(dim1=1, dim2=2),
+        "candidates": cp.project(new, space).mean().hessian.diagonal(dim1=1, dim2=2),
+        "gradient norms": cp.gradient_norms(new),
+        "full space": torch.stack([parts.level, parts.slope, parts.curvature]),
+        "key": risk.key(),
+        "products used": space.num_matvecs,
+    }
+
+
+@pytest.mark.parametrize(("world", "microbatch_size"), [(2, None), (3, 1)])
+def test_every_number_is_that_of_one_process(world, microbatch_size):
+    found = several.values(world, all_numbers, microbatch_size)
+    for name in NAMES:
+        expected = numbers(None, name, microbatch_size)
+        for one in found:
+            for what, value in expected.items():
+                if isinstance(value, torch.Tensor):
+                    assert one[name][what].dtype == value.dtype
+                    size = float(value.abs().max())
+                    assert float((one[name][what] - value).abs().max()) <= 1e-10 * size, (name, what)
+                else:
+                    assert one[name][what] == value, (name, what)
+
+
+def all_numbers(group, microbatch_size):
+    return {name: numbers(group, name, microbatch_size) for name in NAMES}
+
+
+def analysed(group, folder, name="weighted"):
+    case = cases.make(name)
+    with_laws = {"laws": True, "concentration": True} if name == "mlp" else {}
+    found = cp.analyze(
+        case.risk(group=group), case.candidates, dim=2, tol=1e-8, num_probes=8, surface=5, out=folder, **with_laws
+    )
+    return json.loads(to_json(found.to_json()))
+
+
+def plain(record):
+    """What an analysis has found, without what differs from run to run."""
+    return {name: part for name, part in record.items() if name not in ("config", "timings", "seconds", "versions")}
+
+
+def assert_same(found, expected, at=""):
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), at
+        for name in expected:
+            assert_same(found[name], expected[name], f"{at}.{name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), at
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_same(one, other, f"{at}[{i}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True), at
+    else:
+        assert found == expected, at
+
+
+@pytest.mark.parametrize("name", ["weighted", "mlp"])
+def test_a_whole_analysis_is_that_of_one_process(tmp_path, name):
+    first, second = several.values(2, analysed, str(tmp_path / "two"), name)
+    assert json.dumps(first) == json.dumps(second)
+    assert_same(plain(first), plain(analysed(None, str(tmp_path / "one"), name)))
+    assert (tmp_path / "two" / "result.json").is_file()
+
+
+# ---- what goes over the wire ---------------------------------------------------------------------------------------
+
+
+def traffic(group):
+    """Bytes of each exchange of two products along rows, and of the numbers of exchanges in a whole eigenspace."""
+    risk = cases.make("mlp").risk(group=group)
+    H, rows = cp.hessian(risk), risk.ranks.share(risk.num_params)
+    vectors = cases.block_of(risk.num_params, 1)[rows]
+    H.of_rows(vectors)
+    risk.key()  # what is known from then on is not asked for again
+    sent = []
+
+    def counted(name, collective):
+        def call(*tensors, **options):
+            sent.append((name, max(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))))
+            return collective(*tensors, **options)
+
+        return call
+
+    names = {(ranks, "_gather"): "gather", (ranks, "_scatter"): "scatter", (ranks.dist, "all_reduce"): "small"}
+    for (owner, attribute), name in names.items():
+        setattr(owner, attribute, counted(name, getattr(owner, attribute)))
+    H.of_rows(vectors)
+    of_product = list(sent)
+    sent.clear()
+    space = cp.top_eigenspace(risk, dim=2)
+    large = [name for name, _ in sent if name != "small"]
+    most = max(size for name, size in sent if name == "small")
+    return risk.num_params, of_product, space.num_matvecs, large.count("gather"), large.count("scatter"), most
+
+
+def test_a_product_is_one_gathering_and_one_scattering():
+    for size, of_product, products, gathered, scattered, most in several.values(2, traffic):
+        padded = 8 * 2 * -(-size // 2)
+        assert [(name, count) for name, count in of_product if name != "small"] == [
+            ("gather", padded),
+            ("scatter", padded),
+        ]
+        assert sum(count for name, count in of_product if name == "small") <= 64
+        assert (gathered, scattered) == (products + 1, products)  # the last gathering is of the result
+        assert most <= 8 * 20**2  # coefficients in a basis
+
+
+# ---- what goes wrong in one of them ----------------------------------------------------------------------------------
+
+
+def fails_in(group, stage, folder):
+    """An analysis in which the second process fails in the middle of a stage."""
+    usual = Store.result
+
+    def result(self, asked):
+        def compute():
+            raise ZeroDivisionError("in the second process")
+
+        return usual(self, replace(asked, compute=compute) if asked.name == stage and group.rank() == 1 else asked)
+
+    Store.result = result
+    return analysed(group, folder)
+
+
+@pytest.mark.parametrize("stage", ["eigenspace", "sample", "validity", "monte_carlo", "full_space", "surface"])
+def test_a_process_that_fails_in_a_stage_ends_all(tmp_path, stage):
+    first, second = several.run(2, fails_in, stage, str(tmp_path / "out"))
+    assert max(first.seconds, second.seconds) < 30
+    assert type(second.error) is ZeroDivisionError
+    assert type(first.error) is cp.RankError
+    assert str(first.error) == "rank 1 stopped with ZeroDivisionError: in the second process"
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def sees_no_number(group):
+    case = cases.make("mlp")
+    x, y = (torch.cat([part] * 12) for part in case.data)
+    x[-1] = torch.nan
+    return cp.EmpiricalRisk(case.model, case.loss, (x, y), group=group).value()
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_named_in_all():
+    for outcome in several.run(2, sees_no_number):
+        assert type(outcome.error) is cp.NotFiniteError
+        assert "the loss of example 71 of 72 is nan" in str(outcome.error)
+
+
+def has_no_second_derivative(group):
+    """The last example only, which the second process holds, goes through an operation with one derivative."""
+    case = cases.make("mlp")
+
+    def loss(outputs, batch):
+        return case.loss(outputs, batch)
+
+    risk = cp.EmpiricalRisk(case.model, loss, case.data, group=group)
+    H = cp.hessian(risk)
+    block = cases.block_of(risk.num_params, 1)
+    H @ block
+    if group.rank() == 1:
+        H._own[0]._kept[0] = None
+    return H @ block
+
+
+def test_a_product_that_fails_in_one_process_fails_in_all():
+    first, second = several.run(2, has_no_second_derivative)
+    assert type(second.error) is AttributeError
+    assert type(first.error) is cp.RankError
+    assert str(first.error).startswith("rank 1, counting from example 3 on stopped with AttributeError")
