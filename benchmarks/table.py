@@ -26,6 +26,7 @@ import paper
 import paper_page
 import peers
 import plan
+import processes
 import projection
 import report_page
 import scaling
@@ -57,6 +58,7 @@ SCRIPTS = (
     paper,
     peers,
     plan,
+    processes,
     projection,
     report_page,
     scaling,

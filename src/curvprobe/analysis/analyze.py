@@ -129,6 +129,9 @@ def analyze(
             surface=surface,
             full=stages == "full",
         )
+    if "memory" in risk.probed.passed:
+        said = risk.probed.passed["memory"]
+        notes.append(f"{said[0].upper()}{said[1:]}: the numbers are the same, and a smaller memory_budget avoids it.")
     config = {
         "tolerance": tolerance,
         "tolerance_on": tolerance_on,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,7 @@ def trajectory(
             risk = solutions(k) if callable(solutions) else solutions[i]
             if len(risk) != k:
                 raise ArgumentError(f"solutions({k}) returned a risk on {len(risk)} examples; expected {k}")
+            store = replace(store, ranks=risk.ranks)
             new = None if candidates is None else risk.on(candidates)
             before = looks[-1].space if looks else None
             space, sample, fresh = _project(risk, new, before, store, dim=dim, tol=tol, seed=seed)

@@ -9,7 +9,7 @@ from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.linearisation import derivatives
 from curvprobe.numerics.linalg import inner
 from curvprobe.risk.empirical import EmpiricalRisk
-from curvprobe.risk.passes import on_own_examples
+from curvprobe.risk.passes import as_memory_allows, on_own_examples
 
 
 def covariance_product(risk: EmpiricalRisk, vector: Tensor) -> Tensor:
@@ -17,12 +17,16 @@ def covariance_product(risk: EmpiricalRisk, vector: Tensor) -> Tensor:
     vector = vector.detach().to(risk.device)
     mean_slope = float(inner(vector[None], risk.gradient())[0])
     if not risk.ranks.several:
-        return (_sum(risk, vector, mean_slope) / risk.total_weight).to(risk.dtype)
+        return (_own_sum(risk, vector, mean_slope) / risk.total_weight).to(risk.dtype)
     total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
     with on_own_examples(risk):
         if risk.own is not None:
-            total += _sum(risk.own, vector, mean_slope)
+            total += _own_sum(risk.own, vector, mean_slope)
     return (risk.ranks.total(total) / risk.total_weight).to(risk.dtype)
+
+
+def _own_sum(risk: EmpiricalRisk, vector: Tensor, mean_slope: float) -> Tensor:
+    return as_memory_allows(risk, lambda: _sum(risk, vector, mean_slope))
 
 
 def _sum(risk: EmpiricalRisk, vector: Tensor, mean_slope: float) -> Tensor:

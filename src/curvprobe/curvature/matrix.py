@@ -15,7 +15,7 @@ from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.linalg import all_finite
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
-from curvprobe.risk.passes import on_own_examples
+from curvprobe.risk.passes import as_memory_allows, on_own_examples
 from curvprobe.risk.sample import Microbatch
 
 
@@ -88,7 +88,7 @@ class CurvatureMatrix:
     def _sums(self, block: Tensor) -> Tensor:
         """Products (N, b) with the curvature of the sum of all losses."""
         with double_backward_errors():
-            return self._summed(block)
+            return as_memory_allows(self.risk, lambda: self._summed(block))
 
     def _summed(self, block: Tensor) -> Tensor:
         if len(self.risk) <= self.risk.microbatch_size:
@@ -96,6 +96,7 @@ class CurvatureMatrix:
                 self._kept.append(self._linearise(self.risk.sample.read(0, len(self.risk))))
             products = list(self._products(self._kept[0], block, len(self.risk)))
             return products[0][:, None] if len(products) == 1 else torch.stack(products, dim=1)
+        self._kept.clear()  # of a larger microbatch, where memory has run out
         total = torch.zeros(block.shape, dtype=torch.float64, device=block.device)
         for microbatch in self.risk.microbatches():
             linear = self._linearise(microbatch)

@@ -22,7 +22,7 @@ from curvprobe.risk.contract import check_loss
 from curvprobe.risk.examples import Batch, Examples
 from curvprobe.risk.first_pass import check_backward, check_entries, check_roads, explained
 from curvprobe.risk.parameters import Selection
-from curvprobe.risk.passes import behaviour_beside, first_order_pass, forward_pass
+from curvprobe.risk.passes import behaviour_beside, depends, first_order_pass, forward_pass
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
 from curvprobe.risk.trial import check_behaviour, check_same_losses, check_sample, measure, try_lean_graphs
@@ -335,11 +335,9 @@ class EmpiricalRisk:
         model = self.probed
         if self.sample.is_selection or "dependence" in model.passed:
             return
-        with self.undisturbed():
-            for microbatch in self.microbatches():
-                if model.batch_losses(model.leaves(), microbatch)[0].requires_grad:
-                    model.passed["dependence"] = "a loss"
-                    return
+        if depends(self):
+            model.passed["dependence"] = "a loss"
+            return
         raise CannotProbeError(
             f"no loss depends on any probed parameter ({', '.join(self.param_names[:4])}, ...); "
             "choose others with params="

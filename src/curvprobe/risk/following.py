@@ -23,4 +23,5 @@ def beside(risk: EmpiricalRisk, other: EmpiricalRisk) -> EmpiricalRisk:
 
 
 def _of(risk: EmpiricalRisk, probed: ProbedModel) -> EmpiricalRisk:
-    return EmpiricalRisk.of(probed, risk.sample.anew(), risk.budget, risk.given_microbatch_size, risk.microbatch_size)
+    sizes = (risk.given_microbatch_size, risk.microbatch_size)
+    return EmpiricalRisk.of(probed, risk.sample.anew(), risk.budget, *sizes, risk.ranks)

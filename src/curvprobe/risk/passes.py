@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from curvprobe.errors import NotFiniteError
 from curvprobe.risk.contract import check_finite, check_weights
+from curvprobe.runtime.memory import ran_out
 
 if TYPE_CHECKING:
     from curvprobe.risk.empirical import EmpiricalRisk
+
+
+T = TypeVar("T")
 
 
 def on_own_examples(risk: EmpiricalRisk) -> AbstractContextManager[None]:
@@ -32,6 +37,26 @@ def over_examples(risk: EmpiricalRisk, *shape: int, work: Callable[[EmpiricalRis
     return risk.ranks.whole(rows, len(risk))
 
 
+def as_memory_allows(risk: EmpiricalRisk, work: Callable[[], T]) -> T:
+    """What ``work`` on the risk's microbatches gives; done again with half as many examples at once where memory runs
+    out, as on a machine that others use too."""
+    while True:
+        try:
+            return work()
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error) or min(len(risk), risk.microbatch_size) == 1:
+                raise
+        _halve(risk)  # here, where the error no longer holds what the work had taken
+
+
+def _halve(risk: EmpiricalRisk) -> None:
+    most = min(len(risk), risk.microbatch_size)
+    risk.microbatch_size = most // 2
+    said = f"memory ran out with {most} examples in one pass; {most // 2} at a time were taken from then on"
+    risk.probed.passed["memory"] = said
+    warnings.warn(said, stacklevel=2)
+
+
 def forward_pass(risk: EmpiricalRisk, displacement: Tensor | None, *, finite: bool) -> tuple[Tensor, Tensor]:
     """Losses and weights of all examples at ``w* + displacement``, float64 (n,), without derivatives."""
     if risk.ranks.several:
@@ -40,6 +65,10 @@ def forward_pass(risk: EmpiricalRisk, displacement: Tensor | None, *, finite: bo
         if finite:
             check_finite(losses, 0, len(risk), displaced=displacement is not None)
         return losses, weights
+    return as_memory_allows(risk, lambda: _evaluated(risk, displacement, finite=finite))
+
+
+def _evaluated(risk: EmpiricalRisk, displacement: Tensor | None, *, finite: bool) -> tuple[Tensor, Tensor]:
     with risk.undisturbed():  # no parameter asks for a gradient; a model may differentiate in its inputs
         losses, weights = torch.empty(2, len(risk), dtype=torch.float64, device="cpu")
         at = risk.probed.state.probed if displacement is None else risk.probed.displaced(displacement)
@@ -66,9 +95,8 @@ def first_order_pass(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[
 
 def _summed_gradient(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Losses and weights, and the gradient (N,) of the sum of all losses, float64."""
-    model = risk.probed
-    total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
     if risk.ranks.several:
+        total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
 
         def own_pass(own: EmpiricalRisk) -> Tensor:
             losses, weights, part = _summed_gradient(own, displacement)
@@ -77,6 +105,12 @@ def _summed_gradient(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[
 
         losses, weights = over_examples(risk, 2, work=own_pass).T.contiguous()
         return losses, weights, risk.ranks.total(total)
+    return as_memory_allows(risk, lambda: _differentiated(risk, displacement))
+
+
+def _differentiated(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    model = risk.probed
+    total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
     losses, weights = torch.empty(2, len(risk), dtype=torch.float64, device="cpu")
     with risk.undisturbed():
         for microbatch in risk.microbatches():
@@ -88,6 +122,17 @@ def _summed_gradient(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[
             check_weights(weights[rows], rows.start)
             check_finite(losses[rows], rows.start, len(risk), displaced=displacement is not None)
     return losses, weights, total
+
+
+def depends(risk: EmpiricalRisk) -> bool:
+    """Whether any example's loss depends on a probed parameter."""
+    model = risk.probed
+
+    def found() -> bool:
+        with risk.undisturbed():
+            return any(model.batch_losses(model.leaves(), part)[0].requires_grad for part in risk.microbatches())
+
+    return as_memory_allows(risk, found)
 
 
 def behaviour_beside(risk: EmpiricalRisk) -> tuple[list[str], Tensor]:

@@ -40,6 +40,11 @@ def free_bytes(device: torch.device) -> int:
     return max(0, free)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; on the host torch has no kind of its own for that."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Have the GNU C library keep freed memory for the next product instead of giving it back to the system.
