@@ -29,6 +29,7 @@ import plan
 import processes
 import projection
 import report_page
+import scale
 import scaling
 import solver
 import vocabulary
@@ -61,6 +62,7 @@ SCRIPTS = (
     processes,
     projection,
     report_page,
+    scale,
     scaling,
     solver,
     vocabulary,

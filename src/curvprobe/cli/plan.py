@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
 from curvprobe.analysis.plan import plan as planned
+from curvprobe.analysis.scale import Scale
 from curvprobe.cli.app import app
 from curvprobe.cli.loading import Source, candidates_of, sample_of, sigma_of, stages_of, task_from
 from curvprobe.cli.messages import plain_errors, say
@@ -37,6 +39,16 @@ from curvprobe.cli.options import (
 from curvprobe.runtime.plain import to_json
 from curvprobe.tasks import Task
 
+Examples = Annotated[
+    float | None,
+    typer.Option(help="Without a task: of the sample, 1e4 say; --params is then the number of the model's parameters."),
+]
+Gpus = Annotated[int, typer.Option(help="With --examples: accelerators that share the work.")]
+Tokens = Annotated[int, typer.Option(help="With --examples: in an example.")]
+Probed = Annotated[
+    float | None, typer.Option(help="With --examples: parameters that are probed, the others frozen. Default: all.")
+]
+
 
 @app.command()
 def plan(
@@ -61,12 +73,23 @@ def plan(
     memory_budget: Memory = None,
     allow_overlap: AllowOverlap = False,
     as_json: AsJson = False,
+    examples: Examples = None,
+    gpus: Gpus = 1,
+    tokens: Tokens = 512,
+    probed: Probed = None,
 ) -> None:
     """Tell what `curvprobe run` with these options will take: products, time and memory of every stage, in seconds.
 
     Example: curvprobe plan my_task.py:task --k 500 --dim 10
+
+    Without a task, from sizes alone: a transformer of so many parameters, on accelerators that share the examples.
+    curvprobe plan --params 7e9 --examples 1e4 --gpus 8 --probed 2e7
     """
     with plain_errors():
+        if examples is not None:
+            sizes = Sizes(task or hf, params, examples, tokens, gpus, probed)
+            typer.echo(show_scale(sizes, dim, as_json=as_json), nl=False)
+            return
         show_plan(
             task_from(Source(task, hf, text, context, candidates), params, device),
             k,
@@ -84,6 +107,31 @@ def plan(
             seed=seed,
             allow_overlap=allow_overlap,
         )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the command was told of an analysis that is only to be reckoned."""
+
+    task: object
+    params: list[str] | None
+    examples: float
+    tokens: int
+    gpus: int
+    probed: float | None
+
+
+def show_scale(sizes: Sizes, dim: int, *, as_json: bool) -> str:
+    """The text of what sizes alone tell."""
+    if sizes.task is not None:
+        raise typer.BadParameter("--examples goes without a task, whose examples are counted by themselves (--k)")
+    try:
+        count = float(" ".join(sizes.params or ()))
+    except ValueError:
+        said = f"--params is {' '.join(sizes.params or ()) or 'left out'}; with --examples expected a number, 7e9 say"
+        raise typer.BadParameter(said) from None
+    found = Scale(count, sizes.examples, sizes.tokens, dim, sizes.gpus, sizes.probed)
+    return to_json(found.to_json()).decode() if as_json else f"{found}\n"
 
 
 def show_plan(

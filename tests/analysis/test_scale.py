@@ -1,0 +1,101 @@
+import json
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import curvprobe as cp
+from curvprobe.analysis.scale import Scale
+from curvprobe.cli import app
+from curvprobe.errors import ArgumentError
+from curvprobe.risk.budget import PEAK_OVER_SAVED
+
+
+@pytest.mark.parametrize(("width", "layers", "tokens", "vocabulary"), [(64, 2, 32, 300), (128, 3, 96, 1000)])
+def test_an_example_takes_what_autograd_saves_for_it(width, layers, tokens, vocabulary):
+    from curvprobe.tasks.text import nanochat
+
+    heads = width // 64
+    model = nanochat(
+        vocab_size=vocabulary,
+        max_position_embeddings=tokens,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+    ).eval()
+    risk = cp.EmpiricalRisk(model, cp.losses.causal_lm, torch.randint(vocabulary, (2, tokens)))
+    reckoned = Scale(risk.num_params, 2, tokens=tokens).example_bytes(vocabulary, layers, width)
+    assert reckoned / PEAK_OVER_SAVED == pytest.approx(risk.footprint.graph, rel=0.2)
+
+
+def test_the_work_is_that_of_the_examples_and_the_memory_that_of_the_vectors():
+    one, eight = (Scale(1e8, 1e4, gpus=gpus) for gpus in (1, 8))
+    assert one.forward == 2 * 1e8 * 512 * 1e4
+    assert one.operations() == eight.operations()
+    assert one.operations()["eigenspace"] == 50 * 6 * one.forward
+    assert one.seconds()["draws"] == pytest.approx(8 * eight.seconds()["draws"])
+    assert one.exchanged()["eigenspace"] == 0
+    assert eight.exchanged()["eigenspace"] == pytest.approx(7 / 8 * 4e8 * (2 * 50 + 10))
+    assert one.parts()["its share of the basis"] == 26 * 4e8 == 8 * eight.parts()["its share of the basis"]
+    assert eight.parts()["the model"] == 4e8
+    assert eight.bytes == sum(eight.parts().values())
+    twice = Scale(1e8, 2e4, gpus=8)
+    assert sum(twice.operations().values()) == 2 * sum(one.operations().values())
+
+
+def test_frozen_parameters_are_held_in_two_bytes_and_have_no_vectors():
+    part = Scale(7e9, 1e4, probed=2e7).parts()
+    assert part["the model"] == 2 * (7e9 - 2e7) + 4 * 2e7
+    assert part["vectors of a product"] == 6 * 4 * 2e7
+    assert part["the eigenspace"] == 10 * 4 * 2e7
+
+
+def test_what_to_do():
+    assert Scale(1e8, 100, gpus=8).advice() == ["fits: 10.7 GiB of 74.5 GiB on each accelerator"]
+    assert "the host's memory" in Scale(1e9, 100, gpus=8).advice()[1]
+    assert Scale(7e9, 100, gpus=8).advice()[1].startswith("probe a part")
+    assert Scale(7e10, 100, probed=2e7).advice()[1].startswith("probe fewer parameters")
+    days = Scale(7e9, 1e4, probed=2e7).advice()[-1]
+    number = int(days.split(": ")[1].split()[0].replace(",", ""))
+    total = sum(Scale(7e9, number, probed=2e7).seconds().values())
+    assert total == pytest.approx(86400, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"gpus": 0}, {"num_params": 0}, {"examples": -1}, {"tokens": math.inf}, {"probed": 2e8}, {"probed": 5}],
+)
+def test_sizes_that_make_no_sense_are_refused(sizes):
+    with pytest.raises(ArgumentError, match="expected"):
+        Scale(**{"num_params": 1e8, "examples": 1e4, **sizes})
+
+
+def said(*options):
+    found = CliRunner().invoke(app, ["plan", *options])
+    return found.exit_code, found.output
+
+
+def test_the_command_reckons_from_sizes():
+    code, text = said("--params", "7e9", "--examples", "1e4", "--gpus", "8", "--probed", "2e7", "--dim", "5")
+    assert code == 0
+    assert text == f"{Scale(7e9, 1e4, dim=5, gpus=8, probed=2e7)}\n"
+    assert "fits: " in text
+    code, text = said("--params", "1e8", "--examples", "1e4", "--json")
+    assert json.loads(text)["bytes"] == Scale(1e8, 1e4).parts()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--examples", "1e4"], "--params is left out"),
+        (["--params", "lora", "--examples", "1e4"], "--params is lora"),
+        (["my_task.py:task", "--params", "1e9", "--examples", "1e4"], "--examples goes without a task"),
+    ],
+)
+def test_wrong_usage_is_told(options, expected):
+    code, text = said(*options)
+    assert code == 2
+    assert expected in " ".join(text.replace("│", " ").split())
