@@ -169,7 +169,7 @@ def fails_in(group, stage, folder):
     return analysed(group, folder)
 
 
-@pytest.mark.parametrize("stage", ["eigenspace", "sample", "validity", "monte_carlo", "full_space", "surface"])
+@pytest.mark.parametrize("stage", ["eigenspace", "sample", "monte_carlo", "full_space"])
 def test_a_process_that_fails_in_a_stage_ends_all(tmp_path, stage):
     first, second = several.run(2, fails_in, stage, str(tmp_path / "out"))
     assert max(first.seconds, second.seconds) < 30

@@ -77,3 +77,29 @@ def test_the_bound_by_eigenvalues_term_by_term():
     assert found.bound == pytest.approx(0.5 + 0.7 * 1.0 + 0.7**2 * 3 / 2, rel=1e-12)
     assert found.value < found.bound
     assert found.radius == 0.7
+
+
+def test_the_hard_case_with_a_part_beside_the_leading_eigenvector_by_hand():
+    """mu = 2: z = (+-sqrt(1 - 1/4), 1/2), and Q = 9 + 1.5 / 2 + (2 * 3/4 - 1/4) / 2; on larger and smaller balls too."""
+    slope, curvature = torch.tensor([0.0, 1.5]).double(), torch.diag(torch.tensor([2.0, -1.0]).double())
+    inc = cp.QuadraticIncrement(torch.tensor(9.0).double(), slope, curvature)
+    found = cp.worst_case(inc, 1.0)
+    assert found.value == pytest.approx(9 + 1.375, rel=1e-12)
+    assert found.at.abs().tolist() == pytest.approx([math.sqrt(0.75), 0.5], rel=1e-12)
+    assert cp.worst_case(inc, 2.0).value == pytest.approx(9 + 0.75 + (2 * 3.75 - 0.25) / 2, rel=1e-12)
+    inside = cp.worst_case(inc, 0.25)  # the part beside does not fit: on the sphere along it
+    assert inside.value == pytest.approx(9 + 1.5 * 0.25 - 0.25**2 / 2, rel=1e-12)
+    assert inside.at.tolist() == pytest.approx([0.0, 0.25], abs=1e-12)
+
+
+def test_a_largest_value_inside_the_ball_is_not_pushed_to_its_surface():
+    """A negative definite curvature: Q = 2 z - z^2 / 2 . 4 is largest at z = 1/2, wherever the ball ends beyond; the
+    most negative value is on its surface."""
+    inc = cp.QuadraticIncrement(
+        torch.tensor(1.0).double(), torch.tensor([2.0]).double(), torch.tensor([[-4.0]]).double()
+    )
+    found = cp.worst_case(inc, 0.9)
+    assert found.value == pytest.approx(abs(1 - 2 * 0.9 - 2 * 0.81), rel=1e-12)
+    small = cp.worst_case(inc, 0.6)  # 1 + 1 - 1/2 at 1/2, above |1 - 1.2 - 0.72|
+    assert small.value == pytest.approx(1.5, rel=1e-12)
+    assert small.at.tolist() == pytest.approx([0.5], rel=1e-12)
