@@ -80,7 +80,7 @@ def test_the_bound_by_eigenvalues_term_by_term():
 
 
 def test_the_hard_case_with_a_part_beside_the_leading_eigenvector_by_hand():
-    """mu = 2: z = (+-sqrt(1 - 1/4), 1/2), and Q = 9 + 1.5 / 2 + (2 * 3/4 - 1/4) / 2; on larger and smaller balls too."""
+    """mu = 2: z = (+-sqrt(1 - 1/4), 1/2), and Q = 9 + 1.5 / 2 + (2 * 3/4 - 1/4) / 2; on other balls too."""
     slope, curvature = torch.tensor([0.0, 1.5]).double(), torch.diag(torch.tensor([2.0, -1.0]).double())
     inc = cp.QuadraticIncrement(torch.tensor(9.0).double(), slope, curvature)
     found = cp.worst_case(inc, 1.0)
