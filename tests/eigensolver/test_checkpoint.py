@@ -83,8 +83,24 @@ def test_a_damaged_file_is_not_used(tmp_path, content):
         kept = torch.load(checkpoint.path)
         del kept["carried"]
         torch.save(kept if content == "missing" else list(kept), checkpoint.path)
-    assert not checkpoint.load(basis)
+    with pytest.warns(UserWarning, match=r"state in .*state is damaged \(.*\); the computation begins anew"):
+        assert not checkpoint.load(basis)
     assert basis.count == basis.num_matvecs == 0
+
+
+def test_a_flipped_bit_and_a_newer_version_are_noticed(tmp_path):
+    checkpoint, basis = Checkpoint(tmp_path / "state", "key"), basis_of(MATRIX)
+    checkpoint.save(grown(MATRIX, 5))
+    state = torch.load(checkpoint.path)
+    for name, change in (("rows", 1e-9), ("largest", 1e-9), ("num_matvecs", 1), ("version", 1)):
+        torch.save({**state, name: state[name] + change}, checkpoint.path)
+        with pytest.warns(UserWarning, match="its checksum is another, or it is of a newer version"):
+            assert not checkpoint.load(basis)
+    assert basis.count == 0
+    torch.save({**state, "version": 1}, checkpoint.path)
+    assert not checkpoint.load(basis)  # of an earlier version, which is no damage
+    torch.save(state, checkpoint.path)
+    assert checkpoint.load(basis)
 
 
 def test_one_number_too_few_or_too_many_does_not_fit(tmp_path):
