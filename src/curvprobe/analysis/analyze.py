@@ -97,7 +97,8 @@ def analyze(
         The frozen result.
 
     Raises:
-        ValueError: for arguments that make no sense, or candidates that the sample holds too (see ``allow_overlap``).
+        ValueError: for arguments that make no sense, candidates that the sample holds too (see ``allow_overlap``), or
+            a folder in which another run is at work or that cannot be written to.
 
     Example:
         >>> import torch, curvprobe as cp
@@ -117,18 +118,6 @@ def analyze(
     store, job = Store.at(out, risk.ranks), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sigma_grid(settings.sigma)
-    with risk.few_threads(), risk.ranks.told():
-        seen = _seen(
-            job,
-            store,
-            grid,
-            notes,
-            progress,
-            laws=laws,
-            concentration=concentration,
-            surface=surface,
-            full=stages == "full",
-        )
     config = {
         "tolerance": tolerance,
         "tolerance_on": tolerance_on,
@@ -137,8 +126,21 @@ def analyze(
         "stages": stages,
         "engine": engine,
     }
-    found = assemble(job, seen, grid, tolerance, notes, config, store)
-    store.write_result({**found.to_json(), **_load()})
+    with store.held():
+        with risk.few_threads(), risk.ranks.told():
+            seen = _seen(
+                job,
+                store,
+                grid,
+                notes,
+                progress,
+                laws=laws,
+                concentration=concentration,
+                surface=surface,
+                full=stages == "full",
+            )
+        found = assemble(job, seen, grid, tolerance, notes, config, store)
+        store.write_result({**found.to_json(), **_load()})
     return found
 
 

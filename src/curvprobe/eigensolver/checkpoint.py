@@ -63,16 +63,17 @@ class Checkpoint:
         """The state in the file where it is of this computation and as it was written; empty, and said why, else."""
         try:
             state = torch.load(self.path, mmap=True, weights_only=True)
-            version, key, checksum = state["version"], state["key"], state.pop("checksum", None)
-            if type(version) is int and version < CHECKPOINT_VERSION or key != self.key:
+            version, checksum = state["version"], state.pop("checksum", None)
+            earlier = type(version) is int and version < CHECKPOINT_VERSION
+            whole = earlier or (version == CHECKPOINT_VERSION and checksum == digest(state))
+            if whole and (earlier or state["key"] != self.key):
                 LOG.info("%s is of another computation, or of an earlier version", self.path)
                 return {}
-            whole = version == CHECKPOINT_VERSION and checksum == digest(state)
             reason = "its checksum is another, or it is of a newer version"
         except FileNotFoundError:
             return {}
         except Exception as error:  # whatever the reader makes of bytes that it did not write
-            whole, reason = False, f"{type(error).__name__}: {error!s:.200}"
+            whole, reason = False, f"{type(error).__name__}: {str(error).split(chr(10))[0]:.200}"
         if not whole:
             warnings.warn(
                 f"the solver's state in {self.path} is damaged ({reason}); the computation begins anew", stacklevel=2

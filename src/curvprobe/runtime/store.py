@@ -55,7 +55,7 @@ def _write_all(contents: Mapping[Path, Content], before: Callable[[], object] = 
     written: dict[Path, Path] = {}
     path = next(iter(contents))
     try:
-        for path, content in contents.items():  # noqa: B007 - the one that failed is named
+        for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
             written[path] = Path(temporary)
@@ -228,11 +228,12 @@ def _is_writable(folder: Path) -> bool:
     """Whether files can be written there; refused where they cannot, and no finished run lies there to be read."""
     try:
         write_atomically(folder / ".writable", b"")
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another process may look too
     except OSError as error:
         if (folder / RESULT).is_file():
             return False
-        raise ArgumentError(f"nothing can be written to the folder {str(folder)!r}: {error.__cause__ or error}") from error
+        reason = error.__cause__ or error
+        raise ArgumentError(f"nothing can be written to the folder {str(folder)!r}: {reason}") from error
     return True
 
 
@@ -268,8 +269,9 @@ def _forget_result(directory: Path, name: str, key: str) -> None:
     except (OSError, ValueError, RecursionError):
         return
     rests_on = record.get("stages") if isinstance(record, dict) else {}
-    named = isinstance(rests_on, dict)
-    if rests_on.get(name, key) != key if named else (directory / f"{name}.json").exists():
+    beside = (directory / f"{name}.json").exists()
+    replaced = rests_on.get(name, key) != key if isinstance(rests_on, dict) else beside
+    if replaced:
         (directory / RESULT).unlink(missing_ok=True)
 
 
@@ -338,8 +340,8 @@ def _record(path: Path, name: str, *, earlier: bool) -> dict[str, Any]:
         raise _OtherError("is of an earlier version")
     if type(version) is int and version > STAGE_VERSION:
         raise _DamagedError(
-            f"{path} has schema version {version!s:.12}, and this version of curvprobe reads up to {STAGE_VERSION}: it is of "
-            "a newer one"
+            f"{path} has schema version {version!s:.12}, and this version of curvprobe reads up to {STAGE_VERSION}: it "
+            "is of a newer one"
         )
     if version != STAGE_VERSION or record.get("checksum") != _checksum(name, record):
         raise _DamagedError(f"{path} was changed since it was written: its checksum is another")
