@@ -22,13 +22,13 @@ def task():
     model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
     before = [p.detach().clone() for p in model.parameters()]
 
-    def loss(output, target):
+    def loss(output, batch):
         try:
             if os.path.exists(os.environ["OUT"] + "/sample.json"):
                 print("at work", flush=True)
                 while True:
                     time.sleep(0.05)
-            return (output - target).square().sum(-1)
+            return cp.losses.mse(output, batch)
         except KeyboardInterrupt:
             import atexit
             atexit.register(lambda: print("as it was:", all(map(torch.equal, before, model.parameters()))))
