@@ -209,9 +209,7 @@ def sound(found: dict[str, Any]) -> bool:
 def main() -> None:
     """Try all, write the result file, and fail where something did not end as it should."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--kills", type=int, default=30, help="of runs by one process, and as many by two (default: 30)"
-    )
+    parser.add_argument("--kills", type=int, default=30, help="of one process, and as many of two (default: 30)")
     parser.add_argument("--launches", type=int, default=50, help="of two processes (default: 50)")
     parser.add_argument("--examples", type=int, default=2000, help="of each kind of file (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")

@@ -1,5 +1,6 @@
 """What make endurance does, with few examples: files of a run that are damaged or hostile."""
 
+import copy
 import importlib
 import json
 import sys
@@ -86,14 +87,7 @@ def test_a_state_of_anything_is_continued_as_it_was_or_not_at_all(tmp_path):
 
 
 def test_markup_in_a_result_is_shown_as_text(run, tmp_path):
-    folder, record = run
-
-    def marked(nest):
-        if isinstance(nest, dict):
-            return {key: marked(part) for key, part in nest.items()}
-        return [marked(part) for part in nest] if isinstance(nest, list) else nest
-
-    record = marked(record)
+    folder, record = run[0], copy.deepcopy(run[1])
     record["notes"] = [fuzz.MARKUP]
     record["sample"]["dtype"] = record["sigma"]["source"] = fuzz.MARKUP
     record["versions"] = dict.fromkeys(record["versions"], fuzz.MARKUP)
@@ -103,4 +97,4 @@ def test_markup_in_a_result_is_shown_as_text(run, tmp_path):
     names = [fuzz.MARKUP] * record["sample"]["num_candidates"]
     html = cp.load(tmp_path).to_html(tmp_path / "page.html", title=fuzz.MARKUP, names=names).read_text()
     assert "<script>alert(1)" not in html
-    assert cp.compare([tmp_path, folder]).to_html(tmp_path / "both.html").read_text().count("<script>alert(1)") == 0
+    assert cp.compare([tmp_path, folder]).to_html(tmp_path / "both.html").read_text().count("<script>alert") == 0

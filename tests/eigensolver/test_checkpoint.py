@@ -1,6 +1,8 @@
 """What is written comes back, what does not fit is not used, and an interrupted computation goes on."""
 
 import os
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 
@@ -120,6 +122,29 @@ def test_a_write_that_fails_is_said_and_ends_nothing(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=r"state could not be saved in .*state: the disk is full"):
         saver.now(grown(MATRIX, 4))
     assert not saver.ours
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from curvprobe.eigensolver.checkpoint import Checkpoint, Saver
+from tests.cases import symmetric
+from tests.eigensolver.spectra import grown
+import torch
+basis = grown(symmetric(torch.arange(1.0, 2001.0).tolist()), 5)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+Saver(Checkpoint(Path(sys.argv[1]) / "state", "key")).now(basis)
+print("goes on")
+"""
+
+
+def test_a_disk_that_is_full_is_said_and_ends_nothing(tmp_path):
+    """The writer of torch raises an error of its own where a write in the middle of the file has failed."""
+    found = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True)
+    assert found.stdout == "goes on\n", found.stderr
+    assert "the solver's state could not be saved in " in found.stderr
+    assert "File too large" in found.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_that_fails_leaves_the_last_state(tmp_path, monkeypatch):

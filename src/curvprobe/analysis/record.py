@@ -55,9 +55,8 @@ def load(path: str | Path) -> Analysis | Trajectory:
         _tell(found)
         return found
     except Exception as error:  # whatever a number makes of a text in its place
-        raise ArgumentError(
-            f"{str(file)!r} is not a whole result of an analysis or a trajectory: {error!r:.200}"
-        ) from error
+        reason = f"{error!r:.200}"
+        raise ArgumentError(f"{str(file)!r} is not a whole result of an analysis or a trajectory: {reason}") from error
 
 
 def _tell(found: Analysis | Trajectory) -> None:

@@ -73,8 +73,10 @@ def _write_all(contents: Mapping[Path, Content], before: Callable[[], object] = 
     except BaseException as error:
         for part in written.values():
             part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise WriteError(_unwritten(path, error)) from error
+        # torch's own writer says that it lost its place, in the course of what the disk said
+        reason = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(reason, OSError):
+            raise WriteError(_unwritten(path, reason)) from reason
         raise
 
 
