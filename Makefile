@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/digits
 
-.PHONY: help demo test lint docs figures paper bench acceptance mutants clean
+.PHONY: help demo test lint docs figures paper bench acceptance endurance mutants clean
 help:
 	@echo "make demo    train a small classifier and analyse it (results in $(OUT))"
 	@echo "make test    run the tests"
@@ -13,6 +13,7 @@ help:
 	@echo "make docs    build the documentation into site/"
 	@echo "make bench   run the benchmarks (about two hours), rewrite benchmarks/results/ and the tables"
 	@echo "make acceptance analyse networks that others have trained, for docs/acceptance.md (long; fetches several hundred MB)"
+	@echo "make endurance kill runs at any moment, launch several processes, damage files (about an hour)"
 	@echo "make mutants change one operator at a time, and tell which changes no test notices (about an hour)"
 
 .venv/run: pyproject.toml constraints.txt
@@ -88,6 +89,10 @@ acceptance: .venv/acceptance .venv/loggers
 	PYTHONPATH=.venv/loggers:$(PYTHONPATH) $(BIN)/python acceptance/loggers.py
 	PYTHONPATH=.venv/acceptance:$(PYTHONPATH) $(BIN)/python acceptance/run.py $(ARGS)
 	$(BIN)/python benchmarks/table.py
+
+# Runs that are killed and go on, launches of two processes, files that are damaged.
+endurance: .venv/dev
+	$(BIN)/python endurance/run.py $(ARGS)
 
 # A fifth of the changes, in every file; ARGS="curvprobe.criteria.theory*" looks at others, ARGS='"*"' at all.
 # Without PYTHONPATH: mutmut makes the folder that it imports from.

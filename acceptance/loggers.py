@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 import curvprobe as cp
 
 NAMES = ("curvprobe/eigenvalue_1", "curvprobe/gradient_norm", "curvprobe/rms")
+
+PATIENCE = 120
+"""Seconds that a process beside is waited for, which writes W&B's file."""
 
 Numbers = dict[tuple[str, int], float]
 """By name and step."""
@@ -113,14 +117,15 @@ def in_mlflow(place: str) -> Numbers:
 
 
 def in_wandb(folder: Path) -> Numbers:
-    """The numbers of the one offline run in a folder."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    """The numbers of the one offline run in a folder, once its own process has written the end of it."""
     (file,) = folder.rglob("run-*.wandb")
+    for _ in range(PATIENCE):
+        records = list(_records(file))
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(1)
     found: Numbers = {}
-    for data in _records(file):
-        record = Record()
-        record.ParseFromString(data)
+    for record in records:
         row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         step = row.get("train/global_step", row.get("trainer/global_step"))
         if step is not None:
@@ -128,13 +133,16 @@ def in_wandb(folder: Path) -> Numbers:
     return found
 
 
-def _records(file: Path) -> Iterator[bytes]:
+def _records(file: Path) -> Iterator[Any]:
+    from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
     store = DataStore()
     store.open_for_scan(str(file))
     while (data := store.scan_data()) is not None:
-        yield data
+        record = Record()
+        record.ParseFromString(data)
+        yield record
 
 
 def mlflow_of_trainer(folder: Path) -> tuple[cp.Monitor, Numbers]:

@@ -20,6 +20,7 @@ KINDS = {
     "NotFiniteError": (errors.CannotProbeError,),
     "RankError": (errors.CurvprobeError, RuntimeError),
     "LostError": (errors.RankError,),
+    "WriteError": (errors.CurvprobeError, OSError),
     "MissingExtraError": (errors.CurvprobeError, ImportError),
 }
 

@@ -9,7 +9,7 @@ import curvprobe as cp
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-FOLDERS = ("src", "tests", "benchmarks", "examples", "acceptance")
+FOLDERS = ("src", "tests", "benchmarks", "examples", "acceptance", "endurance")
 FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
 LONGER = {"analyze": 60, "assemble": 45, "_seen": 50, "demo": 60, "run": 65, "plan": 45, "surface": 50}

@@ -108,6 +108,7 @@ from .errors import (
     RankError as RankError,
 )
 from .errors import UserCodeError as UserCodeError
+from .errors import WriteError as WriteError
 from .numerics.power_law import PowerLaw as PowerLaw
 from .numerics.traces import TraceMoments as TraceMoments
 from .numerics.traces import trace_moments as trace_moments

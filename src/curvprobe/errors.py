@@ -49,6 +49,10 @@ class NotFiniteError(CannotProbeError):
     """A loss or a derivative that is not finite where it is asked for."""
 
 
+class WriteError(CurvprobeError, OSError):
+    """A file that cannot be written: the disk is full, or the folder is not to be written to."""
+
+
 class MissingExtraError(CurvprobeError, ImportError):
     """A package that an optional part needs is not installed."""
 

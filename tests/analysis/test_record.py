@@ -134,6 +134,8 @@ def as_first_eigenspace(folder: Path, origin: str = "hessian") -> None:
     record = json.loads((folder / "eigenspace.json").read_text())
     record["values"].pop("matrix", None)
     record["values"]["origin"] = origin
+    for later in ("schema_version", "checksum"):
+        record.pop(later, None)
     (folder / "eigenspace.json").write_text(json.dumps(record))
 
 
@@ -179,7 +181,8 @@ def test_a_result_of_the_first_version_beside_stages_of_another_run(run, case, t
 def test_a_stage_of_the_first_version_that_is_cut_short_is_absent(run, tmp_path):
     copied(run[0], tmp_path)
     (tmp_path / "eigenspace.safetensors").write_bytes(b"")
-    assert_absent(cp.load(tmp_path).subspace, "eigenspace")
+    with pytest.warns(UserWarning, match=r"eigenspace.safetensors does not hold .*; the stage eigenspace is not read"):
+        assert_absent(cp.load(tmp_path).subspace, "eigenspace")
 
 
 def test_a_trajectory_comes_back_and_so_does_one_of_the_first_version(tmp_path):

@@ -126,7 +126,7 @@ def test_an_interrupted_eigenspace_is_continued(case, tmp_path, monkeypatch):
     monkeypatch.setattr("curvprobe.analysis.stages.quadratic_model_at", lambda *_: zeros)
     with pytest.raises(KeyboardInterrupt):
         cp.analyze(case.risk(), case.candidates, **options, out=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"eigenspace.unfinished"}
+    assert {path.name for path in tmp_path.iterdir()} == {"eigenspace.unfinished", ".lock"}
     subspace = cp.analyze(case.risk(), case.candidates, **options, out=tmp_path).subspace
     assert len(calls) == whole.num_matvecs + 1
     assert subspace.num_matvecs == whole.num_matvecs

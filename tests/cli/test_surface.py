@@ -18,7 +18,7 @@ def test_a_plane_is_evaluated_and_drawn(task_file, tmp_path, along):
     record = json.loads((out / "plane.json").read_text())
     assert len(record["loss"]) == len(record["x"]) == 5
     assert record["loss"][2][2] == pytest.approx(record["at_solution"])
-    assert {path.name for path in out.iterdir()} == {"plane.json", *FIGURES}
+    assert {path.name for path in out.iterdir()} == {"plane.json", ".lock", *FIGURES}
     name = {"eigen": "eigenvector 1", "filter": "direction 1"}[along]
     assert record["names"][0] == name
     if along == "filter":

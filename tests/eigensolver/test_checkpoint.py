@@ -1,7 +1,10 @@
 """What is written comes back, what does not fit is not used, and an interrupted computation goes on."""
 
 import os
+import subprocess
+import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -83,8 +86,24 @@ def test_a_damaged_file_is_not_used(tmp_path, content):
         kept = torch.load(checkpoint.path)
         del kept["carried"]
         torch.save(kept if content == "missing" else list(kept), checkpoint.path)
-    assert not checkpoint.load(basis)
+    with pytest.warns(UserWarning, match=r"state in .*state is damaged \(.*\); the computation begins anew"):
+        assert not checkpoint.load(basis)
     assert basis.count == basis.num_matvecs == 0
+
+
+def test_a_flipped_bit_and_a_newer_version_are_noticed(tmp_path):
+    checkpoint, basis = Checkpoint(tmp_path / "state", "key"), basis_of(MATRIX)
+    checkpoint.save(grown(MATRIX, 5))
+    state = torch.load(checkpoint.path)
+    for name, change in (("rows", 1e-9), ("largest", 1e-9), ("num_matvecs", 1), ("version", 1)):
+        torch.save({**state, name: state[name] + change}, checkpoint.path)
+        with pytest.warns(UserWarning, match="its checksum is another, or it is of a newer version"):
+            assert not checkpoint.load(basis)
+    assert basis.count == 0
+    torch.save({**state, "version": 1}, checkpoint.path)
+    assert not checkpoint.load(basis)  # of an earlier version, which is no damage
+    torch.save(state, checkpoint.path)
+    assert checkpoint.load(basis)
 
 
 def test_one_number_too_few_or_too_many_does_not_fit(tmp_path):
@@ -103,6 +122,29 @@ def test_a_write_that_fails_is_said_and_ends_nothing(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=r"state could not be saved in .*state: the disk is full"):
         saver.now(grown(MATRIX, 4))
     assert not saver.ours
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from curvprobe.eigensolver.checkpoint import Checkpoint, Saver
+from tests.cases import symmetric
+from tests.eigensolver.spectra import grown
+import torch
+basis = grown(symmetric(torch.arange(1.0, 2001.0).tolist()), 5)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+Saver(Checkpoint(Path(sys.argv[1]) / "state", "key")).now(basis)
+print("goes on")
+"""
+
+
+def test_a_disk_that_is_full_is_said_and_ends_nothing(tmp_path):
+    """The writer of torch raises an error of its own where a write in the middle of the file has failed."""
+    found = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True)
+    assert found.stdout == "goes on\n", found.stderr
+    assert "the solver's state could not be saved in " in found.stderr
+    assert "File too large" in found.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_that_fails_leaves_the_last_state(tmp_path, monkeypatch):
@@ -281,11 +323,13 @@ def test_a_file_of_another_computation_is_ignored(tmp_path):
     for content in (b"no state", None):
         file = Checkpoint(tmp_path / "state", "key")
         if content is None:
+            file.path.unlink()
             other = Checkpoint(tmp_path / "state", "other")
             quietly(lambda block: -matrix @ block, 150, **options, max_matvecs=30, checkpoint=other)
         else:
             file.path.write_bytes(content)
-        pairs = quietly(lambda block: matrix @ block, 150, **options, checkpoint=file)
+        with nullcontext() if content is None else pytest.warns(UserWarning, match="is damaged"):
+            pairs = quietly(lambda block: matrix @ block, 150, **options, checkpoint=file)
         assert torch.equal(pairs.vectors, whole.vectors)
 
 

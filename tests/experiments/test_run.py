@@ -102,10 +102,10 @@ def test_the_command_runs_an_experiment(tmp_path, monkeypatch):
     assert "estimate" in result.output
     assert "bfloat16" in result.output
     files = {"result.json", "validity.png", "validity.pdf"}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {*files, "stages"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*files, ".lock", "stages"}
     monkeypatch.chdir(tmp_path)
     assert invoke("experiment", "validity").exit_code == 0  # without a folder of its own it shares the stages
-    assert {p.name for p in (tmp_path / "runs/experiments/validity").iterdir()} == files
+    assert {p.name for p in (tmp_path / "runs/experiments/validity").iterdir()} == {*files, ".lock"}
     assert len(list((tmp_path / "runs/experiments/stages").glob("weights-*.json"))) == 2
     dry = invoke("experiment", "validity", "--dry-run")
     assert dry.exit_code == 0, dry.output

@@ -1,5 +1,7 @@
 import json
+import logging
 import time
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -91,7 +93,7 @@ def test_another_key_is_computed_again(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "json"])
-@pytest.mark.parametrize("damage", ["cut", "gone", "other"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "other", "list"])
 def test_a_damaged_stage_is_computed_again(tmp_path, ending, damage):
     Store(tmp_path).result(stage())
     path = tmp_path / f"s.{ending}"
@@ -100,9 +102,67 @@ def test_a_damaged_stage_is_computed_again(tmp_path, ending, damage):
     elif damage == "gone":
         path.unlink()
     else:
-        path.write_bytes(b"{}")
-    assert not was_found(tmp_path)
+        path.write_bytes(b"{}" if damage == "other" else b"[3]")
+    if ending == "json" and damage in ("gone", "other"):  # the JSON comes last: a stage that was not finished
+        assert not was_found(tmp_path)
+    else:
+        with pytest.warns(UserWarning, match=rf"s\.{ending} .*; the stage s is computed again") as told:
+            assert not was_found(tmp_path)
+        assert len(told) == 1
     assert was_found(tmp_path, compute=never)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    """In a tensor, in a number, in the key, in the name of an entry; but for what JSON does not tell apart."""
+    store = Store(tmp_path)
+    store.result(stage())
+    key = store.finished["s"].key
+    for path in (tmp_path / "s.json", tmp_path / "s.safetensors"):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 3):
+            for bit in (0, 3, 6):
+                path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+                with warnings.catch_warnings(record=True) as told:
+                    warnings.simplefilter("always")
+                    found = read_stage(tmp_path, "s", Found, key)
+                if found is None:
+                    assert len(told) == 1 or b'"key"' not in path.read_bytes() or key.encode() not in path.read_bytes()
+                else:
+                    assert not told
+                    assert torch.equal(found[0].values, make().values)
+                    assert (found[0].name, found[0].pair, found[1]) == ("x", ("a", "b"), store.seconds)
+        path.write_bytes(whole)
+
+
+def test_a_stage_of_a_newer_version_is_explained_and_one_of_an_earlier_is_another(tmp_path, caplog):
+    Store(tmp_path).result(stage())
+    path = tmp_path / "s.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "schema_version": 9}))
+    with pytest.warns(UserWarning, match=r"s\.json has schema version 9, and this version of curvprobe reads up to 3"):
+        assert not was_found(tmp_path)
+    del record["schema_version"], record["checksum"]
+    path.write_text(json.dumps(record))
+    assert read_stage(tmp_path, "s", Found, record["key"]) is not None
+    with caplog.at_level(logging.INFO, "curvprobe"):
+        assert not was_found(tmp_path)
+        assert not was_found(tmp_path, key=2)
+    assert "s.json is of an earlier version" in caplog.text
+    assert "s.json is of another model, other data or other settings" in caplog.text
+
+
+def test_damage_is_told_where_nothing_can_be_written(tmp_path):
+    Store(tmp_path).result(stage())
+    (tmp_path / "s.json").write_text("{")
+    with pytest.raises(ArgumentError, match=r"its stage s is damaged: .*s\.json is cut short or changed"):
+        Store(tmp_path, writable=False).result(stage(compute=never))
+
+
+def test_damage_is_told_where_a_stage_is_only_read(tmp_path):
+    Store(tmp_path).result(stage())
+    (tmp_path / "s.json").write_text("{")
+    with pytest.warns(UserWarning, match="the stage s is not read"):
+        assert read_stage(tmp_path, "s", Found) is None
 
 
 def test_a_stage_can_be_read_without_computing_it(tmp_path):

@@ -97,7 +97,8 @@ def analyze(
         The frozen result.
 
     Raises:
-        ValueError: for arguments that make no sense, or candidates that the sample holds too (see ``allow_overlap``).
+        ValueError: for arguments that make no sense, candidates that the sample holds too (see ``allow_overlap``), or
+            a folder in which another run is at work or that cannot be written to.
 
     Example:
         >>> import torch, curvprobe as cp
@@ -117,21 +118,6 @@ def analyze(
     store, job = Store.at(out, risk.ranks), Job(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sigma_grid(settings.sigma)
-    with risk.few_threads(), risk.ranks.told():
-        seen = _seen(
-            job,
-            store,
-            grid,
-            notes,
-            progress,
-            laws=laws,
-            concentration=concentration,
-            surface=surface,
-            full=stages == "full",
-        )
-    if "memory" in risk.probed.passed:
-        said = risk.probed.passed["memory"]
-        notes.append(f"{said[0].upper()}{said[1:]}: the numbers are the same, and a smaller memory_budget avoids it.")
     config = {
         "tolerance": tolerance,
         "tolerance_on": tolerance_on,
@@ -140,9 +126,31 @@ def analyze(
         "stages": stages,
         "engine": engine,
     }
-    found = assemble(job, seen, grid, tolerance, notes, config, store)
-    store.write_result({**found.to_json(), **_load()})
+    with store.held(), risk.ranks.told():
+        with risk.few_threads():
+            seen = _seen(
+                job,
+                store,
+                grid,
+                notes,
+                progress,
+                laws=laws,
+                concentration=concentration,
+                surface=surface,
+                full=stages == "full",
+            )
+        notes += _of_memory(risk)
+        found = assemble(job, seen, grid, tolerance, notes, config, store)
+        store.write_result({**found.to_json(), **_load()})
     return found
+
+
+def _of_memory(risk: EmpiricalRisk) -> list[str]:
+    """What is to be said where memory ran out on the way."""
+    said = risk.probed.passed.get("memory")
+    return (
+        [] if said is None else [f"{said[0].upper()}{said[1:]}; a smaller memory_budget avoids it. No number is other."]
+    )
 
 
 def _load() -> dict[str, float]:

@@ -46,12 +46,25 @@ def load(path: str | Path) -> Analysis | Trajectory:
     """
     file = _result_file(path)
     record = _read(file)
+    found: Analysis | Trajectory
     try:
         if "trajectory" in record:
-            return Trajectory.from_json(_upgraded_trajectory(record)["trajectory"])
-        return Analysis.from_json(_upgraded(record), **_bulk(record, file.parent))
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
-        raise ArgumentError(f"{str(file)!r} is not a whole result of an analysis or a trajectory: {error!r}") from error
+            found = Trajectory.from_json(_upgraded_trajectory(record)["trajectory"])
+        else:
+            found = Analysis.from_json(_upgraded(record), **_bulk(record, file.parent))
+        _tell(found)
+        return found
+    except Exception as error:  # whatever a number makes of a text in its place
+        reason = f"{error!r:.200}"
+        raise ArgumentError(f"{str(file)!r} is not a whole result of an analysis or a trajectory: {reason}") from error
+
+
+def _tell(found: Analysis | Trajectory) -> None:
+    """Say all of it, to see that it can be: a file's entries may be of any kind."""
+    str(found)
+    if isinstance(found, Analysis):
+        found.table()
+        found.metrics()
 
 
 def _result_file(path: str | Path) -> Path:
@@ -64,7 +77,7 @@ def _read(file: Path) -> dict[str, Any]:
     """The record in a file, if it is one that can be understood."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArgumentError(f"no result could be read from {str(file)!r}: {error}; expected a run's folder") from error
     if not isinstance(record, dict) or not {"trajectory", "first_candidate"} & record.keys():
         raise ArgumentError(

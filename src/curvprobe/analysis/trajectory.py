@@ -191,7 +191,7 @@ def trajectory(
     check_power(p)
     sizes = _sizes(solutions, ks)
     store, looks = Store.at(out), list[_Look]()
-    with progress.bar("trajectory (sample sizes)", len(sizes)) as advance:
+    with store.held(), progress.bar("trajectory (sample sizes)", len(sizes)) as advance:
         for i, k in enumerate(sizes):
             risk = solutions(k) if callable(solutions) else solutions[i]
             if len(risk) != k:
@@ -205,11 +205,10 @@ def trajectory(
             expected = expected_criterion(sample, fresh, sigma, allow_overlap=allow_overlap, p=p)
             looks.append(_Look(risk.value(), norm(risk.gradient()), terms, expected, space, shared))
             advance(1)
-    found = _trajectory(sizes, looks)
-    config = {"ks": sizes, "dim": dim, "sigma": sigma, "tol": tol, "seed": seed, "p": p}
-    store.write_result(
-        {"schema_version": TRAJECTORY_VERSION, "version": __version__, "config": config, "trajectory": found.to_json()}
-    )
+        found = _trajectory(sizes, looks)
+        config = {"ks": sizes, "dim": dim, "sigma": sigma, "tol": tol, "seed": seed, "p": p}
+        record = {"config": config, "trajectory": found.to_json()}
+        store.write_result({"schema_version": TRAJECTORY_VERSION, "version": __version__, **record})
     return found
 
 

@@ -103,8 +103,7 @@ def demo(
     Example: curvprobe demo --task text --dim 5 --out runs/text
     """
     folder = out or Path("runs") / task.value
-    with plain_errors(quiet=quiet):
-        Store.at(folder)
+    with plain_errors(quiet=quiet), Store.at(folder).held():
         say(f"Training the {task.value} task (kept in {folder / 'model.safetensors'}) ...")
         built = _build(task, k, seed, folder / "model.safetensors")
         _analyse(
@@ -284,10 +283,12 @@ def _analyse(
         say(task.description)
     risk = sample_of(task, k, memory_budget)
     chosen = stages_of(stages, risk)
-    analysis = analyze(risk, candidates_of(task, risk), sigma=sigma_of(sigma), out=out, stages=chosen, **options)
-    if speaks():
-        _print(analysis, task, shown, out, quick=chosen == "quick")
-    _end(analysis, shown, out)
+    candidates = candidates_of(task, risk)
+    with Store.at(out, risk.ranks).held():  # until its figures and its report are written too
+        analysis = analyze(risk, candidates, sigma=sigma_of(sigma), out=out, stages=chosen, **options)
+        if speaks():
+            _print(analysis, task, shown, out, quick=chosen == "quick")
+        _end(analysis, shown, out)
 
 
 def _print(analysis: Analysis, task: Task, shown: Shown, out: Path, *, quick: bool) -> None:

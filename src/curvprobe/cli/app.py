@@ -41,7 +41,7 @@ goes on from the last finished stage when it is repeated.
 `curvprobe --install-completion` completes commands and options in your shell.
 
 Version {curvprobe.__version__}. Exit code: 0 done, 1 the task cannot be analysed (the message says why), 2 wrong usage,
-3 a condition of `--fail-if` is met.
+3 a condition of `--fail-if` is met, 130 interrupted by Ctrl-C, 143 ended by SIGTERM: repeat the command to go on.
 """,
 )
 

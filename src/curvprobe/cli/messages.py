@@ -21,6 +21,7 @@ from torch import OutOfMemoryError
 import curvprobe
 from curvprobe.analysis.sections import Section, plain, rendered
 from curvprobe.cli.processes import speaks
+from curvprobe.cli.signals import Terminated, orderly
 from curvprobe.errors import CurvprobeError, LostError, MissingExtraError
 from curvprobe.runtime import progress
 
@@ -99,7 +100,7 @@ def _is_the_users(filename: str) -> bool:
 def plain_errors(*, quiet: bool = False) -> Iterator[None]:
     """Show warnings and what this package refuses as plain lines, errors in the user's code from there on. Exit code 1.
 
-    Where quiet is asked for, neither warnings nor progress.
+    Where quiet is asked for, neither warnings nor progress. After Ctrl-C the exit code is 130, after SIGTERM 143.
     """
     quiet = quiet or not speaks()
     shown, asked = warnings.showwarning, _quiet.set(quiet)
@@ -109,7 +110,7 @@ def plain_errors(*, quiet: bool = False) -> Iterator[None]:
 
     warnings.showwarning = show
     try:
-        with progress.hidden() if quiet else nullcontext():
+        with orderly(), progress.hidden() if quiet else nullcontext():
             yield
     except CurvprobeError as error:
         if speaks() or isinstance(error, LostError):  # elsewhere the first process says so
@@ -124,8 +125,10 @@ def plain_errors(*, quiet: bool = False) -> Iterator[None]:
         say(_from_the_users_code(error), style="red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        say("Interrupted; the finished stages are kept. Repeat the command to go on.")
-        raise typer.Exit(130) from error
+        ended = isinstance(error, Terminated)
+        how = "Ended by SIGTERM" if ended else "Interrupted"
+        say(f"{how}; the finished stages are kept. Repeat the command to go on.")
+        raise typer.Exit(143 if ended else 130) from error
     finally:
         warnings.showwarning = shown
         _quiet.reset(asked)

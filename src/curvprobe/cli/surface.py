@@ -79,8 +79,7 @@ def surface(
     Example: curvprobe surface my_task.py:task --along filter --out runs/surface
     """
     pair, files = _axes(axes), _files(along, checkpoint)
-    with plain_errors():
-        Store.at(out)
+    with plain_errors(), Store.at(out).held():
         loaded = task_with(load_task(task), params, device)
         if loaded.description:
             say(loaded.description)

@@ -15,7 +15,7 @@ from curvprobe.cli.options import AllowOverlap, Dim, Memory, P, Seed, Tol, as_by
 from curvprobe.errors import ArgumentError
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import to_json
-from curvprobe.runtime.store import RESULT, write_atomically
+from curvprobe.runtime.store import RESULT, Store, write_atomically
 from curvprobe.tasks import load_task
 
 
@@ -55,11 +55,13 @@ def trajectory(
             return (largest if k == sizes[-1] else load_task(train, k)).risk(memory_budget=budget)
 
         options: dict[str, Any] = {"dim": dim, "sigma": sigma, "tol": tol, "seed": seed, "p": p}
-        path = follow(trained, sizes, candidates=largest.candidates, **options, out=out, allow_overlap=allow_overlap)
-        _say_what_trained(out / RESULT, train)
-        typer.echo(str(path))
-        figures = saved(lambda: _trajectory_figures(path, out))
-        report = [REPORT] if reported(lambda: path.to_html(out / REPORT, title=out.resolve().name)) else []
+        options["allow_overlap"] = allow_overlap
+        with Store.at(out).held():
+            path = follow(trained, sizes, candidates=largest.candidates, **options, out=out)
+            _say_what_trained(out / RESULT, train)
+            typer.echo(str(path))
+            figures = saved(lambda: _trajectory_figures(path, out))
+            report = [REPORT] if reported(lambda: path.to_html(out / REPORT, title=out.resolve().name)) else []
         typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *report, *figures])}")
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from curvprobe.eigensolver.krylov import KrylovBasis
 from curvprobe.errors import ArgumentError
+from curvprobe.runtime.digest import digest
 from curvprobe.runtime.store import write_atomically
 
-_UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, EOFError, UnpicklingError)
-"""What a file raises that is absent, cut short, or of another version."""
+LOG = logging.getLogger("curvprobe")
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 """Raised when the meaning of the state in the file changes; an older file is then not used."""
 
 
@@ -46,11 +46,8 @@ class Checkpoint:
 
         Several holders of the coordinates each have a file of their own: all of them must be of the same moment.
         """
-        try:
-            state = torch.load(self.path, mmap=True, weights_only=True)
-            moment = int(state["num_matvecs"]) if self._fits(state, basis) else -1
-        except _UNREADABLE:
-            moment = -1
+        state = self._read()
+        moment = state["num_matvecs"] if state and self._fits(state, basis) else -1
         if not basis.space.alike(moment) or moment < 0:
             return False
         count = len(state["rows"]) - state["is_pending"]
@@ -62,13 +59,32 @@ class Checkpoint:
         basis.largest, basis.num_matvecs, basis.count = state["largest"], moment, count
         return True
 
+    def _read(self) -> dict[str, Any]:
+        """The state in the file where it is of this computation and as it was written; empty, and said why, else."""
+        try:
+            state = torch.load(self.path, mmap=True, weights_only=True)
+            version, checksum = state["version"], state.pop("checksum", None)
+            earlier = type(version) is int and version < CHECKPOINT_VERSION
+            whole = earlier or (version == CHECKPOINT_VERSION and checksum == digest(state))
+            if whole and (earlier or state["key"] != self.key):
+                LOG.info("%s is of another computation, or of an earlier version", self.path)
+                return {}
+            reason = "its checksum is another, or it is of a newer version"
+        except FileNotFoundError:
+            return {}
+        except Exception as error:  # whatever the reader makes of bytes that it did not write
+            whole, reason = False, f"{type(error).__name__}: {str(error).split(chr(10))[0]:.200}"
+        if not whole:
+            warnings.warn(
+                f"the solver's state in {self.path} is damaged ({reason}); the computation begins anew", stacklevel=2
+            )
+        return state if whole else {}
+
     def _fits(self, state: dict[str, Any], basis: KrylovBasis) -> bool:
-        """Whether a state is whole and of this computation."""
+        """Whether a state has this basis's shape, and room in it."""
         count = len(state["rows"]) - state["is_pending"]
         return bool(
-            state["version"] == CHECKPOINT_VERSION
-            and state["key"] == self.key
-            and count <= basis.capacity
+            count <= basis.capacity
             and state["rows"].shape[1] == basis.rows.shape[1]
             and state["projected"].shape == (count, count)
             and len(state["carried"]) == len(state["coupling"]) == count
@@ -91,6 +107,7 @@ class Checkpoint:
             "largest": basis.largest,
             "num_matvecs": basis.num_matvecs,
         }
+        state["checksum"] = digest(state)
         write_atomically(self.path, lambda file: torch.save(state, file))
 
 
@@ -127,6 +144,7 @@ class Saver:
             self.checkpoint.save(basis)
             self.ours = True
         except OSError as error:
-            warnings.warn(f"the solver's state could not be saved in {self.checkpoint.path}: {error}", stacklevel=2)
+            reason = error.__cause__ or error
+            warnings.warn(f"the solver's state could not be saved in {self.checkpoint.path}: {reason}", stacklevel=2)
         end = time.monotonic()
         self.due = end + max(self.checkpoint.interval, 20 * (end - start))

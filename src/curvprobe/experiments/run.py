@@ -92,6 +92,22 @@ def run_experiment(
     check_options(experiment, options)
     results = Store.at(out)
     store = Store.at(Path(out) / "stages" if stages is None else stages)
+    with results.held(), store.held():
+        return _finished(experiment, preset, settings, options, results, store, say)
+
+
+def _finished(
+    experiment: Experiment,
+    preset: Preset,
+    settings: Any,
+    options: Options,
+    results: Store,
+    store: Store,
+    say: Callable[[str], None],
+) -> Finished:
+    """The experiment's points, result and figures."""
+    name, out = experiment.name, results.directory
+    assert out is not None
     chosen = experiment.presets[preset] if settings is None else settings
     expected = experiment.cost(chosen, options).seconds(_pacemaker(experiment, chosen, options, store))
     say(f"{name}: estimate {expected / 60:.1f} minutes on this machine, less what is finished already")
@@ -109,8 +125,8 @@ def run_experiment(
         "findings": findings,
         "result": result,
     }
-    Store(results.directory, store.finished).write_result(record)
-    return Finished(record, findings, [Path(out) / RESULT, *_drawn(experiment, result, Path(out), say)])
+    Store(out, store.finished).write_result(record)
+    return Finished(record, findings, [out / RESULT, *_drawn(experiment, result, out, say)])
 
 
 def _drawn(experiment: Experiment, result: dict[str, Any], folder: Path, say: Callable[[str], None]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from curvprobe.analysis.result import Analysis
 from curvprobe.plots.curves import plot_concentration
 from curvprobe.plots.of_analysis import plot_decay, plot_eigenvalues, plot_expected, plot_shares, plot_validity
 from curvprobe.plots.planes import plot_plane
+from curvprobe.runtime.store import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +47,8 @@ def save(figures: Mapping[str, Figure], directory: str | Path) -> list[Path]:
     for name, figure in figures.items():
         for ending in _SAVED:
             path = folder / f"{name}.{ending}"
-            figure.savefig(path, dpi="figure", metadata={"CreationDate": None} if ending == "pdf" else None)
+            metadata = {"CreationDate": None} if ending == "pdf" else None
+            write_atomically(path, partial(figure.savefig, format=ending, dpi="figure", metadata=metadata))
             paths.append(path)
             if figure.get_layout_engine() is not None:
                 figure.set_layout_engine("none")  # found once, it serves the other format too
