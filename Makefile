@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/digits
 
-.PHONY: help demo test lint docs figures paper bench acceptance endurance mutants clean
+.PHONY: help demo test lint docs figures paper bench acceptance endurance mutants package clean
 help:
 	@echo "make demo    train a small classifier and analyse it (results in $(OUT))"
 	@echo "make test    run the tests"
@@ -15,6 +15,7 @@ help:
 	@echo "make acceptance analyse networks that others have trained, for docs/acceptance.md (long; fetches several hundred MB)"
 	@echo "make endurance kill runs at any moment, launch several processes, damage files (about an hour)"
 	@echo "make mutants change one operator at a time, and tell which changes no test notices (about an hour)"
+	@echo "make package build the wheel and the source distribution, install each into an empty environment, and run it"
 
 .venv/run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -100,6 +101,18 @@ mutants: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check mutmut==3.8.1
 	env -u PYTHONPATH OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(or $(ARGS),"*__mutmut_*3" "*__mutmut_*7")
 	$(BIN)/mutmut results
+
+# The wheel and the source distribution as users get them, each installed into an environment of its own, and run.
+package: .venv/dev
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build==1.6.1
+	$(BIN)/python -m build --outdir dist .
+	for file in dist/*; do \
+	  rm -rf .venv/package && $(PYTHON) -m venv .venv/package || exit 1; \
+	  .venv/package/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    "curvprobe[digits,plots,report] @ file://$(CURDIR)/$$file" || exit 1; \
+	  (cd dist && ../.venv/package/bin/curvprobe demo --stages quick --out ../runs/package) || exit 1; \
+	done
 
 clean:
 	rm -rf .venv site mutants

@@ -24,13 +24,14 @@ from models import MODELS
 import curvprobe as cp
 
 OPTIONS = {
-    **shared(models=["nanochat"], k=16, dim=10, repeats=5),
+    "model": ("nanochat", f"what to measure on: {', '.join(MODELS)}"),
+    **shared(k=16, dim=10, repeats=5),
     "worlds": ([1, 2], "numbers of processes"),
 }
 
 
 def measure(options: Namespace) -> dict[str, Any]:
-    name = options.models[0]
+    name = options.model
     rows = [over(world, name, options.k, options.dim, options.repeats) for world in options.worlds]
     return {"model": name, "k": options.k, "dim": options.dim, "rows": [against(row, rows[0]) for row in rows]}
 

@@ -8,6 +8,7 @@ import torch
 
 import curvprobe as cp
 from curvprobe.curvature.covariance import covariance_product
+from curvprobe.errors import CannotProbeTypeError
 from curvprobe.risk.displaced import displaced_losses
 from curvprobe.runtime import ranks
 from curvprobe.runtime.plain import to_json
@@ -177,6 +178,17 @@ def test_a_process_that_fails_in_a_stage_ends_all(tmp_path, stage):
     assert type(first.error) is cp.RankError
     assert str(first.error) == "rank 1 stopped with ZeroDivisionError: in the second process"
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def has_no_loss(group):
+    case = cases.make("mlp")
+    return cp.EmpiricalRisk(case.model, case.loss if group.rank() == 0 else 3, case.data, group=group)
+
+
+def test_what_is_refused_in_one_process_is_refused_in_all():
+    first, second = several.run(2, has_no_loss)
+    assert type(first.error) is type(second.error) is CannotProbeTypeError
+    assert str(first.error) == f"rank 1: {second.error}"
 
 
 def sees_no_number(group):

@@ -100,26 +100,29 @@ class EmpiricalRisk:
         group: ProcessGroup | None = None,
     ) -> None:
         ranks = Ranks(group)
-        if not isinstance(model, nn.Module):
-            raise ArgumentTypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-        check_loss(loss)
-        check_budget(memory_budget)
-        if microbatch_size is not None and (not isinstance(microbatch_size, Integral) or microbatch_size < 1):
-            raise ArgumentError(
-                f"microbatch_size is {microbatch_size!r}; expected a positive number of examples or None"
-            )
-        with checking("data"):
-            examples = Examples(data, collate_fn)
-        if forward is not None and not callable(forward):
-            raise ArgumentTypeError(f"forward is a {type(forward).__name__}; expected a function forward(model, batch)")
-        with checking("modes"):
-            probed = ProbedModel.of(model, loss, params, forward)
-        sample = Sample(examples, probed.dtype, probed.device)
-        with ranks.together():
-            tried, budget = _first_look(probed, sample, microbatch_size, memory_budget)
-        ranks.expect_same("models or samples", len(sample), probed.num_params, tried)
-        budget = replace(budget, total=ranks.least(budget.total))
-        self._assemble(probed, sample, budget, microbatch_size, ranks=ranks)
+        with ranks.told():
+            if not isinstance(model, nn.Module):
+                raise ArgumentTypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+            check_loss(loss)
+            check_budget(memory_budget)
+            if microbatch_size is not None and (not isinstance(microbatch_size, Integral) or microbatch_size < 1):
+                raise ArgumentError(
+                    f"microbatch_size is {microbatch_size!r}; expected a positive number of examples or None"
+                )
+            with checking("data"):
+                examples = Examples(data, collate_fn)
+            if forward is not None and not callable(forward):
+                raise ArgumentTypeError(
+                    f"forward is a {type(forward).__name__}; expected a function forward(model, batch)"
+                )
+            with checking("modes"):
+                probed = ProbedModel.of(model, loss, params, forward)
+            sample = Sample(examples, probed.dtype, probed.device)
+            with ranks.together():
+                tried, budget = _first_look(probed, sample, microbatch_size, memory_budget)
+            ranks.expect_same("models or samples", len(sample), probed.num_params, tried)
+            budget = replace(budget, total=ranks.least(budget.total))
+            self._assemble(probed, sample, budget, microbatch_size, ranks=ranks)
 
     @classmethod
     def of(

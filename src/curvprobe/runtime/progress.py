@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -55,7 +57,9 @@ def bar(description: str, total: int | None = None) -> Iterator[Callable[[int], 
 
 
 def _on_a_terminal() -> Progress | None:
-    """A new display, where standard error is a terminal."""
+    """A new display, where standard error is a terminal; of several processes in the first one only."""
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+        return None
     generator = random.getstate()  # rich draws from it when it is imported
     try:
         from rich import progress

@@ -80,7 +80,7 @@ def top_eigenspace(
     slim, basis_size, device = plan_memory(risk, dim)
     matrix, ranks = CurvatureMatrix(slim, curvature, compile), risk.ranks
     part = ranks.share(risk.num_params) if ranks.several else slice(None)
-    with risk.few_threads(SWEPT * 4 * risk.num_params * (basis_size or 0)):
+    with risk.few_threads(SWEPT * 4 * risk.num_params * (basis_size or 0)), ranks.told():
         pairs = lanczos(
             matrix.of_rows if ranks.several else lambda block: matrix @ block,
             risk.num_params,

@@ -1,0 +1,40 @@
+"""Shared work in small, and what is reckoned from sizes against what it is held to."""
+
+import json
+
+import pytest
+
+from tests.benchmarks.test_benchmarks import rows_of, run
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    import processes
+
+    result = run(processes, tmp_path, "--model mlp --k 8 --dim 2 --repeats 1")
+    one, two = result["rows"]
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["products"] == one["products"]
+    assert two["eigenvalues_apart"] < 1e-5
+    assert two["model_seconds"] == pytest.approx(one["seconds"]["product"] / 2 + two["seconds"]["exchanges"])
+    assert len(rows_of(processes.table(result))) == 2
+
+
+def test_the_committed_case_is_within_a_fifth_of_the_memory_and_twice_the_time():
+    import processes
+
+    for row in json.loads(processes.BENCHMARK.result.read_text())["rows"]:
+        assert row["peak_bytes"] == pytest.approx(row["model_bytes"], rel=0.2)
+        assert 0.5 < row["seconds"]["product"] / row["model_seconds"] < 2
+
+
+def test_what_is_reckoned_is_within_a_fifth_of_what_was_measured(tmp_path):
+    import scale
+
+    result = run(scale, tmp_path, "--params 1e8 7e9 --gpus 1 8")
+    assert len(result["rows"]) == 4
+    for case in result["held_to"]:
+        assert case["reckoned"] == pytest.approx(case["measured"], rel=0.2)
+    committed = json.loads(scale.BENCHMARK.result.read_text())
+    for now, then in zip(result["held_to"], committed["held_to"], strict=True):
+        assert now["reckoned"] == pytest.approx(then["reckoned"])
+    assert "too much" in scale.table(result)
