@@ -43,6 +43,11 @@ COMMAND = (sys.executable, "-m", "curvprobe", "run")
 OPTIONS = ("--dim", "2", "--num-probes", "4", "--stages", "quick", "--no-report")
 
 
+def heard():
+    """Take signals as a program in the foreground does: tests in the background are started deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def at_work(tmp_path):
     """The command, when it has finished its first stages, and its folder."""
@@ -56,6 +61,7 @@ def at_work(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heard,
         )
         started.append(process)
         assert process.stdout.readline() == "at work\n"

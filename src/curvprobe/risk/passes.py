@@ -110,9 +110,9 @@ def _summed_gradient(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[
 
 def _differentiated(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     model = risk.probed
-    total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
-    losses, weights = torch.empty(2, len(risk), dtype=torch.float64, device="cpu")
     with risk.undisturbed():
+        losses, weights = torch.empty(2, len(risk), dtype=torch.float64, device="cpu")
+        total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
         for microbatch in risk.microbatches():
             rows, leaves = microbatch.rows, model.leaves(displacement)
             loss_sum, weight = model.batch_losses(leaves, microbatch)

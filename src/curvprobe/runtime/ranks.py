@@ -95,7 +95,7 @@ class Ranks:
         """Hear how all fare; raises where another one, before this in number, has failed."""
         if not self.several:
             return
-        failed = torch.zeros(self.world, dtype=torch.int64)
+        failed = torch.zeros(self.world, dtype=torch.int64, device="cpu")
         failed[self.rank] = error is not None
         with self._exchanging():
             failed = self._summed(failed)
@@ -147,7 +147,7 @@ class Ranks:
             return number
         self._compare(None, "")
         with self._exchanging():
-            sent = self._sent(torch.tensor([number], dtype=torch.int64))
+            sent = self._sent(torch.tensor([number], dtype=torch.int64, device="cpu"))
             dist.all_reduce(sent, dist.ReduceOp.MIN, group=self.group)
         return int(sent)
 

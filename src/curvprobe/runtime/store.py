@@ -203,8 +203,9 @@ class Store:
         try:
             return _read(directory, stage.name, stage.kind, key)
         except _OtherError as other:
-            reason, said = "is not that of this model, data and settings", f"{directory / stage.name}.json {other}"
-            LOG.info("%s: %s", stage.name, said)
+            reason = "is not that of this model, data and settings"
+            if (directory / f"{stage.name}.json").exists():
+                LOG.info("%s: %s.json %s", stage.name, directory / stage.name, other)
         except _DamagedError as damage:
             reason = f"is damaged: {damage}"
             if self.writable:
