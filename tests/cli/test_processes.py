@@ -95,5 +95,5 @@ def ends(group, error):
 def test_an_error_is_said_once_and_that_others_are_lost_by_all():
     one = several.values(2, ends, cp.NotFiniteError("the loss is nan"))
     assert one == [(1, "Error: the loss is nan"), (1, "")]
-    lost = several.values(2, ends, LostError("rank 1 of 2 lost the others"))
-    assert lost == [(1, "Error: rank 1 of 2 lost the others")] * 2
+    lost = several.values(2, ends, LostError("rank 1 of 2 lost another process"))
+    assert lost == [(1, "Error: rank 1 of 2 lost another process")] * 2

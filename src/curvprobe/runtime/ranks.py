@@ -7,11 +7,16 @@ fares: one that has failed takes the others with it and says why, instead of lea
 from __future__ import annotations
 
 import math
+import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -119,12 +124,24 @@ class Ranks:
         except RuntimeError as error:
             if isinstance(error, CurvprobeError):
                 raise
+            who, why = self._gone() or "which one is not known", str(error).splitlines()[0]
             gone = LostError(
-                f"rank {self.rank} of {self.world} lost the others: a process was killed, or cannot be reached "
-                f"({str(error).splitlines()[0]:.200})"
+                f"rank {self.rank} of {self.world} lost another process, killed or cut off: {who} ({why:.200})"
             )
             setattr(gone, _TOLD, True)
             raise gone from error
+
+    def _gone(self) -> str:
+        """Those of this machine that are no more, by number, as soon as there is one; as far as they have met."""
+        here = [
+            (rank, pid) for rank, (host, pid) in enumerate(_PLACES.get(self.group, ())) if host == socket.gethostname()
+        ]
+        for _ in range(20 if here else 0):
+            lost = [f"rank {rank} (process {pid})" for rank, pid in here if not _lives(pid)]
+            if lost:
+                return ", ".join(lost)
+            time.sleep(0.1)
+        return ""
 
     # ---- what they tell one another
 
@@ -153,9 +170,11 @@ class Ranks:
 
     def expect_same(self, what: str, *values: Any) -> None:
         """Refuse where they hold other values, which JSON can hold, than the first of them does."""
-        if not self.several:
+        if self.group is None or not self.several:
             return
-        for rank, found in enumerate(self._all_of(values)):
+        places, all_values = zip(*self._all_of(((socket.gethostname(), os.getpid()), values)), strict=True)
+        _PLACES[self.group] = places
+        for rank, found in enumerate(all_values):
             if not _close(found, values):
                 raise RankError(
                     f"ranks {self.rank} and {rank} have different {what}; expected each process to load the same model "
@@ -225,6 +244,18 @@ class Ranks:
         """A tensor where the group's backend takes it: one for accelerators takes none on the host."""
         assert self.group is not None
         return tensor.cuda() if dist.get_backend(self.group) == "nccl" and tensor.device.type == "cpu" else tensor
+
+
+_PLACES: WeakKeyDictionary[Any, tuple[tuple[str, int], ...]] = WeakKeyDictionary()
+"""Machine and process of every rank of a group that has met."""
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this machine is at work: one that was killed may wait for its parent to notice."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _close(found: Any, expected: Any) -> bool:
