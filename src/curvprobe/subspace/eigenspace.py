@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -80,6 +81,7 @@ def top_eigenspace(
     slim, basis_size, device = plan_memory(risk, dim)
     matrix, ranks = CurvatureMatrix(slim, curvature, compile), risk.ranks
     part = ranks.share(risk.num_params) if ranks.several else slice(None)
+    kept = None if checkpoint is None else _checkpoint(checkpoint, risk, [curvature, dim, which, seed])
     with risk.few_threads(SWEPT * 4 * risk.num_params * (basis_size or 0)), ranks.told():
         pairs = lanczos(
             matrix.of_rows if ranks.several else lambda block: matrix @ block,
@@ -93,10 +95,12 @@ def top_eigenspace(
             device=device,
             start=None if start is None else start.basis[part, :basis_size],
             basis_size=basis_size,
-            checkpoint=None if checkpoint is None else _checkpoint(checkpoint, risk, [curvature, dim, which, seed]),
+            checkpoint=kept,
             space=_space(risk),
         )
         pairs = replace(pairs, vectors=ranks.whole(pairs.vectors, risk.num_params))
+    if checkpoint is not None and kept is not None and not kept.path.exists():
+        _forget_others(Path(checkpoint))
     return spanned(pairs, curvature, risk)
 
 
@@ -115,6 +119,13 @@ def _checkpoint(path: str | Path, risk: EmpiricalRisk, settings: list[Any]) -> C
         return Checkpoint(Path(path), digest(key))
     mine = f"{ranks.rank}-of-{ranks.world}"
     return Checkpoint(Path(f"{path}.{mine}"), digest([*key, mine]))
+
+
+def _forget_others(path: Path) -> None:
+    """Remove what another number of processes has left of a computation that is complete now."""
+    for other in path.parent.iterdir() if path.parent.is_dir() else ():
+        if re.fullmatch(rf"{re.escape(path.name)}(\.\d+-of-\d+)?", other.name):
+            other.unlink(missing_ok=True)
 
 
 def spanned(pairs: Eigenpairs, matrix: Matrix, risk: EmpiricalRisk) -> Eigenspace:
