@@ -79,8 +79,7 @@ def top_eigenspace(
     if start is not None and (not isinstance(start, Subspace) or start.num_params != risk.num_params):
         raise ArgumentError(f"start is {start!r:.80}; expected a Subspace of {risk.num_params} parameters")
     slim, basis_size, device = plan_memory(risk, dim)
-    matrix, ranks = CurvatureMatrix(slim, curvature, compile), risk.ranks
-    part = ranks.share(risk.num_params) if ranks.several else slice(None)
+    matrix, ranks, space = CurvatureMatrix(slim, curvature, compile), risk.ranks, _space(risk)
     kept = None if checkpoint is None else _checkpoint(checkpoint, risk, [curvature, dim, which, seed])
     with risk.few_threads(SWEPT * 4 * risk.num_params * (basis_size or 0)), ranks.told():
         pairs = lanczos(
@@ -93,14 +92,13 @@ def top_eigenspace(
             seed=seed,
             dtype=risk.dtype,
             device=device,
-            start=None if start is None else start.basis[part, :basis_size],
+            start=None if start is None else start.basis[space.part or slice(None), :basis_size],
             basis_size=basis_size,
             checkpoint=kept,
-            space=_space(risk),
+            space=space,
         )
         pairs = replace(pairs, vectors=ranks.whole(pairs.vectors, risk.num_params))
-    if checkpoint is not None and kept is not None and not kept.path.exists():
-        _forget_others(Path(checkpoint))
+    _forget_others(checkpoint, kept)
     return spanned(pairs, curvature, risk)
 
 
@@ -121,8 +119,11 @@ def _checkpoint(path: str | Path, risk: EmpiricalRisk, settings: list[Any]) -> C
     return Checkpoint(Path(f"{path}.{mine}"), digest([*key, mine]))
 
 
-def _forget_others(path: Path) -> None:
-    """Remove what another number of processes has left of a computation that is complete now."""
+def _forget_others(checkpoint: str | Path | None, kept: Checkpoint | None) -> None:
+    """Remove what another number of processes has left of a computation, where it is complete now."""
+    if checkpoint is None or kept is None or kept.path.exists():
+        return
+    path = Path(checkpoint)
     for other in path.parent.iterdir() if path.parent.is_dir() else ():
         if re.fullmatch(rf"{re.escape(path.name)}(\.\d+-of-\d+)?", other.name):
             other.unlink(missing_ok=True)
