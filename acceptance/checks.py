@@ -18,7 +18,7 @@ from curvprobe.tasks import Task
 AT_ONCE = 8
 """Examples in one pass."""
 
-STEPS = (1e-5, 1e-7)
+STEPS = (1e-5, 1e-7, 1e-9)
 """Of the differences, in units of the parameters' norm along a vector of norm 1; the best one counts. Where there are
 kinks, only a short step crosses none."""
 
