@@ -12,6 +12,7 @@ import curvprobe as cp
 from curvprobe.curvature.covariance import covariance_product
 from curvprobe.errors import CannotProbeTypeError
 from curvprobe.risk.displaced import displaced_losses
+from curvprobe.risk.probed import ProbedModel
 from curvprobe.runtime import ranks
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import Store
@@ -250,3 +251,48 @@ def test_an_unfinished_eigenspace_goes_on_and_leaves_nothing(tmp_path):
         assert whole >= expected.num_matvecs
         assert torch.allclose(eigenvalues, expected.eigenvalues, **cases.EXACT)
         assert files == []
+
+
+def along(group, folder):
+    risk = cases.make("regression").risk(group=group)
+    return cp.trajectory([risk[:3], risk[:6]], dim=1, sigma=0.01, out=folder).dispersion
+
+
+def test_a_trajectory_and_a_doctor_in_several_processes(tmp_path):
+    expected = along(None, None)
+    for found in several.values(2, along, str(tmp_path / "path")):
+        assert torch.allclose(found, expected, **cases.EXACT)
+    assert (tmp_path / "path" / "result.json").is_file()
+    assert several.values(2, examined) == [examined(None)] * 2
+
+
+def examined(group):
+    return cp.examine(cases.make("mlp").risk(group=group), cases.make("mlp").candidates, dim=2).verdict
+
+
+def short_of_memory(group):
+    """Memory runs out in the second process only."""
+    case = cases.make("layer_norm")
+    risk = case.risk(group=group)
+    new, usual = risk.on(case.candidates), ProbedModel.batch_losses
+
+    def batch_losses(self, params, microbatch):
+        if group.rank() == 1 and len(microbatch) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return usual(self, params, microbatch)
+
+    ProbedModel.batch_losses = batch_losses
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = cp.analyze(risk, new, dim=2, tol=1e-8, num_probes=4, surface=0, stages="quick")
+    return found.expected.value, found.notes
+
+
+def test_what_happens_in_one_process_is_said_by_all():
+    case = cases.make("layer_norm")
+    expected = cp.analyze(case.risk(), case.candidates, dim=2, tol=1e-8, num_probes=4, surface=0, stages="quick")
+    (first, notes), (second, others) = several.values(2, short_of_memory)
+    assert first == second == pytest.approx(expected.expected.value, rel=1e-9)
+    assert notes == others
+    assert any(note.startswith("Memory ran out with 3 examples in one pass") for note in notes)
+    assert any(note.startswith("In doubt, parameters reached: the memory does not suffice") for note in notes)

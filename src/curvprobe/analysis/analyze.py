@@ -147,7 +147,7 @@ def analyze(
 
 def _of_memory(risk: EmpiricalRisk) -> list[str]:
     """What is to be said where memory ran out on the way."""
-    said = risk.probed.passed.get("memory")
+    said = next(filter(None, risk.ranks.all_of(risk.probed.passed.get("memory"))), None)
     return (
         [] if said is None else [f"{said[0].upper()}{said[1:]}; a smaller memory_budget avoids it. No number is other."]
     )

@@ -41,6 +41,7 @@ def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10, allow
         ('pass', ['precision', 'memory', 'time'])
     """
     expect_risk(risk)
+    risk = risk.by_itself()  # how much is looked at is a matter of time
     with progress.bar("examining (checks)", 3) as advance:
         findings = examine_model(risk, PATIENCE)
         advance(1)
@@ -57,7 +58,7 @@ def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10, allow
 def _of_candidates(risk: EmpiricalRisk, candidates: Any, allow_overlap: bool) -> list[Finding]:
     """What is found of the candidates."""
     try:
-        new = candidates if isinstance(candidates, EmpiricalRisk) else risk.on(candidates)
+        new = candidates.by_itself() if isinstance(candidates, EmpiricalRisk) else risk.on(candidates)
     except CurvprobeError as error:
         return [Finding("candidates", "fail", str(error))]
     return examine_candidates(risk, new, allow_overlap=allow_overlap)

@@ -113,6 +113,12 @@ class Examination:
             (f"what comes after: {', '.join(left)}",),
         )
 
+    @classmethod
+    def worst(cls, seen: list[list[Finding]]) -> Examination:
+        """Of each check the worst finding of all processes that made it, the first of them where they agree."""
+        order: list[Verdict] = ["pass", "doubt", "fail"]
+        return cls(tuple(max(of_one, key=lambda one: order.index(one.verdict)) for of_one in zip(*seen, strict=True)))
+
     @property
     def verdict(self) -> Verdict:
         """The worst of its findings."""

@@ -150,7 +150,7 @@ def examination(job: Job) -> Stage[dict[str, Any]]:
     def compute() -> dict[str, Any]:
         allowed = job.settings.allow_overlap
         findings = [*examine_model(job.risk), *examine_candidates(job.risk, job.new, allow_overlap=allowed)]
-        return Examination(tuple(findings)).to_json()
+        return Examination.worst(job.risk.ranks.all_of(findings)).to_json()
 
     return Stage("examination", job.keys, dict, compute)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +190,15 @@ def trajectory(
     """
     check_power(p)
     sizes = _sizes(solutions, ks)
-    store, looks = Store.at(out), list[_Look]()
+    Store.at(out)  # refuses a folder before anything is trained
+    risk = solutions(sizes[0]) if callable(solutions) else solutions[0]
+    store, looks = Store.at(out, risk.ranks), list[_Look]()
     with store.held(), progress.bar("trajectory (sample sizes)", len(sizes)) as advance:
         for i, k in enumerate(sizes):
-            risk = solutions(k) if callable(solutions) else solutions[i]
+            if i > 0:
+                risk = solutions(k) if callable(solutions) else solutions[i]
             if len(risk) != k:
                 raise ArgumentError(f"solutions({k}) returned a risk on {len(risk)} examples; expected {k}")
-            store = replace(store, ranks=risk.ranks)
             new = None if candidates is None else risk.on(candidates)
             before = looks[-1].space if looks else None
             space, sample, fresh = _project(risk, new, before, store, dim=dim, tol=tol, seed=seed)

@@ -60,9 +60,7 @@ class CurvatureMatrix:
                 block = block.clone()
             sums = risk.ranks.total(self._own_sums(block)) if risk.ranks.several else self._sums(block)
             result = sums.div_(risk.total_weight).to(risk.dtype)
-        if not all_finite(result) and all_finite(vectors):
-            raise NotFiniteError(f"a {self.kind} product is not finite; the loss has no finite second derivative at w*")
-        return result.reshape(vectors.shape)
+        return self._finite(result, vectors).reshape(vectors.shape)
 
     def of_rows(self, rows: Tensor) -> Tensor:
         """The rows (n, b) of a product that this process holds, from the rows that each holds of the vectors.
@@ -83,7 +81,13 @@ class CurvatureMatrix:
                 return torch.zeros_like(block)
             if not self._own:
                 self._own.append(CurvatureMatrix(own, self.kind, self.compile))
-            return self._own[0]._sums(block).to(risk.dtype)
+            return self._finite(self._own[0]._sums(block).to(risk.dtype), block)
+
+    def _finite(self, products: Tensor, vectors: Tensor) -> Tensor:
+        """The products, refused where they are not finite for finite vectors."""
+        if not all_finite(products) and all_finite(vectors):
+            raise NotFiniteError(f"a {self.kind} product is not finite; the loss has no finite second derivative at w*")
+        return products
 
     def _sums(self, block: Tensor) -> Tensor:
         """Products (N, b) with the curvature of the sum of all losses."""

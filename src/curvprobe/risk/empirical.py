@@ -214,6 +214,10 @@ class EmpiricalRisk:
                 f"sample's has {self.num_params}; make it with risk.on(data)"
             )
 
+    def by_itself(self) -> EmpiricalRisk:
+        """The same risk for work that this process does whole, at its own pace."""
+        return self._but(ranks=ALONE) if self.ranks.several else self
+
     @cached_property
     def own(self) -> EmpiricalRisk | None:
         """The risk on this process's share of the examples, by itself; None where it has none."""

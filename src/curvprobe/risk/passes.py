@@ -126,7 +126,7 @@ def _differentiated(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[T
 
 def depends(risk: EmpiricalRisk) -> bool:
     """Whether any example's loss depends on a probed parameter."""
-    model = risk.probed
+    model, risk = risk.probed, risk.by_itself()  # where memory runs out here, the others need not know
 
     def found() -> bool:
         with risk.undisturbed():

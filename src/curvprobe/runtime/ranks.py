@@ -172,7 +172,7 @@ class Ranks:
         """Refuse where they hold other values, which JSON can hold, than the first of them does."""
         if self.group is None or not self.several:
             return
-        places, all_values = zip(*self._all_of(((socket.gethostname(), os.getpid()), values)), strict=True)
+        places, all_values = zip(*self.all_of(((socket.gethostname(), os.getpid()), values)), strict=True)
         _PLACES[self.group] = places
         for rank, found in enumerate(all_values):
             if not _close(found, values):
@@ -181,7 +181,10 @@ class Ranks:
                     "and the same data, in the same order"
                 )
 
-    def _all_of(self, value: Any) -> list[Any]:
+    def all_of(self, value: Any) -> list[Any]:
+        """What each of them has, by rank."""
+        if not self.several:
+            return [value]
         self._compare(None, "")
         found: list[Any] = [None] * self.world
         with self._exchanging():
