@@ -2,33 +2,11 @@ import json
 import math
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
-import curvprobe as cp
 from curvprobe.analysis.scale import Scale
 from curvprobe.cli import app
 from curvprobe.errors import ArgumentError
-from curvprobe.risk.budget import PEAK_OVER_SAVED
-
-
-@pytest.mark.parametrize(("width", "layers", "tokens", "vocabulary"), [(64, 2, 32, 300), (128, 3, 96, 1000)])
-def test_an_example_takes_what_autograd_saves_for_it(width, layers, tokens, vocabulary):
-    from curvprobe.tasks.text import nanochat
-
-    heads = width // 64
-    model = nanochat(
-        vocab_size=vocabulary,
-        max_position_embeddings=tokens,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-    ).eval()
-    risk = cp.EmpiricalRisk(model, cp.losses.causal_lm, torch.randint(vocabulary, (2, tokens)))
-    reckoned = Scale(risk.num_params, 2, tokens=tokens).example_bytes(vocabulary, layers, width)
-    assert reckoned / PEAK_OVER_SAVED == pytest.approx(risk.footprint.graph, rel=0.2)
 
 
 def test_the_work_is_that_of_the_examples_and_the_memory_that_of_the_vectors():
@@ -92,7 +70,9 @@ def test_the_command_reckons_from_sizes():
     [
         (["--examples", "1e4"], "--params is left out"),
         (["--params", "lora", "--examples", "1e4"], "--params is lora"),
-        (["my_task.py:task", "--params", "1e9", "--examples", "1e4"], "--examples goes without a task"),
+        (["my_task.py:task", "--params", "1e9", "--examples", "1e4"], "go together, and without a task"),
+        (["my_task.py:task", "--gpus", "8"], "go together, and without a task"),
+        (["--params", "1e9", "--gpus", "8"], "go together, and without a task"),
     ],
 )
 def test_wrong_usage_is_told(options, expected):

@@ -27,6 +27,14 @@ def test_the_committed_case_is_within_a_fifth_of_the_memory_and_twice_the_time()
         assert 0.5 < row["seconds"]["product"] / row["model_seconds"] < 2
 
 
+@pytest.mark.parametrize("shape", [(64, 2, 32, 300), (128, 3, 96, 1000)])
+def test_an_example_takes_what_autograd_saves_for_it(shape):
+    import scale
+
+    case = scale.graph(shape)
+    assert case["reckoned"] == pytest.approx(case["measured"], rel=0.2)
+
+
 def test_what_is_reckoned_is_within_a_fifth_of_what_was_measured(tmp_path):
     import scale
 

@@ -23,7 +23,7 @@ ROOM = 80e9
 
 PER_TOKEN, PER_PAIR = 50.5, 3.0
 """Numbers that autograd saves for a graph that is differentiated again, in every layer: for each token and unit of the
-width, and for each pair of tokens and head; of a Llama without bias whose layers widen fourfold (tests/analysis)."""
+width, and for each pair of tokens and head; of a Llama whose layers widen fourfold (benchmarks/scale.py)."""
 
 HEAD = 64
 """Width of an attention head."""

@@ -86,8 +86,8 @@ def plan(
     curvprobe plan --params 7e9 --examples 1e4 --gpus 8 --probed 2e7
     """
     with plain_errors():
-        if examples is not None:
-            sizes = Sizes(task or hf, params, examples, tokens, gpus, probed)
+        sizes = Sizes(task or hf, params, examples, tokens, gpus, probed)
+        if sizes.told:
             typer.echo(show_scale(sizes, dim, as_json=as_json), nl=False)
             return
         show_plan(
@@ -115,16 +115,22 @@ class Sizes:
 
     task: object
     params: list[str] | None
-    examples: float
+    examples: float | None
     tokens: int
     gpus: int
     probed: float | None
 
+    @property
+    def told(self) -> bool:
+        """Whether any of them was."""
+        return self.examples is not None or (self.tokens, self.gpus, self.probed) != (512, 1, None)
+
 
 def show_scale(sizes: Sizes, dim: int, *, as_json: bool) -> str:
     """The text of what sizes alone tell."""
-    if sizes.task is not None:
-        raise typer.BadParameter("--examples goes without a task, whose examples are counted by themselves (--k)")
+    if sizes.task is not None or sizes.examples is None:
+        said = "--examples, --gpus, --tokens and --probed go together, and without a task: what one takes is measured"
+        raise typer.BadParameter(said)
     try:
         count = float(" ".join(sizes.params or ()))
     except ValueError:
