@@ -94,3 +94,16 @@ def test_nothing_else_is_drawn_from():
     normal(0, 10)
     signs(0, 10)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [7, 2 * (1 << 15) + 5])
+def test_parts_of_a_vector_are_those_of_the_whole(dtype, size):
+    """Wherever they begin and end: in the middle of a pair, and of what is drawn at a time."""
+
+    def drawn(part=None):
+        return noise.normal_vector(torch.Generator().manual_seed(3), size, dtype=dtype, device="cpu", part=part)
+
+    whole = drawn()
+    for begin, end in ((0, size), (0, 3), (1, 2), (3, 7), (2, 2), (size - 1, size), (size // 2, size), (5, size - 1)):
+        assert torch.equal(drawn(slice(begin, end)), whole[begin:end])
