@@ -3,7 +3,7 @@
 Every number of processes in processes of its own, one thread each. The model says what a product should take with W
 of them: the examples' time divided by W, and two exchanges of the vector, whose time is measured in the same run. The
 memory is the most that a process takes beyond what it held before, while it solves for the eigenspace; the model is the
-basis divided by W, the result, and the examples of a microbatch. Run: python benchmarks/processes.py
+basis and the result divided by W, and the examples of a microbatch. Run: python benchmarks/processes.py
 """
 
 import math
@@ -107,7 +107,7 @@ def of_process(name: str, k: int, dim: int, repeats: int) -> dict[str, Any]:
         "eigenvalues": space.eigenvalues.tolist(),
         "seconds": seconds,
         "peak_bytes": peak.added,
-        "model_bytes": basis * vector // ranks.world + dim * vector + examples,
+        "model_bytes": (basis + dim) * vector // ranks.world + examples,
     }
 
 

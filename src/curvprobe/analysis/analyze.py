@@ -195,7 +195,7 @@ def _seen(
             return found
 
         space = result(work.eigenspace(job, store.path("eigenspace.unfinished")))
-        basis = work.basis_key(space)
+        basis = space.key()
         sample = result(work.sample(job, space, basis))
         fresh = result(work.candidates(job, space, basis))
         examination = Examination.from_json(result(work.examination(job)))

@@ -54,7 +54,7 @@ class Scale:
     Example:
         >>> small = Scale(num_params=1e8, examples=1e4, gpus=8)
         >>> small.fits, small.advice()[0]
-        (True, 'fits: 10.7 GiB of 74.5 GiB on each accelerator')
+        (True, 'fits: 7.43 GiB of 74.5 GiB on each accelerator')
     """
 
     num_params: float
@@ -106,7 +106,7 @@ class Scale:
             "the model": frozen + self.vector,
             "vectors of a product": VECTORS_IN_FLIGHT * self.vector,
             "its share of the basis": (math.ceil(1.5 * self.dim) + 11) * self.vector / self.gpus,
-            "the eigenspace": self.dim * self.vector,
+            "its share of the eigenspace": self.dim * self.vector / self.gpus,
             "one example": self.example_bytes(),
         }
 
@@ -137,13 +137,14 @@ class Scale:
         }
 
     def exchanged(self) -> dict[str, float]:
-        """Bytes that each accelerator sends: of a product two exchanges of a vector, of a gradient two in float64."""
+        """Bytes that each accelerator sends: of a product two exchanges of a vector, of a gradient two in float64; the
+        eigenvectors are gathered for the projection, and each draw."""
         away = (self.gpus - 1) / self.gpus
         product = 2 * away * self.vector
         return {
-            "eigenspace": self.products * product + self.dim * away * self.vector,
-            "projection": 0.0,
-            "draws": 0.0,
+            "eigenspace": self.products * product,
+            "projection": self.dim * away * self.vector,
+            "draws": POINTS * away * self.vector,
             "stationarity": 5 * 2 * product,
         }
 
@@ -161,7 +162,7 @@ class Scale:
         of_room = f"{in_bytes(int(self.bytes))} of {in_bytes(int(self.room))} on each accelerator"
         said = [f"fits: {of_room}" if self.fits else f"does not fit: {of_room}"]
         parts = self.parts()
-        basis = parts["its share of the basis"] + parts["the eigenspace"]
+        basis = parts["its share of the basis"] + parts["its share of the eigenspace"]
         if not self.fits and self.bytes - basis <= self.room:
             said.append(
                 f"the basis goes to the host's memory by itself, where each process needs {in_bytes(int(basis))}"

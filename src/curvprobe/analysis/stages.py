@@ -28,9 +28,8 @@ from curvprobe.probing.named_laws import law_makers
 from curvprobe.probing.plane import Plane, plane
 from curvprobe.probing.validity import FIRST_DRAWS, subspace_validity
 from curvprobe.risk.empirical import EmpiricalRisk
-from curvprobe.runtime.digest import digest
 from curvprobe.runtime.store import Stage
-from curvprobe.subspace.eigenspace import top_eigenspace
+from curvprobe.subspace.eigenspace import gathered, handed_out, top_eigenspace
 from curvprobe.subspace.gradients import gradient_norms
 from curvprobe.subspace.named import subspace_makers
 from curvprobe.subspace.projection import project
@@ -126,12 +125,12 @@ def eigenspace(job: Job, unfinished: Path | None) -> Stage[Eigenspace]:
         [job.keys[0], s.solver],
         Eigenspace,
         lambda: top_eigenspace(risk, **s.solver, checkpoint=unfinished, compile=s.compile),
+        whole=lambda found: gathered(found, risk.ranks),
+        divided=lambda found: handed_out(found, risk.ranks),
     )
 
 
-def basis_key(space: Eigenspace) -> str:
-    """By the basis itself: computed anew elsewhere, an eigenspace may come with other signs or another rotation."""
-    return digest(space.basis)
+# What follows depends on the basis itself: computed anew, an eigenspace may come with other signs or another rotation.
 
 
 def sample(job: Job, space: Eigenspace, basis: str) -> Stage[ProjectedSample]:

@@ -17,15 +17,14 @@ from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import standard_error
-from curvprobe.numerics.linalg import inner, norm
+from curvprobe.numerics.linalg import norm
 from curvprobe.numerics.power_law import PowerLaw, power_law
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime import progress
-from curvprobe.runtime.digest import digest
 from curvprobe.runtime.markup import table
 from curvprobe.runtime.plain import brief, number, numbers
 from curvprobe.runtime.store import Stage, Store, write_atomically
-from curvprobe.subspace.eigenspace import top_eigenspace
+from curvprobe.subspace.eigenspace import gathered, handed_out, top_eigenspace
 from curvprobe.subspace.projection import project
 from curvprobe.subspace.spaces import Eigenspace
 from curvprobe.version import __version__
@@ -202,7 +201,7 @@ def trajectory(
             new = None if candidates is None else risk.on(candidates)
             before = looks[-1].space if looks else None
             space, sample, fresh = _project(risk, new, before, store, dim=dim, tol=tol, seed=seed)
-            shared = math.nan if before is None else float(inner(before.basis.T, space.basis).square().sum()) / dim
+            shared = math.nan if before is None else float(before.inner(space).square().sum()) / dim
             terms = pool_dispersion(sample, sigma)
             expected = expected_criterion(sample, fresh, sigma, allow_overlap=allow_overlap, p=p)
             looks.append(_Look(risk.value(), norm(risk.gradient()), terms, expected, space, shared))
@@ -272,12 +271,14 @@ def _project(
     space = store.result(
         Stage(
             f"{name}-eigenspace",
-            [key, dim, tol, seed, None if before is None else digest(before.basis)],
+            [key, dim, tol, seed, None if before is None else before.key()],
             Eigenspace,
             lambda: top_eigenspace(risk, dim=dim, tol=tol, seed=seed, start=before),
+            whole=lambda found: gathered(found, risk.ranks),
+            divided=lambda found: handed_out(found, risk.ranks),
         )
     )
-    basis = digest(space.basis)
+    basis = space.key()
     sample = store.result(Stage(f"{name}-sample", [key, basis], ProjectedSample, lambda: project(risk, space)))
     if new is None:
         return space, sample, None

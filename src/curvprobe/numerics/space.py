@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvprobe.numerics.linalg import Total, norm, orthogonalise
+from curvprobe.numerics.linalg import Total, inner, norm, orthogonalise, quick_inner
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,33 @@ class Space:
         part: the coordinates that are held; None for all of them.
         sum_over: the sum of a small tensor over all that hold some, the same bits in each; None where there is one.
         agreed: the first holder's value of a small tensor, in all of them; None where there is one.
+        gathered: all coordinates (size, ...) of vectors of which each has those that it holds; None where there is one.
     """
 
     size: int
     part: slice | None = None
     sum_over: Total | None = None
     agreed: Total | None = None
+    gathered: Total | None = None
 
     @property
     def held(self) -> int:
         """Number of coordinates held."""
         return self.size if self.part is None else self.part.stop - self.part.start
+
+    @property
+    def rows(self) -> slice:
+        """The coordinates held, of vectors that are whole."""
+        return slice(None) if self.part is None else self.part
+
+    def whole(self, vectors: Tensor) -> Tensor:
+        """All coordinates (N, ...) of vectors of which each process has those that it holds."""
+        return vectors if self.gathered is None else self.gathered(vectors)
+
+    def inner(self, rows: Tensor, vectors: Tensor, *, quick: bool = False) -> Tensor:
+        """Inner products over all coordinates, see :func:`curvprobe.numerics.linalg.inner`, or its quick kin."""
+        found = (quick_inner if quick else inner)(rows, vectors)
+        return found if self.sum_over is None else self.sum_over(found)
 
     def norm(self, vector: Tensor) -> float:
         """Euclidean norm."""

@@ -69,11 +69,10 @@ class SubspaceProbe:
 
     def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:
         """Yield ``num_probes`` displacements (N,) from the solution."""
-        basis = self.subspace.basis
-        if basis.shape[0] != risk.num_params:
-            raise ArgumentError(f"the subspace lives in {basis.shape[0]} parameters and the risk has {risk.num_params}")
-        for z in self.coordinates(num_probes, seed):
-            yield basis @ z.to(device=basis.device, dtype=basis.dtype)
+        subspace, size = self.subspace, risk.num_params
+        if subspace.num_params != size:
+            raise ArgumentError(f"the subspace lives in {subspace.num_params} parameters and the risk has {size}")
+        yield from map(subspace.at, self.coordinates(num_probes, seed))
 
 
 @dataclass(frozen=True, eq=False)

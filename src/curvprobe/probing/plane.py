@@ -176,18 +176,22 @@ def check_points(points: int) -> int:
 
 def _two(risk: EmpiricalRisk, directions: Subspace | Tensor, axes: tuple[int, int]) -> Tensor:
     """Two columns (N, 2) in the risk's own dtype."""
-    basis = directions.basis if isinstance(directions, Subspace) else directions
-    if not isinstance(basis, Tensor) or not basis.is_floating_point():
+    if isinstance(directions, Tensor) and directions.is_floating_point():
+        shape = tuple(directions.shape)
+    elif isinstance(directions, Subspace):
+        shape = (directions.num_params, directions.dim)
+    else:
         raise ArgumentTypeError(f"directions is a {type(directions).__name__}; expected a Subspace, or columns (N, D)")
-    if basis.dim() != 2 or basis.shape[1] < 2 or basis.shape[0] != risk.num_params:
+    if len(shape) != 2 or shape[1] < 2 or shape[0] != risk.num_params:
         raise ArgumentError(
-            f"the directions have shape {tuple(basis.shape)}; expected two or more of {risk.num_params} parameters: "
+            f"the directions have shape {shape}; expected two or more of {risk.num_params} parameters: "
             f"({risk.num_params}, D)"
         )
-    first, second = (operator.index(axis) for axis in axes)
-    if first == second or not all(0 <= axis < basis.shape[1] for axis in (first, second)):
-        raise ArgumentError(f"axes is {axes!r}; expected two different numbers from 0 to {basis.shape[1] - 1}")
-    two = basis[:, [first, second]].detach().to(device=risk.device, dtype=risk.dtype)
+    chosen = [operator.index(axis) for axis in axes]
+    if len(chosen) != 2 or chosen[0] == chosen[1] or not all(0 <= axis < shape[1] for axis in chosen):
+        raise ArgumentError(f"axes is {axes!r}; expected two different numbers from 0 to {shape[1] - 1}")
+    columns = directions[:, chosen] if isinstance(directions, Tensor) else directions.columns(chosen)
+    two = columns.detach().to(device=risk.device, dtype=risk.dtype)
     if not bool(two.isfinite().all()) or not bool((two != 0).any(0).all()):
         raise ArgumentError("a direction is zero or not finite; expected two that lead somewhere")
     return two

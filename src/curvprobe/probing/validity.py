@@ -120,9 +120,8 @@ def subspace_validity(
     models = [_Along(part.gradient[0] @ z.T, torch.einsum("sd,de,se->s", z, part.hessian[0], z)) for part in projected]
 
     def directions(rows: slice) -> Iterator[Tensor]:
-        basis, held = subspace.basis, risk.budget.directions_held()
-        for some in torch.split(z[rows], held):
-            yield from (basis @ some.T.to(dtype=basis.dtype, device=basis.device)).T
+        for some in torch.split(z[rows], risk.budget.directions_held()):
+            yield from subspace.at(some.T).T
 
     return _judge(risk, new, sigmas, len(z), directions, models, threshold, wanted)
 

@@ -256,6 +256,10 @@ class Budget:
         """Products that are held at once when an example is projected by itself."""
         return max(1, min(PRODUCTS_HELD, self.half // self.footprint.vector))
 
+    def columns_held(self) -> int:
+        """Directions of a subspace that lies elsewhere, at least two, along which examples are projected at once."""
+        return max(2, self.half // self.footprint.vector)
+
     def probes_held(self) -> int:
         """Random probes of the full space whose products are held at once."""
         return max(1, min(PROBES_HELD, self.half // (VECTORS_PER_PROBE * self.footprint.vector)))

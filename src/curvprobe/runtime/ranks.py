@@ -23,6 +23,7 @@ from torch import Tensor
 
 from curvprobe import errors
 from curvprobe.errors import ArgumentTypeError, CurvprobeError, LostError, RankError
+from curvprobe.numerics.space import Space
 
 T = TypeVar("T")
 
@@ -69,6 +70,12 @@ class Ranks:
         each = -(-count // self.world)
         start = min(self.rank * each, count)
         return slice(start, min(start + each, count))
+
+    def space(self, size: int) -> Space:
+        """The space of vectors of so many coordinates, of which each holds its share."""
+        if not self.several:
+            return Space(size)
+        return Space(size, self.share(size), self.total, self.of_first, lambda rows: self.whole(rows, size))
 
     # ---- how each fares
 
@@ -197,9 +204,7 @@ class Ranks:
             return part
         self._compare(None, "")
         each = -(-count // self.world)
-        sent = self._sent(part).contiguous()
-        if len(sent) < each:
-            sent = torch.cat([sent, sent.new_zeros(each - len(sent), *sent.shape[1:])])
+        sent = _padded(self._sent(part), each)
         found = sent.new_empty(self.world * each, *sent.shape[1:])
         with self._exchanging():
             _gather(found, sent, group=self.group)
@@ -212,9 +217,7 @@ class Ranks:
         self._compare(None, "")
         count = len(rows)
         each = -(-count // self.world)
-        sent = self._sent(rows).contiguous()
-        if count < self.world * each:
-            sent = torch.cat([sent, sent.new_zeros(self.world * each - count, *sent.shape[1:])])
+        sent = _padded(self._sent(rows), self.world * each)
         found = sent.new_empty(each, *sent.shape[1:])
         with self._exchanging():
             _scatter(found, sent, group=self.group)
@@ -243,6 +246,26 @@ class Ranks:
             dist.broadcast_object_list(found, group=self.group, group_src=0)
         return found[0]  # type: ignore[no-any-return]
 
+    def share_of_firsts(self, rows: Tensor | None) -> Tensor:
+        """This process's share of the rows of a tensor that the first one has, and the others need not."""
+
+        def described() -> tuple[Tensor, int]:
+            assert rows is not None
+            return rows[:0], len(rows)
+
+        kind, count = self.from_first(described)
+        each = -(-count // self.world)
+        mine = self._sent(kind.new_empty(each, *kind.shape[1:]))
+        with self.together():  # memory may run out
+            pieces = None
+            if rows is not None and self.rank == 0:
+                starts = range(0, self.world * each, each)
+                pieces = [self._sent(_padded(rows[start : start + each], each)) for start in starts]
+        with self._exchanging():
+            dist.scatter(mine, pieces, group=self.group, group_src=0)
+        held = self.share(count)
+        return mine[: held.stop - held.start].cpu()
+
     def _sent(self, tensor: Tensor) -> Tensor:
         """A tensor where the group's backend takes it: one for accelerators takes none on the host."""
         assert self.group is not None
@@ -251,6 +274,12 @@ class Ranks:
 
 _PLACES: WeakKeyDictionary[Any, tuple[tuple[str, int], ...]] = WeakKeyDictionary()
 """Machine and process of every rank of a group that has met."""
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """So many rows, the last ones zero."""
+    missing = count - len(rows)
+    return (torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows).contiguous()
 
 
 def _lives(pid: int) -> bool:

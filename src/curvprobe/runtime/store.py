@@ -99,12 +99,16 @@ class Stage(Generic[T]):
         kind: of the result: a frozen dataclass of tensors and plain values, :class:`torch.Tensor`, or ``dict`` for
             plain values as JSON knows them.
         compute: makes the result where it is not found.
+        whole: the result as it is kept, where each of several processes has a part of it; they call it together.
+        divided: their parts of what the first of them has found, which is given to it alone.
     """
 
     name: str
     key: Any
     kind: type[T]
     compute: Callable[[], T]
+    whole: Callable[[T], T] | None = None
+    divided: Callable[[T | None], T] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ class Store:
         directory, ranks = self.directory, self.ranks
         key = "" if directory is None else digest([STAGE_VERSION, stage.name, stage.key])
         if directory is not None:
-            found = ranks.from_first(lambda: self._found(directory, stage, key))
+            found = self._found_by_first(directory, stage, key)
             if found is not None:
                 self.finished[stage.name] = Finished(key, found[1], True)
                 LOG.info("%s: found in %s", stage.name, self.directory)
@@ -191,12 +195,27 @@ class Store:
             result = plain(result)  # as a later run will find it
         seconds = ranks.from_first(lambda: time.perf_counter() - start)
         if directory is not None:
+            kept = result if stage.whole is None else stage.whole(result)
             with ranks.together():
                 if ranks.rank == 0:
-                    _write(directory, stage, key, result, seconds)
+                    _write(directory, stage, key, kept, seconds)
         self.finished[stage.name] = Finished(key, seconds, False)
         LOG.info("%s: %.3g s", stage.name, seconds)
         return result
+
+    def _found_by_first(self, directory: Path, stage: Stage[T], key: str) -> tuple[T, float] | None:
+        """The stage as the first process finds it, and the seconds that it took; or this one's part of it."""
+        if stage.divided is None or not self.ranks.several:
+            return self.ranks.from_first(lambda: self._found(directory, stage, key))
+        mine: list[T] = []
+
+        def seconds() -> float | None:
+            found = self._found(directory, stage, key)
+            mine.extend([] if found is None else [found[0]])
+            return None if found is None else found[1]
+
+        took = self.ranks.from_first(seconds)
+        return None if took is None else (stage.divided(mine[0] if mine else None), took)
 
     def _found(self, directory: Path, stage: Stage[T], key: str) -> tuple[T, float] | None:
         """The stage as it lies there; None, and said why, where it is to be computed."""
@@ -356,7 +375,7 @@ def _as_values(kind: type[Any], result: Any) -> dict[str, Any]:
         return {"tensor": result}
     if issubclass(kind, dict):
         return {"plain": result}
-    return {entry.name: getattr(result, entry.name) for entry in fields(kind)}
+    return {entry.name: getattr(result, entry.name) for entry in fields(kind) if not entry.kw_only}
 
 
 def _from_values(kind: type[T] | Callable[..., T], values: dict[str, Any]) -> T:

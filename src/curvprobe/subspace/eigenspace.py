@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from curvprobe.curvature.linearisation import Kind
 from curvprobe.curvature.matrix import CurvatureMatrix
@@ -19,6 +19,7 @@ from curvprobe.errors import ArgumentError
 from curvprobe.numerics.space import Space
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime.digest import digest
+from curvprobe.runtime.ranks import Ranks
 from curvprobe.runtime.threads import SWEPT
 from curvprobe.subspace.spaces import Eigenspace, Matrix, Subspace
 
@@ -79,7 +80,7 @@ def top_eigenspace(
     if start is not None and (not isinstance(start, Subspace) or start.num_params != risk.num_params):
         raise ArgumentError(f"start is {start!r:.80}; expected a Subspace of {risk.num_params} parameters")
     slim, basis_size, device = plan_memory(risk, dim)
-    matrix, ranks, space = CurvatureMatrix(slim, curvature, compile), risk.ranks, _space(risk)
+    matrix, ranks, space = CurvatureMatrix(slim, curvature, compile), risk.ranks, risk.ranks.space(risk.num_params)
     kept = None if checkpoint is None else _checkpoint(checkpoint, risk, [curvature, dim, which, seed])
     with risk.few_threads(SWEPT * 4 * risk.num_params * (basis_size or 0)), ranks.told():
         pairs = lanczos(
@@ -92,41 +93,49 @@ def top_eigenspace(
             seed=seed,
             dtype=risk.dtype,
             device=device,
-            start=None if start is None else start.basis[space.part or slice(None), :basis_size],
+            start=None if start is None else _rows(start, space)[:, :basis_size],
             basis_size=basis_size,
             checkpoint=kept,
             space=space,
         )
-        pairs = replace(pairs, vectors=ranks.whole(pairs.vectors, risk.num_params))
-    _forget_others(checkpoint, kept)
-    return spanned(pairs, curvature, risk)
+    found = spanned(pairs, curvature, risk)
+    return replace(found, space=space) if ranks.several else found
 
 
-def _space(risk: EmpiricalRisk) -> Space:
-    """The parameter space, of which each process holds some coordinates."""
-    ranks, size = risk.ranks, risk.num_params
-    if not ranks.several:
-        return Space(size)
-    return Space(size, ranks.share(size), ranks.total, ranks.of_first)
+def _rows(subspace: Subspace, space: Space) -> Tensor:
+    """The coordinates of its basis vectors that this process holds in the space."""
+    if subspace.space is not None and subspace.space.part == space.part:
+        return subspace.basis
+    return subspace.columns()[space.rows]
+
+
+def gathered(space: Eigenspace, ranks: Ranks) -> Eigenspace:
+    """The eigenspace with all its coordinates, on the host and one vector after the other, in the first process; in the
+    others without any."""
+    if space.space is None:
+        return space
+    basis = torch.empty(space.num_params if ranks.rank == 0 else 0, space.dim, dtype=space.basis.dtype, device="cpu")
+    for i, column in enumerate(basis.T):
+        found = space.columns([i])[:, 0]
+        column.copy_(found[: len(column)])
+    return replace(space, basis=basis, space=None)
+
+
+def handed_out(space: Eigenspace | None, ranks: Ranks) -> Eigenspace:
+    """What each process holds of the eigenspace of the first one, which alone has it."""
+
+    def without_basis() -> tuple[Eigenspace, int]:
+        assert space is not None
+        return replace(space, basis=space.basis[:0]), space.num_params
+
+    found, num_params = ranks.from_first(without_basis)
+    columns = [ranks.share_of_firsts(None if space is None else space.basis[:, i]) for i in range(found.dim)]
+    return replace(found, basis=torch.stack(columns, dim=1), space=ranks.space(num_params))
 
 
 def _checkpoint(path: str | Path, risk: EmpiricalRisk, settings: list[Any]) -> Checkpoint:
     """The solver's state, of which each process keeps its own rows in a file of its own."""
-    ranks, key = risk.ranks, [risk.key(), *settings]
-    if not ranks.several:
-        return Checkpoint(Path(path), digest(key))
-    mine = f"{ranks.rank}-of-{ranks.world}"
-    return Checkpoint(Path(f"{path}.{mine}"), digest([*key, mine]))
-
-
-def _forget_others(checkpoint: str | Path | None, kept: Checkpoint | None) -> None:
-    """Remove what another number of processes has left of a computation, where it is complete now."""
-    if checkpoint is None or kept is None or kept.path.exists():
-        return
-    path = Path(checkpoint)
-    for other in path.parent.iterdir() if path.parent.is_dir() else ():
-        if re.fullmatch(rf"{re.escape(path.name)}(\.\d+-of-\d+)?", other.name):
-            other.unlink(missing_ok=True)
+    return Checkpoint(Path(path), digest([risk.key(), *settings]), rank=risk.ranks.rank, world=risk.ranks.world)
 
 
 def spanned(pairs: Eigenpairs, matrix: Matrix, risk: EmpiricalRisk) -> Eigenspace:

@@ -5,6 +5,7 @@ What comes before needs the model; what comes after is small float64 linear alge
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -19,7 +20,7 @@ from curvprobe.curvature.nodewise.sweep import Found
 from curvprobe.curvature.per_example import TOGETHER, Projected, confirmed, project_one, project_together
 from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
-from curvprobe.numerics.linalg import inner, quick_inner
+from curvprobe.numerics.space import Space
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.risk.fast_paths import quietly
 from curvprobe.risk.passes import over_examples
@@ -67,14 +68,49 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
         ([1.0, 4.0], [2.0, 8.0], [2.0, 8.0])
     """
     expect_risk(risk)
-    basis = _basis_for(risk, subspace)
-    n, dim = len(risk), subspace.dim
+    _check(risk, subspace)
     loss, weight = risk.losses(), risk.weights
     check_second_derivatives(risk, "hessian")
-    if risk.ranks.several:
-        packed = over_examples(risk, dim + dim * dim, work=lambda own: _packed(project(own, subspace)))
-        gradient, curved = packed[:, :dim].contiguous(), packed[:, dim:].reshape(n, dim, dim).contiguous()
-        return ProjectedSample(loss, weight, gradient, curved, risk.digests())
+    gradient, curved = _in_blocks(risk, subspace, loss)
+    if not bool(curved.isfinite().all() and gradient.isfinite().all()):
+        raise NotFiniteError("a projected derivative is not finite; the loss has no finite second derivative at w*")
+    return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
+
+
+def _in_blocks(risk: EmpiricalRisk, subspace: Subspace, loss: Tensor) -> Projected:
+    """Slopes (n, D) and curvatures (n, D, D), along as many directions at once as there is room for where the model is:
+    where that is not all of them, along every pair of blocks."""
+    n, dim, held = len(risk), subspace.dim, risk.budget.columns_held()
+    at_hand = subspace.space is None and subspace.basis.device == risk.device
+    if at_hand or dim <= held:
+        return _shared(risk, subspace.columns(), loss)
+    gradient = torch.empty(n, dim, dtype=torch.float64, device="cpu")
+    curved = torch.empty(n, dim, dim, dtype=torch.float64, device="cpu")
+    blocks = torch.split(torch.arange(dim, device="cpu"), held // 2)
+    for pair in itertools.combinations(blocks, 2):
+        both = torch.cat(pair)
+        gradient[:, both], curved[:, both[:, None], both] = _shared(risk, subspace.columns(both.tolist()), loss)
+    return gradient, curved
+
+
+def _shared(risk: EmpiricalRisk, columns: Tensor, loss: Tensor) -> Projected:
+    """Slopes and curvatures along directions (N, D), each process those of its own examples."""
+    n, dim, columns = len(risk), columns.shape[1], columns.to(device=risk.device, dtype=risk.dtype)
+    if not risk.ranks.several:
+        return _differentiated(risk, columns, loss)
+    mine = loss[risk.ranks.share(n)]
+
+    def packed(own: EmpiricalRisk) -> Tensor:
+        gradient, curved = _differentiated(own, columns, mine)
+        return torch.cat([gradient, curved.flatten(1)], dim=1)
+
+    rows = over_examples(risk, dim + dim * dim, work=packed)
+    return rows[:, :dim].contiguous(), rows[:, dim:].reshape(n, dim, dim).contiguous()
+
+
+def _differentiated(risk: EmpiricalRisk, basis: Tensor, loss: Tensor) -> Projected:
+    """Slopes and curvatures of all examples, by this process."""
+    n, dim = len(risk), basis.shape[1]
     with (
         freed_memory_kept(),
         risk.undisturbed(),
@@ -87,14 +123,7 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
             gradient[rows], curved[rows] = slopes, curvatures
             check_same_losses(risk.probed, risk.sample, loss[rows], again, len(again), rows.start)
             advance(len(again))
-    if not bool(curved.isfinite().all() and gradient.isfinite().all()):
-        raise NotFiniteError("a projected derivative is not finite; the loss has no finite second derivative at w*")
-    return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
-
-
-def _packed(sample: ProjectedSample) -> Tensor:
-    """Slopes and curvatures as rows (n, D + D^2)."""
-    return torch.cat([sample.gradient, sample.hessian.flatten(1)], dim=1)
+    return gradient, curved
 
 
 def _projected(risk: EmpiricalRisk, basis: Tensor, loss: Tensor) -> Iterator[tuple[slice, Projected, Tensor]]:
@@ -188,14 +217,16 @@ def mean_projection(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     In the Hessian eigenspace of this very risk the last is ``diag(lambda)`` and costs no product.
     """
     expect_risk(risk)
-    basis = _basis_for(risk, subspace)
+    _check(risk, subspace)
+    space, basis = subspace.space or Space(risk.num_params), subspace.basis.to(device=risk.device, dtype=risk.dtype)
     if isinstance(subspace, Eigenspace) and subspace.matrix == "hessian" and subspace.risk_key == risk.key():
         curved = torch.diag(subspace.eigenvalues)
     else:
         H, held = hessian(risk), risk.budget.products_held()
-        products = [inner(basis.T, H @ basis[:, i : i + held]) for i in range(0, subspace.dim, held)]
+        product = H.__matmul__ if subspace.space is None else H.of_rows
+        products = [space.inner(basis.T, product(basis[:, i : i + held])) for i in range(0, subspace.dim, held)]
         curved = torch.cat(products, dim=1).cpu()
-    slope = quick_inner(basis.T, risk.gradient())  # first: the losses come with it
+    slope = space.inner(basis.T, risk.gradient()[space.rows], quick=True)  # first: the losses come with it
     return ProjectedSample(
         torch.tensor([risk.value()], dtype=torch.float64, device="cpu"),
         torch.tensor([risk.total_weight], dtype=torch.float64, device="cpu"),
@@ -204,7 +235,7 @@ def mean_projection(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     )
 
 
-def _basis_for(risk: EmpiricalRisk, subspace: Subspace) -> Tensor:
+def _check(risk: EmpiricalRisk, subspace: Subspace) -> None:
     if not isinstance(subspace, Subspace):
         raise ArgumentTypeError(
             f"subspace is a {type(subspace).__name__}; expected a Subspace: use Subspace.from_basis(tensor)"
@@ -214,4 +245,7 @@ def _basis_for(risk: EmpiricalRisk, subspace: Subspace) -> Tensor:
             f"the subspace lives in {subspace.num_params} parameters and the risk has {risk.num_params}; "
             "make it from a risk with the same params="
         )
-    return subspace.basis.to(device=risk.device, dtype=risk.dtype)
+    if subspace.space is not None and risk.ranks.space(risk.num_params).part != subspace.space.part:
+        raise ArgumentError(
+            "several processes hold the subspace, and the risk is of others; make the risk with the same group="
+        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.linalg import inner, norm, orthogonalise, rotate, straightening
 from curvprobe.numerics.noise import normal_vector
+from curvprobe.numerics.space import Space
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
+from curvprobe.runtime.digest import digest
 from curvprobe.runtime.plain import brief
 
 Matrix = Literal["hessian", "ggn", "gradient covariance"]
@@ -33,10 +36,13 @@ class Subspace:
     """A D-dimensional subspace of parameter space, by an orthonormal basis.
 
     Attributes:
-        basis: (N, D), orthonormal columns, in the dtype of the risk.
+        basis: (N, D), orthonormal columns, in the dtype of the risk; the rows (n, D) that this process holds, where
+            several divide them.
+        space: in which the vectors lie, where this process holds some coordinates only; else None.
     """
 
     basis: Tensor
+    space: Space | None = field(default=None, kw_only=True)
 
     __repr__ = brief
 
@@ -48,12 +54,32 @@ class Subspace:
     @property
     def num_params(self) -> int:
         """N."""
-        return self.basis.shape[0]
+        return self.basis.shape[0] if self.space is None else self.space.size
+
+    # Where several processes hold the coordinates, each of the next is to be called by all of them.
+
+    def columns(self, which: slice | Sequence[int] = slice(None)) -> Tensor:
+        """All coordinates (N, b) of some of the basis vectors."""
+        columns = self.basis[:, which]
+        return columns if self.space is None else self.space.whole(columns)
+
+    def at(self, z: Tensor) -> Tensor:
+        """The point ``U z`` (N,) of coordinates (D,), or points (N, S) of columns (D, S); all their coordinates."""
+        point = self.basis @ z.to(device=self.basis.device, dtype=self.basis.dtype)
+        return point if self.space is None else self.space.whole(point)
+
+    def inner(self, other: Subspace) -> Tensor:
+        """Inner products ``U^T V`` (D, D'), float64, with the basis vectors of another one, which are divided alike."""
+        return (self.space or Space(self.num_params)).inner(self.basis.T, other.basis)
+
+    def key(self) -> str:
+        """Hash of the basis, whatever number of processes holds it."""
+        return digest([digest(self.columns([i])) for i in range(self.dim)])
 
     def truncate(self, dim: int) -> Subspace:
         """The span of the first ``dim`` basis vectors."""
         self._check_truncation(dim)
-        return self if dim == self.dim else Subspace(self.basis[:, :dim])
+        return self if dim == self.dim else Subspace(self.basis[:, :dim], space=self.space)
 
     def _check_truncation(self, dim: int) -> None:
         if not 1 <= dim <= self.dim:
@@ -98,7 +124,7 @@ class Eigenspace(Subspace):
     """The leading eigenspace of a curvature, with certificates.
 
     Attributes:
-        basis: (N, D), orthonormal columns, in the dtype of the risk.
+        basis: (N, D), orthonormal columns, in the dtype of the risk; the rows that this process holds of them.
         eigenvalues: float64 (D,), signed, the leading one first.
         residuals: float64 (D,), certified bounds on ``|A u - lambda u| / |lambda_1|`` (for "smallest" over
             the largest magnitude), see :class:`Eigenpairs`.
