@@ -13,6 +13,7 @@ from torch import nn
 import curvprobe as cp
 from curvprobe.curvature import per_example
 from curvprobe.curvature.linearisation import linearise
+from curvprobe.numerics.space import Space
 from curvprobe.risk import budget
 from curvprobe.risk.budget import BasisPlan, Budget, Footprint, SavedBytes
 from curvprobe.risk.frozen import Raised
@@ -252,7 +253,7 @@ def test_no_more_is_held_than_pays():
 
 def test_room_for_a_basis_comes_from_microbatches_then_from_vectors_then_from_the_host():
     def plan(total: int, stated: bool = True, device: torch.device = CPU) -> BasisPlan:
-        return Budget(total, stated, SMALL, device).basis_for(20)
+        return Budget(total, stated, SMALL, device).basis_for(20, Space(SMALL.num_params))
 
     full, least = (size + 25 for size in (40, 30))  # vectors, with the result and those in flight
     enough, little = (vectors * 40_000 + SMALL.least for vectors in (full, least))
@@ -265,17 +266,17 @@ def test_room_for_a_basis_comes_from_microbatches_then_from_vectors_then_from_th
     assert plan(little - 1, stated=False) == BasisPlan(30, 0)  # what happens to be free is no limit
     assert plan(little - 1, device=OTHER) == BasisPlan(None, on_host=True)
     few = Budget(2**30, True, replace(SMALL, num_params=25), CPU)
-    assert few.basis_for(20).size == 25
+    assert few.basis_for(20, Space(25)).size == 25
 
 
 def test_a_basis_that_is_more_than_what_is_free_is_refused_with_what_fits(monkeypatch):
     little = 55 * 40_000 + SMALL.least
     monkeypatch.setattr(budget, "free_bytes", lambda _: little)
-    assert Budget(1, False, SMALL, CPU).basis_for(20) == BasisPlan(30, 0)
+    assert Budget(1, False, SMALL, CPU).basis_for(20, Space(SMALL.num_params)) == BasisPlan(30, 0)
     with pytest.raises(ValueError, match=rf"{little} bytes of memory are free; 21 eigenvectors .*dim=20 fits, or free"):
-        Budget(1, False, SMALL, CPU).basis_for(21)
+        Budget(1, False, SMALL, CPU).basis_for(21, Space(SMALL.num_params))
     with pytest.raises(ValueError, match=r"memory_budget is 1 bytes; .*no dim fits; allow that much"):
-        Budget(1, True, SMALL, CPU).basis_for(21)
+        Budget(1, True, SMALL, CPU).basis_for(21, Space(SMALL.num_params))
 
 
 # ---- little room, and the same results -----------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def assemble(
         num_params=risk.num_params,
         dtype=str(risk.dtype).split(".")[-1],
         loss=risk.value(),
-        gradient_norm=float(risk.gradient().double().norm()),
+        gradient_norm=risk.probed.vectors.norm(risk.gradient()),
         held_out_loss=float(fresh.weight @ fresh.loss / fresh.weight.sum()) if len(fresh) > 1 else math.nan,
         spectrum=Spectrum.of(seen.space, job.settings.which),
         validity=seen.validity,

@@ -296,7 +296,7 @@ def _precision(risk: EmpiricalRisk) -> Finding:
     if risk.dtype == torch.float64:
         return Finding("precision", "pass", name + raised)
     few, matmul = _some(risk, FEW), torch.get_float32_matmul_precision()
-    vector = torch.randn(risk.num_params, generator=torch.Generator().manual_seed(0), device="cpu")
+    vector, norm = risk.probed.draw(torch.Generator().manual_seed(0)), risk.probed.vectors.norm
     try:
         exact = (hessian(few.in_double()) @ vector.double()).double()
     except CurvprobeError:
@@ -304,7 +304,7 @@ def _precision(risk: EmpiricalRisk) -> Finding:
     except (RuntimeError, TypeError):  # a constant of the model or loss is in the model's own precision
         said = f"{name}{raised}; the model cannot be evaluated in float64 to compare"
         return Finding("precision", "doubt", said, "a model that follows .double() can be compared")
-    error = float((hessian(few) @ vector.to(risk.dtype) - exact).norm() / exact.norm().clamp_min(1e-300))
+    error = norm(hessian(few) @ vector - exact) / max(norm(exact), 1e-300)
     said = f"{name}{raised}; a Hessian product is within {error:.1g} of the one in float64"
     said += "" if matmul == "highest" else f"; float32 matrix products are set to {matmul!r}"
     if error <= COARSE:

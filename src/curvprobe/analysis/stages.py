@@ -126,7 +126,7 @@ def eigenspace(job: Job, unfinished: Path | None) -> Stage[Eigenspace]:
         Eigenspace,
         lambda: top_eigenspace(risk, **s.solver, checkpoint=unfinished, compile=s.compile),
         whole=lambda found: gathered(found, risk.ranks),
-        divided=lambda found: handed_out(found, risk.ranks),
+        divided=lambda found: handed_out(found, risk),
     )
 
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.stationarity import Stationarity, over_scatter
 from curvprobe.curvature.matrix import hessian
-from curvprobe.numerics.linalg import inner, norm
-from curvprobe.numerics.noise import normal_vector
 from curvprobe.risk.displaced import displaced_losses, in_blocks
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.subspace.gradients import gradient_norms
@@ -71,11 +69,11 @@ def stationarity(
     gradient = risk.gradient()
     found = _descend(risk, gradient, mean.hessian[0])
     return Stationarity(
-        gradient_norm=norm(gradient),
+        gradient_norm=risk.probed.vectors.norm(gradient),
         projected_gradient_norm=float(slope.norm()),
         newton_decrement=decrement,
         step_decrease=found.step_decrease,
-        moving_ratio=_moving_ratio(norm(gradient) ** 2, gradient_norms(risk), risk.shares),
+        moving_ratio=_moving_ratio(risk.probed.vectors.norm(gradient) ** 2, gradient_norms(risk), risk.shares),
         slope_share=float(slope.square().sum()) / scatter if scatter > 0 else 0.0,
         descent=found.descent,
         least_curvature=found.least_curvature,
@@ -98,10 +96,10 @@ def _descend(risk: EmpiricalRisk, gradient: Tensor, projected: Tensor) -> _Desce
     training would take much off the loss. A curvature below zero ends the steps, and is followed too. Where the
     gradient is zero the steps explore from a random vector: a saddle has none either.
     """
-    still = not bool(gradient.any())
+    norm, inner = risk.probed.vectors.norm, risk.probed.vectors.inner
+    still = norm(gradient) == 0
     if still:
-        draws = torch.Generator().manual_seed(0)
-        gradient = normal_vector(draws, risk.num_params, dtype=risk.dtype, device=risk.device)
+        gradient = risk.probed.draw(torch.Generator().manual_seed(0))
     square = norm(gradient) ** 2
     matrix, largest, least = hessian(risk), float(torch.linalg.eigvalsh(projected).abs().max()), math.inf
     step, residual, along = torch.zeros_like(gradient), -gradient, -gradient

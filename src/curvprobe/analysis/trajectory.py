@@ -17,7 +17,6 @@ from curvprobe.criteria.expected import ExpectedCriterion
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import standard_error
-from curvprobe.numerics.linalg import norm
 from curvprobe.numerics.power_law import PowerLaw, power_law
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime import progress
@@ -204,7 +203,8 @@ def trajectory(
             shared = math.nan if before is None else float(before.inner(space).square().sum()) / dim
             terms = pool_dispersion(sample, sigma)
             expected = expected_criterion(sample, fresh, sigma, allow_overlap=allow_overlap, p=p)
-            looks.append(_Look(risk.value(), norm(risk.gradient()), terms, expected, space, shared))
+            length = risk.probed.vectors.norm(risk.gradient())
+            looks.append(_Look(risk.value(), length, terms, expected, space, shared))
             advance(1)
         found = _trajectory(sizes, looks)
         config = {"ks": sizes, "dim": dim, "sigma": sigma, "tol": tol, "seed": seed, "p": p}
@@ -275,7 +275,7 @@ def _project(
             Eigenspace,
             lambda: top_eigenspace(risk, dim=dim, tol=tol, seed=seed, start=before),
             whole=lambda found: gathered(found, risk.ranks),
-            divided=lambda found: handed_out(found, risk.ranks),
+            divided=lambda found: handed_out(found, risk),
         )
     )
     basis = space.key()

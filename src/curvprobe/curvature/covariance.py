@@ -14,6 +14,7 @@ from curvprobe.risk.passes import as_memory_allows, on_own_examples
 
 def covariance_product(risk: EmpiricalRisk, vector: Tensor) -> Tensor:
     """``C v`` for v (N,), with C the weighted covariance of the examples' gradients."""
+    risk.probed.expect_whole("the covariance of the gradients")
     vector = vector.detach().to(risk.device)
     mean_slope = float(inner(vector[None], risk.gradient())[0])
     if not risk.ranks.several:

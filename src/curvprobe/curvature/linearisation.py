@@ -91,7 +91,7 @@ def linearise(model: ProbedModel, kind: Kind, microbatch: Microbatch) -> Lineari
 def _hessian(model: ProbedModel, microbatch: Microbatch) -> Linearisation:
     leaves = model.leaves()
     loss_sum, weight = model.batch_losses(leaves, microbatch)
-    gradients = model.first_order(loss_sum.sum(), leaves, create_graph=True)
+    gradients = model.first_order(microbatch.total(loss_sum), leaves, create_graph=True)
     derivative = gradient_derivative(leaves, gradients)
     return Linearisation(model, "hessian", kind_of(model, microbatch), derivative, (loss_sum, weight, gradients))
 
@@ -126,7 +126,7 @@ def output_slopes(
     at = [i for i, z in enumerate(outputs.tensors) if z.requires_grad]
     free = [outputs.tensors[i].detach().requires_grad_() for i in at]
     given = {i: z.clone() for i, z in zip(at, free, strict=True)}  # a loss may change them in place
-    loss_sum = model.losses_of_outputs(leaves, outputs.rebuild(given), batch, len(microbatch)).sum()
+    loss_sum = microbatch.total(model.losses_of_outputs(leaves, outputs.rebuild(given), batch, len(microbatch)))
     if loss_sum.requires_grad and any(t is not None for t in _reached(loss_sum, list(leaves.values()))):
         raise CannotProbeError(
             "the loss reaches parameters of the model other than through its outputs, such as by a penalty over "

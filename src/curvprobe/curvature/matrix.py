@@ -49,13 +49,16 @@ class CurvatureMatrix:
         risk = self.risk
         if not isinstance(vectors, Tensor):
             raise ArgumentTypeError(f"the vectors are a {type(vectors).__name__}; expected a tensor (N,) or (N, b)")
-        if vectors.dim() not in (1, 2) or vectors.shape[0] != risk.num_params:
+        held = risk.probed.held
+        if vectors.dim() not in (1, 2) or vectors.shape[0] != held:
             raise ArgumentError(
-                f"the vectors have shape {tuple(vectors.shape)}; expected (N,) or (N, b) with N = {risk.num_params}"
+                f"the vectors have shape {tuple(vectors.shape)}; expected (N,) or (N, b) with N = {held}"
             )
+        if risk.probed.divided is not None and risk.ranks.several:
+            return self.of_rows(vectors.reshape(held, -1)).reshape(vectors.shape)
         check_second_derivatives(risk, self.kind)
         with risk.undisturbed():
-            block = vectors.detach().to(device=risk.device, dtype=risk.dtype).reshape(risk.num_params, -1)
+            block = vectors.detach().to(device=risk.device, dtype=risk.dtype).reshape(held, -1)
             if block.is_inference():
                 block = block.clone()
             sums = risk.ranks.total(self._own_sums(block)) if risk.ranks.several else self._sums(block)
@@ -65,12 +68,16 @@ class CurvatureMatrix:
     def of_rows(self, rows: Tensor) -> Tensor:
         """The rows (n, b) of a product that this process holds, from the rows that each holds of the vectors.
 
-        One gathering of the vectors, each process's products over its own examples, and one scattering of their sum.
+        One gathering of the vectors, each process's products over its own examples, and one scattering of their sum;
+        where the weights are divided, parameter by parameter as these are used.
         """
         risk = self.risk
         check_second_derivatives(risk, self.kind)
         with risk.undisturbed():
-            block = risk.ranks.whole(rows.to(device=risk.device, dtype=risk.dtype), risk.num_params)
+            block = rows.detach().to(device=risk.device, dtype=risk.dtype)
+            if risk.probed.divided is not None:
+                return self._own_sums(block).div_(risk.total_weight)
+            block = risk.ranks.whole(block, risk.num_params)
             return risk.ranks.share_of_total(self._own_sums(block)).div_(risk.total_weight)
 
     def _own_sums(self, block: Tensor) -> Tensor:
@@ -81,7 +88,8 @@ class CurvatureMatrix:
                 return torch.zeros_like(block)
             if not self._own:
                 self._own.append(CurvatureMatrix(own, self.kind, self.compile))
-            return self._finite(self._own[0]._sums(block).to(risk.dtype), block)
+            with own.probed.undisturbed():
+                return self._finite(self._own[0]._sums(block).to(risk.dtype), block)
 
     def _finite(self, products: Tensor, vectors: Tensor) -> Tensor:
         """The products, refused where they are not finite for finite vectors."""
@@ -110,7 +118,8 @@ class CurvatureMatrix:
         return total
 
     def _products(self, linear: Linearisation, block: Tensor, rows: int) -> Iterator[Tensor]:
-        return linear.products(block, self.risk.budget.tangents_at_once(rows))
+        together = self.risk.probed.divided is None
+        return linear.products(block, self.risk.budget.tangents_at_once(rows) if together else 1)
 
     def _linearise(self, microbatch: Microbatch) -> Linearisation:
         """The curvature of one microbatch, compiled where that was asked for and is right."""
@@ -120,7 +129,8 @@ class CurvatureMatrix:
         if self._compiled and self._compiled[0] is not None:
             return self._compiled[0](microbatch)
         linear = linearise(self.risk.probed, self.kind, microbatch)
-        if linear.first_order is not None and len(microbatch) == len(self.risk):
+        whole = len(microbatch) == len(self.risk) and self.risk.probed.divided is None
+        if linear.first_order is not None and whole:
             self.risk.remember_pass(*linear.first_order)
         return linear
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from curvprobe.curvature.double_backward import double_backward_errors
 from curvprobe.curvature.linearisation import Kind, linearise, output_hessian_product, output_slopes
 from curvprobe.errors import CannotProbeError, checking
-from curvprobe.numerics.linalg import all_finite
+from curvprobe.numerics.linalg import Total, all_finite, norm
 from curvprobe.risk.budget import SMALL_EXAMPLE
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.risk.probed import ProbedModel
@@ -205,10 +205,8 @@ def _direction(model: ProbedModel) -> tuple[Tensor, list[float]]:
 
     Only what a displacement moves of it: the model may hold some numbers where they are.
     """
-    generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(model.num_params, generator=generator, dtype=model.dtype, device="cpu").to(model.device)
-    probed = model.state.probed
-    sizes = [float(p.detach().square().mean().sqrt().clamp_min(1e-3)) for p in probed.values()]
+    vector, probed = model.draw(torch.Generator().manual_seed(0)), model.state.probed
+    sizes = [max(1e-3, size) for size in model.sizes()]
     for part, size in zip(model.split(vector).values(), sizes, strict=True):
         part *= size
     moved = model.displaced(vector)
@@ -230,12 +228,13 @@ def _judge(
     settle may be off by ``slack`` of the whole product.
     """
     found = _product(model, kind, microbatch, along[0])
-    if found is None or not all(all_finite(part) for part in found[0]):
+    sum_over = model.vectors.sum_over if kind == "hessian" else None
+    if found is None or not all(all_finite(part, sum_over) for part in found[0]):
         return _Finding()  # these examples pass the parameters by; or the job itself will say what is not finite
     count = len(found[0])
     names = model.names if kind == "hessian" else [f"output tensor {i}" for i in range(count)]
     sizes = along[1] if kind == "hessian" else [1.0] * count
-    product, slope = (max(s * float(t.norm()) for s, t in zip(sizes, parts, strict=True)) for parts in found)
+    product, slope = (max(s * _length(t, sum_over) for s, t in zip(sizes, parts, strict=True)) for parts in found)
     pending = {
         i: _Pending(
             names[i],
@@ -245,6 +244,7 @@ def _judge(
             slope / sizes[i],
             slack * product / sizes[i],
             tolerance,
+            sum_over,
         )
         for i in range(count)
     }
@@ -268,8 +268,8 @@ def _unsaturated(model: ProbedModel, kind: Kind, microbatch: Microbatch, sizes: 
     slopes = [0.0]
     for part in SHRUNK:
         found = _first_order(model, kind, microbatch, (part - 1) * center)
-        scales = sizes if kind == "hessian" else [1.0] * len(found)
-        slopes += [scale * float(tensor.norm()) for scale, tensor in zip(scales, found, strict=True)]
+        scales, over = (sizes, model.vectors.sum_over) if kind == "hessian" else ([1.0] * len(found), None)
+        slopes += [scale * _length(tensor, over) for scale, tensor in zip(scales, found, strict=True)]
     return max(slope for slope in slopes if math.isfinite(slope))
 
 
@@ -304,6 +304,7 @@ class _Pending:
         rounded: size of the first derivative that rounding comes from: the largest tensor's, in this one's units.
         unseen: disagreement that is little of the whole product, in this tensor's units.
         tolerance: relative disagreement that is taken for right.
+        sum_over: where this process holds a part of the tensor only.
         tried: one for each step.
         before: quotient of the step before.
     """
@@ -315,6 +316,7 @@ class _Pending:
     rounded: float
     unseen: float
     tolerance: float
+    sum_over: Total | None = None
     tried: list[_Quotient] = field(default_factory=list)
     before: Tensor | None = None
 
@@ -322,11 +324,12 @@ class _Pending:
         """Whether the quotient at this step, or that of either side, agrees with the product."""
         quotient = (above - below).div_(2 * step)
         sides = [(above - self.slope).div_(step), (self.slope - below).div_(step)]
-        unsteady = [math.inf] if self.before is None else [_apart(quotient, self.before), _apart(*sides)]
-        size = max(float(self.product.norm()), float(quotient.norm()))
-        self.tried.append(_Quotient(step, _apart(quotient, self.product), size, max(unsteady)))
+        unsteady = [math.inf] if self.before is None else [self._apart(quotient, self.before), self._apart(*sides)]
+        size = max(_length(self.product, self.sum_over), _length(quotient, self.sum_over))
+        self.tried.append(_Quotient(step, self._apart(quotient, self.product), size, max(unsteady)))
         self.before = quotient
-        off = min(self.tried[-1].off, *(_apart(side, self.product) for side in sides))  # at a kink, autograd takes one
+        beside = (self._apart(side, self.product) for side in sides)
+        off = min(self.tried[-1].off, *beside)  # at a kink, autograd takes one
         return off <= self.tolerance * size or self.rounds_to_agreement(self.rounded)
 
     def rounds_to_agreement(self, rounded: float) -> bool:
@@ -351,9 +354,12 @@ class _Pending:
     def _rounding(self, quotient: _Quotient) -> float:
         return ROUNDING * self.eps * self.rounded / quotient.step
 
+    def _apart(self, one: Tensor, other: Tensor) -> float:
+        return _length(one - other, self.sum_over)
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm())
+
+def _length(tensor: Tensor, sum_over: Total | None) -> float:
+    return norm(tensor.flatten(), sum_over)
 
 
 def _product(model: ProbedModel, kind: Kind, microbatch: Microbatch, direction: Tensor) -> tuple[Parts, Parts] | None:

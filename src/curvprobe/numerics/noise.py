@@ -8,7 +8,7 @@ and cosine in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,16 +31,25 @@ def normal_vector(
     *,
     dtype: torch.dtype,
     device: torch.device | str,
-    part: slice | None = None,
+    part: Sequence[slice] | None = None,
 ) -> Tensor:
-    """Standard normal numbers (size,), with a key that is drawn from ``generator``; or a ``part`` of them only.
+    """Standard normal numbers (size,), with a key that is drawn from ``generator``; or some parts of them only.
 
     Source: Box & Muller (1958) on the two halves of a hash; the hash is that of Steele, Lea & Flood (2014), "Fast
     splittable pseudorandom number generators".
     """
-    begin, end = (0, size) if part is None else (part.start, part.stop)
-    vector = torch.empty(end - begin, dtype=dtype, device=device)
-    for start, found in hashes(_key(generator), (end + 1) // 2, torch.device(device), begin // 2):
+    parts, key = [slice(0, size)] if part is None else part, _key(generator)
+    vector = torch.empty(sum(some.stop - some.start for some in parts), dtype=dtype, device=device)
+    first = 0
+    for some in parts:
+        _draw(vector[first : first + some.stop - some.start], key, some.start)
+        first += some.stop - some.start
+    return vector
+
+
+def _draw(vector: Tensor, key: int, begin: int) -> None:
+    """Put the numbers from the place ``begin`` on into a vector."""
+    for start, found in hashes(key, (begin + len(vector) + 1) // 2, vector.device, begin // 2):
         upper = ((found >> 32) & _HALF).double().add_(0.5).mul_(2.0**-32)  # never zero
         angle = (found & _HALF).double().mul_(2 * math.pi * 2.0**-32)
         radius = upper.log_().mul_(-2).sqrt_()
@@ -48,14 +57,25 @@ def normal_vector(
         before = max(0, begin - 2 * start)  # of a pair that a part begins in the middle of
         place = vector[2 * start + before - begin :][: len(pairs) - before]
         place.copy_(pairs[before : before + len(place)])
-    return vector
 
 
-def sign_vector(generator: torch.Generator, size: int, *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Random signs (size,), with a key that is drawn from ``generator``."""
-    vector = torch.empty(size, dtype=dtype, device=device)
-    for start, found in hashes(_key(generator), size, torch.device(device)):
-        vector[start : start + len(found)] = (found >> 63).mul_(2).add_(1)  # the highest bit, -1 or 0
+def sign_vector(
+    generator: torch.Generator,
+    size: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    part: Sequence[slice] | None = None,
+) -> Tensor:
+    """Random signs (size,), with a key that is drawn from ``generator``; or some parts of them only."""
+    parts, key = [slice(0, size)] if part is None else part, _key(generator)
+    vector = torch.empty(sum(some.stop - some.start for some in parts), dtype=dtype, device=device)
+    first = 0
+    for some in parts:
+        for start, found in hashes(key, some.stop, vector.device, some.start):
+            place = first + start - some.start
+            vector[place : place + len(found)] = (found >> 63).mul_(2).add_(1)  # the highest bit, -1 or 0
+        first += some.stop - some.start
     return vector
 
 

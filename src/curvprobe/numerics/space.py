@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,31 +17,35 @@ class Space:
 
     Attributes:
         size: N.
-        part: the coordinates that are held; None for all of them.
+        part: the coordinates that are held, ascending; None for all of them.
         sum_over: the sum of a small tensor over all that hold some, the same bits in each; None where there is one.
         agreed: the first holder's value of a small tensor, in all of them; None where there is one.
         gathered: all coordinates (size, ...) of vectors of which each has those that it holds; None where there is one.
+        handed_out: what each holds of a vector (size,) that the first one has; None where there is one.
+        stays: whether vectors are never whole: the model's own weights are divided in the same way.
     """
 
     size: int
-    part: slice | None = None
+    part: tuple[slice, ...] | None = None
     sum_over: Total | None = None
     agreed: Total | None = None
     gathered: Total | None = None
+    handed_out: Callable[[Tensor | None], Tensor] | None = None
+    stays: bool = False
 
     @property
     def held(self) -> int:
         """Number of coordinates held."""
-        return self.size if self.part is None else self.part.stop - self.part.start
+        return self.size if self.part is None else sum(some.stop - some.start for some in self.part)
 
     @property
     def rows(self) -> slice:
-        """The coordinates held, of vectors that are whole."""
-        return slice(None) if self.part is None else self.part
+        """The coordinates held, of vectors as :meth:`whole` gives them."""
+        return slice(None) if self.part is None or self.stays else self.part[0]
 
     def whole(self, vectors: Tensor) -> Tensor:
-        """All coordinates (N, ...) of vectors of which each process has those that it holds."""
-        return vectors if self.gathered is None else self.gathered(vectors)
+        """All coordinates (N, ...) of vectors of which each process has those that it holds, if they are ever whole."""
+        return vectors if self.gathered is None or self.stays else self.gathered(vectors)
 
     def inner(self, rows: Tensor, vectors: Tensor, *, quick: bool = False) -> Tensor:
         """Inner products over all coordinates, see :func:`curvprobe.numerics.linalg.inner`, or its quick kin."""

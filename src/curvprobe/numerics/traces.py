@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from curvprobe.errors import ArgumentError
-from curvprobe.numerics.linalg import inner, norm, orthogonalise
 from curvprobe.numerics.noise import normal_vector, sign_vector
+from curvprobe.numerics.space import Space
 
 SKETCHED = 3
 """One of so many products makes a sketch of the dominant directions, one is spent in them, the rest on probes."""
@@ -71,6 +71,7 @@ def trace_moments(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    space: Space | None = None,
 ) -> TraceMoments:
     r"""Trace moments by random probes outside a sketch of the dominant directions.
 
@@ -87,6 +88,8 @@ def trace_moments(
         num_products: products to use, at least 4.
         seed: of the sketch and the probes.
         dtype, device: of the vectors; sums are float64.
+        space: where several processes hold the coordinates: ``matmul`` is then given the rows (n, b) that this one
+            holds and returns those of the product.
 
     Source: Meyer, Musco, Musco & Woodruff (2021), "Hutch++: Optimal stochastic trace estimation"; the Frobenius norm
     from the same products is ours.
@@ -104,27 +107,28 @@ def trace_moments(
     count = num_products // SKETCHED
     if num_products < SKETCHED * FEWEST_PROBES or count >= num_params:
         count = 0
-    sketch = torch.empty(count, num_params, dtype=dtype, device=device)
+    space = space or Space(num_params)
+    sketch = torch.empty(count, space.held, dtype=dtype, device=device)
     kept, trace, square = 0, 0.0, 0.0
     for _ in range(count):
-        draw = normal_vector(generator, num_params, dtype=dtype, device=device)
+        draw = normal_vector(generator, num_params, dtype=dtype, device=device, part=space.part)
         image = matmul(draw[:, None])[:, 0].clone()
-        before = norm(image)
-        orthogonalise(image, sketch[:kept])
-        after = norm(image)
+        before = space.norm(image)
+        space.orthogonalise(image, sketch[:kept])
+        after = space.norm(image)
         if after > 100 * torch.finfo(dtype).eps * before:
             sketch[kept] = image / after
             kept += 1
     for row in sketch[:kept]:
         image = matmul(row[:, None])[:, 0]
-        trace += float(inner(row[None], image)[0])
-        square += norm(image) ** 2
+        trace += float(space.inner(row[None], image)[0])
+        square += space.norm(image) ** 2
     traces, squares = [], []
     for _ in range(num_products - 2 * count):
-        signs = sign_vector(generator, num_params, dtype=dtype, device=device)
-        orthogonalise(signs, sketch[:kept])
+        signs = sign_vector(generator, num_params, dtype=dtype, device=device, part=space.part)
+        space.orthogonalise(signs, sketch[:kept])
         image = matmul(signs[:, None])[:, 0]
-        traces.append(trace + float(inner(signs[None], image)[0]))
-        squares.append(square + norm(image) ** 2)
+        traces.append(trace + float(space.inner(signs[None], image)[0]))
+        squares.append(square + space.norm(image) ** 2)
     terms, frobenius = (torch.tensor(part, dtype=torch.float64, device="cpu") for part in (traces, squares))
     return TraceMoments(terms, frobenius, num_products - (count - kept))

@@ -16,7 +16,7 @@ from curvprobe.curvature.matrix import hessian
 from curvprobe.curvature.per_example import products_together
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import freedom, standard_error
-from curvprobe.numerics.linalg import inner, norm, quick_inner
+from curvprobe.numerics.linalg import norm, quick_inner
 from curvprobe.numerics.noise import sign_vector
 from curvprobe.numerics.traces import TraceMoments, trace_moments
 from curvprobe.probing.joining import Joining
@@ -81,22 +81,29 @@ def full_space_moment(
             advance(block.shape[1])
             return hessian_gap(block * scale[:, None]) * (joining.factor * scale)[:, None]
 
+        vectors = risk.probed.vectors
         moments = trace_moments(
-            scaled_product, risk.num_params, num_products=num_probes, seed=seed, dtype=risk.dtype, device=risk.device
+            scaled_product,
+            risk.num_params,
+            num_products=num_probes,
+            seed=seed,
+            dtype=risk.dtype,
+            device=risk.device,
+            space=vectors,
         )
-    return _estimate(level, norm(slope) ** 2, moments)
+    return _estimate(level, vectors.norm(slope) ** 2, moments)
 
 
 def _scale(risk: EmpiricalRisk, sigma: float | Tensor) -> Tensor:
     """Standard deviation of each parameter (N,)."""
     if isinstance(sigma, Tensor) and sigma.dim():
-        if sigma.shape != (risk.num_params,) or not bool((sigma.isfinite() & (sigma >= 0)).all()):
+        if sigma.shape != (risk.probed.held,) or not bool((sigma.isfinite() & (sigma >= 0)).all()):
             raise ArgumentError(
                 f"sigma has shape {tuple(sigma.shape)}; expected a positive number, or "
-                f"{risk.num_params} that are finite and not negative"
+                f"{risk.probed.held} that are finite and not negative"
             )
         return sigma.detach().to(device=risk.device, dtype=risk.dtype)
-    return torch.full((risk.num_params,), float(check_sigma(sigma)), dtype=risk.dtype, device=risk.device)
+    return torch.full((risk.probed.held,), float(check_sigma(sigma)), dtype=risk.dtype, device=risk.device)
 
 
 def _estimate(level: float, slope: float, moments: TraceMoments) -> Estimate:
@@ -135,14 +142,16 @@ def _raised(level: Tensor, traces: Tensor) -> tuple[Tensor, Tensor]:
 def quadratic_model_at(joining: Joining, displacements: Iterable[Tensor], count: int) -> Tensor:
     """The quadratic model of the increment at ``count`` displacements (N,) from the solution; float64 (count,)."""
     level, slope, hessian_gap = joining.value_gap(), joining.gradient_gap(), joining.hessian_gap()
+    vectors = joining.risk.probed.vectors
     values = []
     before, curvature = None, 0.0
     with progress.bar("quadratic model (draws)", count) as advance:
         for displacement in displacements:
-            if before is None or not torch.equal(displacement, -before):  # a mirror image curves alike
-                curvature = float(inner(displacement[None], hessian_gap(displacement))[0])
+            if before is None or vectors.norm(displacement + before) > 0:  # a mirror image curves alike
+                curvature = float(vectors.inner(displacement[None], hessian_gap(displacement))[0])
             before = displacement
-            values.append(joining.factor * (level + float(inner(displacement[None], slope)[0]) + curvature / 2))
+            along = float(vectors.inner(displacement[None], slope)[0])
+            values.append(joining.factor * (level + along + curvature / 2))
             advance(1)
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 
@@ -223,6 +232,7 @@ def full_space_parts(
     expect_risk(risk)
     if num_probes < 4:
         raise ArgumentError(f"num_probes is {num_probes}; expected at least 4")
+    risk.probed.expect_whole("the full space of every candidate")
     scale, joining = _scale(risk, sigma), Joining(risk, candidates)
     factor, m, gradient = joining.factors, len(candidates), risk.gradient()
     slopes = factor * over_examples(candidates, work=lambda own: _lengths(own, scale, gradient))

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from curvprobe.criteria.draws import check_sigma, in_pairs, mirrored_normal
 from curvprobe.errors import ArgumentError, ArgumentTypeError
-from curvprobe.numerics.noise import normal_vector
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.subspace.spaces import Eigenspace, Subspace
 
@@ -150,8 +149,7 @@ class IsotropicProbe:
         generator = torch.Generator().manual_seed(seed)
         for draw in range(num_probes):
             if draw % 2 == 0 or not in_pairs(num_probes):
-                noise = normal_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device)
-                displacement = self.sigma * noise
+                displacement = self.sigma * risk.probed.draw(generator)
                 yield displacement
             else:
                 yield -displacement
@@ -181,6 +179,7 @@ class NormalizedProbe:
 
     def deviation(self, risk: EmpiricalRisk) -> Tensor:
         """Standard deviation of each parameter (N,)."""
+        risk.probed.expect_whole("a law that goes by filters or tensors")
         sizes = []
         for p in risk.probed.state.probed.values():
             square = p.detach().double().square()
@@ -205,7 +204,7 @@ class PointProbe:
     def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:  # noqa: ARG002
         """Yield ``num_probes`` displacements (N,) from the solution."""
         for _ in range(num_probes):
-            yield torch.zeros(risk.num_params, dtype=risk.dtype, device=risk.device)
+            yield torch.zeros(risk.probed.held, dtype=risk.dtype, device=risk.device)
 
 
 @runtime_checkable

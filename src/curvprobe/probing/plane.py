@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -143,17 +142,17 @@ def plane(
         True
     """
     expect_risk(risk)
-    basis = _two(risk, directions, axes)
+    two = _two(risk, directions, axes)
     count = check_points(points)
-    mean = mean_projection(risk, Subspace(basis))
+    mean = mean_projection(risk, two)
     value, slope, bend = float(mean.loss[0]), mean.gradient[0], mean.hessian[0]
     low, high = _extent(reach, value, bend)
     x = torch.linspace(low, high, count, dtype=torch.float64, device="cpu")
     x[x.abs() < 1e-12 * (high - low)] = 0.0  # the solution itself, which rounding may miss
     z = torch.stack([part.flatten() for part in torch.meshgrid(x, x, indexing="xy")], dim=1)
     model = value + z @ slope + torch.einsum("pi,ij,pj->p", z, bend, z) / 2
-    lengths = [float(column.double().norm()) for column in basis.T]
-    loss = _losses(risk, basis, z)
+    lengths = [risk.probed.vectors.norm(column) for column in two.basis.T]
+    loss = _losses(risk, two, z)
     if not bool(loss.isfinite().any()):
         raise NotFiniteError(f"the loss is finite at no point from {low:g} to {high:g}; take a smaller reach=")
     return Plane(
@@ -174,8 +173,8 @@ def check_points(points: int) -> int:
     return int(points)
 
 
-def _two(risk: EmpiricalRisk, directions: Subspace | Tensor, axes: tuple[int, int]) -> Tensor:
-    """Two columns (N, 2) in the risk's own dtype."""
+def _two(risk: EmpiricalRisk, directions: Subspace | Tensor, axes: tuple[int, int]) -> Subspace:
+    """Two columns (N, 2), of any length, in the risk's own dtype."""
     if isinstance(directions, Tensor) and directions.is_floating_point():
         shape = tuple(directions.shape)
     elif isinstance(directions, Subspace):
@@ -192,9 +191,9 @@ def _two(risk: EmpiricalRisk, directions: Subspace | Tensor, axes: tuple[int, in
         raise ArgumentError(f"axes is {axes!r}; expected two different numbers from 0 to {shape[1] - 1}")
     columns = directions[:, chosen] if isinstance(directions, Tensor) else directions.columns(chosen)
     two = columns.detach().to(device=risk.device, dtype=risk.dtype)
-    if not bool(two.isfinite().all()) or not bool((two != 0).any(0).all()):
+    if not all(0 < risk.probed.vectors.norm(column) < math.inf for column in two.T):
         raise ArgumentError("a direction is zero or not finite; expected two that lead somewhere")
-    return two
+    return Subspace(two, space=risk.space if risk.probed.divided is not None else None)
 
 
 def _extent(reach: float | tuple[float, float] | None, value: float, bend: Tensor) -> tuple[float, float]:
@@ -215,16 +214,11 @@ def _extent(reach: float | tuple[float, float] | None, value: float, bend: Tenso
     return low, high
 
 
-def _losses(risk: EmpiricalRisk, basis: Tensor, z: Tensor) -> Tensor:
+def _losses(risk: EmpiricalRisk, two: Subspace, z: Tensor) -> Tensor:
     """The mean loss at every point ``w* + basis z`` (S,), float64."""
-
-    def displacements() -> Iterator[Tensor]:
-        for point in z.to(basis):
-            yield basis @ point
-
     found: list[Tensor] = []
     with progress.bar("plane (points)", len(z)) as advance:
-        for block in in_blocks(displacements(), risk):
+        for block in in_blocks(map(two.at, z), risk):
             found.append(displaced_losses(risk, block, finite=False) @ risk.shares)
             advance(len(block))
     return torch.cat(found)

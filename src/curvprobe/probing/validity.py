@@ -17,7 +17,6 @@ from curvprobe.criteria.verdicts import QuadraticValidity, is_clear, verdict_of
 from curvprobe.curvature.matrix import hessian
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.linalg import inner
-from curvprobe.numerics.noise import normal_vector
 from curvprobe.probing.joining import Joining
 from curvprobe.risk.displaced import displaced_losses, in_blocks
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
@@ -86,10 +85,11 @@ def quadratic_validity(
     _check_grid(sigmas, num_probes, threshold)
     if new is not None:
         Joining(risk, new)  # refuses another model's
+    risk.probed.expect_whole("validity along isotropic directions")
     generator = torch.Generator().manual_seed(seed)
     directions = torch.empty(risk.num_params, num_probes, dtype=risk.dtype, device=risk.device)
     for column in directions.T:
-        column.copy_(normal_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device))
+        column.copy_(risk.probed.draw(generator))
     others = [] if new is None else [new[[i]] for i in range(len(new))]
     models = [_along(part, directions) for part in [risk, *others]]
     return _judge(risk, new, sigmas, num_probes, lambda rows: directions.T[rows], models, threshold)

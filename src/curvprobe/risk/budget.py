@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from curvprobe.errors import ArgumentError
+from curvprobe.numerics.space import Space
 from curvprobe.risk.frozen import Raised
 from curvprobe.runtime.memory import free_bytes
 
@@ -122,7 +123,7 @@ class Footprint:
     Attributes:
         activation: bytes saved for the loss.
         graph: bytes saved for the loss and its gradient as a graph.
-        num_params: N.
+        num_params: N, or what this process holds of a vector where the weights are divided.
         itemsize: bytes of a number.
         shapes: of the tensors of the example that it was measured on.
         operations: floating-point operations of a forward pass of one example.
@@ -264,16 +265,19 @@ class Budget:
         """Random probes of the full space whose products are held at once."""
         return max(1, min(PROBES_HELD, self.half // (VECTORS_PER_PROBE * self.footprint.vector)))
 
-    def basis_for(self, dim: int) -> BasisPlan:
+    def basis_for(self, dim: int, space: Space) -> BasisPlan:
         """Room for the basis of ``dim`` eigenvectors: by smaller microbatches, then fewer vectors, then on the host.
+
+        Several processes hold a share of the basis each, in the space of its vectors.
 
         Raises:
             ArgumentError: where a stated budget, or what is free, has no room for the smallest basis.
         """
-        vector, num_params = self.footprint.vector, self.footprint.num_params
+        vector, num_params = space.held * self.footprint.itemsize, space.size
+        flying = 5 * self.footprint.vector
         for extra in (math.ceil(dim / 2) + 10, 10):
             size = min(num_params, dim + extra)
-            needed = (size + dim + 5) * vector  # with the result, the risk's gradient, and vectors in flight
+            needed = (size + dim) * vector + flying  # with the result, the risk's gradient, and vectors in flight
             if needed <= self.total - self.footprint.least:
                 return BasisPlan(size, self.total - needed)
         if self.device.type != "cpu":
@@ -281,7 +285,7 @@ class Budget:
         room = self.total if self.stated else free_bytes(self.device)
         if needed <= room - self.footprint.least:
             return BasisPlan(size, 0)
-        fits = max(0, ((room - self.footprint.least) // vector - 5 - 10) // 2)
+        fits = max(0, ((room - self.footprint.least - flying) // vector - 10) // 2)
         limit = f"memory_budget is {room} bytes" if self.stated else f"{room} bytes of memory are free"
         raise ArgumentError(
             f"{limit}; {dim} eigenvectors of {num_params} parameters need at least {needed + self.footprint.least}: "

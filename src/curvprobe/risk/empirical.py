@@ -16,16 +16,17 @@ from torch.distributed import ProcessGroup
 from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeError, checking
 from curvprobe.losses import Loss
 from curvprobe.numerics.rows import resolve_rows
+from curvprobe.numerics.space import Space
 from curvprobe.risk.budget import Budget, Footprint, check_budget
 from curvprobe.risk.calling import Forward
 from curvprobe.risk.contract import check_loss
 from curvprobe.risk.examples import Batch, Examples
-from curvprobe.risk.first_pass import check_backward, check_entries, check_roads, explained
+from curvprobe.risk.first_pass import explained, first_look
 from curvprobe.risk.parameters import Selection
 from curvprobe.risk.passes import behaviour_beside, depends, first_order_pass, forward_pass
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
-from curvprobe.risk.trial import check_behaviour, check_same_losses, check_sample, measure, try_lean_graphs
+from curvprobe.risk.trial import check_same_losses, check_sample, measure
 from curvprobe.runtime.digest import digest
 from curvprobe.runtime.ranks import ALONE, Ranks
 from curvprobe.runtime.threads import threads_for
@@ -116,10 +117,10 @@ class EmpiricalRisk:
                     f"forward is a {type(forward).__name__}; expected a function forward(model, batch)"
                 )
             with checking("modes"):
-                probed = ProbedModel.of(model, loss, params, forward)
+                probed = ProbedModel.of(model, loss, params, forward, ranks)
             sample = Sample(examples, probed.dtype, probed.device)
-            with ranks.together():
-                tried, budget = _first_look(probed, sample, microbatch_size, memory_budget)
+            with ranks.told() if probed.divided is not None else ranks.together():
+                tried, budget = first_look(probed, sample, microbatch_size, memory_budget)
             ranks.expect_same("models or samples", len(sample), probed.num_params, tried)
             budget = replace(budget, total=ranks.least(budget.total))
             self._assemble(probed, sample, budget, microbatch_size, ranks=ranks)
@@ -159,6 +160,11 @@ class EmpiricalRisk:
     def num_params(self) -> int:
         """Number of probed parameters N."""
         return self.probed.num_params
+
+    @property
+    def space(self) -> Space:
+        """The space of vectors of the parameters, of which each of several processes holds a part."""
+        return self.probed.space(self.ranks)
 
     @property
     def param_names(self) -> list[str]:
@@ -221,10 +227,12 @@ class EmpiricalRisk:
     @cached_property
     def own(self) -> EmpiricalRisk | None:
         """The risk on this process's share of the examples, by itself; None where it has none."""
-        rows = self.ranks.share(len(self))
-        if rows.start == rows.stop:
-            return None
-        return self._but(sample=self.sample.select(range(rows.start, rows.stop)), ranks=ALONE)
+        share = self.ranks.share(len(self))
+        rows = range(share.start, share.stop)
+        if self.probed.divided is not None:  # each makes as many passes as the others, to gather weights together
+            sample = self.sample.padded(rows, -(-len(self) // self.ranks.world))
+            return self._but(probed=self.probed.summing(), sample=sample, ranks=ALONE)
+        return self._but(sample=self.sample.select(rows), ranks=ALONE) if rows else None
 
     # ---- others like it ------------------------------------------------------------------------------------------
 
@@ -359,11 +367,11 @@ class EmpiricalRisk:
         beside the solution (a loss may vanish at the solution itself), to four digits: neither the microbatch size
         nor the machine's rounding should change it.
         """
-        known, state = self.sample.known, self.probed.state
+        known = self.sample.known
         if known.key is None:
             self.check_dependence()
             behaviour, weights = behaviour_beside(self)
-            tensors = [state.probed, state.kept, state.buffers]
+            tensors = self.probed.contents()
             content = [__version__, torch.__version__, tensors, "".join(self.digests()), behaviour, weights]
             known.key = digest(content)
         return known.key
@@ -372,23 +380,6 @@ class EmpiricalRisk:
         """Content hash of every example."""
         with self.undisturbed():  # reading a dataset may run the user's code
             return self.sample.examples.digests()
-
-
-def _first_look(
-    probed: ProbedModel, sample: Sample, limit: int | None, memory_budget: float | None
-) -> tuple[list[float], Budget]:
-    """Evaluate some examples and refuse what cannot be probed: losses of the first ones, and what they take."""
-    try_lean_graphs(probed, sample)
-    with checking("first pass"), probed.undisturbed(), explained(sample):
-        tried = check_sample(probed, sample, limit)
-        check_entries(probed, sample)
-        leaves, within = check_roads(probed, sample)
-        footprint, after = measure(probed, sample, leaves)
-        with checking("memory"):
-            budget = Budget.of(memory_budget, footprint, probed.device)
-        check_behaviour(probed, sample, tried, budget.examples_at_once())
-        check_backward(within, after)
-    return tried.losses, budget
 
 
 def expect_risk(risk: object) -> None:

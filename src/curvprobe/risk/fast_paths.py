@@ -41,10 +41,12 @@ class FastPaths:
     Attributes:
         verdicts: by name, whether the fast way is used; False is for good.
         compared: names and parts of the data that have been compared.
+        none: whether there is no fast way at all here.
     """
 
     verdicts: dict[str, bool] = field(default_factory=dict)
     compared: set[tuple[str, Hashable]] = field(default_factory=set)
+    none: bool = False
 
     def hold(
         self,
@@ -63,14 +65,14 @@ class FastPaths:
             compare: gives both results.
             rtol, atol: as of :func:`difference`.
         """
-        if self.verdicts.get(name, True) and (name, kind) not in self.compared:
+        if self.open(name) and (name, kind) not in self.compared:
             self.verdicts[name] = difference(compare, rtol=rtol, atol=atol) is None
             self.compared.add((name, kind))
-        return self.verdicts.get(name, True)
+        return self.open(name)
 
     def open(self, name: str) -> bool:
         """Whether the fast way ``name`` may be tried: it has not been given up."""
-        return self.verdicts.get(name, True)
+        return not self.none and self.verdicts.get(name, True)
 
     def give_up(self, name: str) -> None:
         """From now on the slow way, here: the fast one has failed on something new."""

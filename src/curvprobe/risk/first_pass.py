@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curvprobe.errors import CannotProbeError, CurvprobeError, UserCodeError, checking
+from curvprobe.numerics.linalg import all_finite
+from curvprobe.risk.budget import Budget
 from curvprobe.risk.calling import passed_entries
 from curvprobe.risk.contract import split_loss
 from curvprobe.risk.examples import Batch
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch, Sample
+from curvprobe.risk.trial import check_behaviour, check_sample, measure, try_lean_graphs
 
 _REMEDIES: tuple[tuple[str, str], ...] = (
     (r"[Cc]heckpoint", "switch activation checkpointing off: it runs parts of the model again, at other parameters"),
@@ -224,7 +227,7 @@ def _look_beside(model: ProbedModel, sample: Sample) -> tuple[dict[str, Tensor],
     leaves = {name: (1.1 * p + 0.01).detach().requires_grad_() for name, p in model.state.probed.items()}
     try:
         loss_sum, slopes = _look(model, sample, leaves)
-        if all(bool(slope.isfinite().all()) for slope in slopes):
+        if all(all_finite(slope, model.vectors.sum_over) for slope in slopes):
             return leaves, loss_sum, slopes
     except Exception:  # whatever the user's code raises: at the solution it is told
         pass
@@ -293,3 +296,20 @@ def _graph_leaves(tensor: Tensor) -> Iterator[Tensor]:
         if isinstance(variable, torch.Tensor):
             yield variable
         waiting += [following for following, _ in node.next_functions]
+
+
+def first_look(
+    probed: ProbedModel, sample: Sample, limit: int | None, memory_budget: float | None
+) -> tuple[list[float], Budget]:
+    """Evaluate some examples and refuse what cannot be probed: losses of the first ones, and what they take."""
+    try_lean_graphs(probed, sample)
+    with checking("first pass"), probed.undisturbed(), explained(sample):
+        tried = check_sample(probed, sample, limit)
+        check_entries(probed, sample)
+        leaves, within = check_roads(probed, sample)
+        footprint, after = measure(probed, sample, leaves)
+        with checking("memory"):
+            budget = Budget.of(memory_budget, footprint, probed.device)
+        check_behaviour(probed, sample, tried, budget.examples_at_once())
+        check_backward(within, after)
+    return tried.losses, budget

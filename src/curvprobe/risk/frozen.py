@@ -1,7 +1,8 @@
 """Parameters that are not probed and cannot train: read where they lie, and raised to the probed ones' type in use.
 
 A base of billions of weights under a small adapter is neither copied nor converted as a whole. What is raised lives for
-one operation; autograd is given the way back to the low tensor instead of the raised one.
+one operation; autograd is given the way back to the low tensor instead of the raised one. So it is with weights that
+are divided among processes, probed or not: what is made in use is the whole parameter, of the rows that each holds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from curvprobe.errors import CannotProbeError
+from curvprobe.risk.divided import Divided
 
 SAMPLED = 16
 """Numbers of a frozen tensor by which a change shows that left its version as it was (one through ``.data``)."""
@@ -28,6 +30,10 @@ transforms of torch.func of its own, which do not go with it, graphs hold what i
 
 _TENSORS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 """Attributes of a tensor that hold its numbers."""
+
+_SIZES = frozenset({Tensor.size, Tensor.numel, Tensor.dim, Tensor.nelement, Tensor.ndimension, Tensor.__len__})
+_OF_SHAPE = frozenset({"shape", "ndim", *(asked.__name__ for asked in _SIZES)})
+"""What is asked of a tensor's shape."""
 
 
 def is_lower(tensor: Tensor, dtype: torch.dtype) -> bool:
@@ -65,23 +71,35 @@ def _sample(tensor: Tensor) -> Tensor:
 
 
 class Raised:
-    """Low tensors as those of a higher type, made where they are used.
+    """Low tensors as those of a higher type, and rows as whole parameters, made where they are used.
 
-    While :meth:`pack` and :meth:`unpack` are autograd's hooks, it keeps no raised tensor: it makes it again.
+    While :meth:`pack` and :meth:`unpack` are autograd's hooks, it keeps nothing that was made: it makes it again.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, divided: Divided | None = None) -> None:
+        self.dtype, self.divided = dtype, divided
         self._alive: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-        self._low: dict[int, Tensor] = {}
+        self._low: dict[int, tuple[Tensor, str]] = {}
 
-    def of(self, low: Tensor) -> Tensor:
-        """The tensor in the higher type."""
-        raised = low.to(self.dtype)
+    def divides(self, name: str) -> bool:
+        """Whether a parameter is divided."""
+        return self.divided is not None and name in self.divided.shapes
+
+    def of(self, low: Tensor, name: str = "") -> Tensor:
+        """The tensor in the higher type; where a parameter of this name is divided, the whole of it."""
+        if self.divided is None or name not in self.divided.shapes:
+            return self._kept(low.to(self.dtype), low, name)
+        if low.requires_grad:
+            return self._kept(self.divided.used(low, name), low.detach(), name)
+        whole = self.divided.whole(low, name)
+        return self._kept(whole.to(self.dtype) if whole.is_floating_point() else whole, low, name)
+
+    def _kept(self, made: Tensor, low: Tensor, name: str) -> Tensor:
+        """What was made, of which one knows from now on where it comes from."""
         with suppress(NotImplementedError):  # within a transform of torch.func it has no storage of its own
-            storage = raised.untyped_storage()
-            self._alive[storage.data_ptr()], self._low[storage.data_ptr()] = storage, low
-        return raised
+            storage = made.untyped_storage()
+            self._alive[storage.data_ptr()], self._low[storage.data_ptr()] = storage, (low, name)
+        return made
 
     def pack(self, tensor: Tensor) -> Any:
         """What autograd keeps of a tensor: where a raised one comes from, or the tensor."""
@@ -95,32 +113,49 @@ class Raised:
         """The tensor again."""
         if isinstance(kept, Tensor):
             return kept
-        low, *view = kept
-        return self.of(low).as_strided(*view)
+        source, *view = kept
+        return self.of(*source).as_strided(*view)
 
 
 class RaisedInUse(TorchFunctionMode):
-    """While it lasts, every operation that is given one of some low tensors is given it raised."""
+    """While it lasts, every operation that is given one of some low tensors, or of those divided, is given what is made
+    of it."""
 
     def __init__(self, tensors: Mapping[str, Tensor], raised: Raised) -> None:
         super().__init__()
         self.raised = raised
-        self.low = {id(tensor): tensor for tensor in tensors.values() if is_lower(tensor, raised.dtype)}
+        self.low = {
+            id(tensor): (tensor, name)
+            for name, tensor in tensors.items()
+            if is_lower(tensor, raised.dtype) or raised.divides(name)
+        }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The operation itself; a tensor says that it is of the higher type."""
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") == "__get__" and func.__self__.__name__ not in _TENSORS:
             is_type = func.__self__.__name__ == "dtype" and id(args[0]) in self.low
-            return self.raised.dtype if is_type else func(*args, **kwargs)
-        if func is functional.embedding:  # rows first: a table is large, and few of them are used
+            return self.raised.dtype if is_type else func(*self._shaped(func.__self__, args), **kwargs)
+        if func in _SIZES:
+            return func(*self._shaped(func, args), **kwargs)
+        if func is torch.autograd.grad:  # of what was given, not of what is made of it
+            return func(*args, **kwargs)
+        if func is functional.embedding and self.raised.divided is None:  # rows first: a table is large, few are used
             rows = func(*args, **kwargs)
             return rows.to(self.raised.dtype) if is_lower(rows, self.raised.dtype) else rows
         return func(*self._lifted(args), **{name: self._lifted(value) for name, value in kwargs.items()})
 
+    def _shaped(self, asked: Any, args: Any) -> Any:
+        """The arguments; where the shape of a divided parameter is asked for, one that has it."""
+        _, name = self.low.get(id(args[0]), (None, ""))
+        divided = self.raised.divided
+        if divided is None or name not in divided.shapes or getattr(asked, "__name__", "") not in _OF_SHAPE:
+            return args
+        return (divided.meta[name], *args[1:])
+
     def _lifted(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self.raised.of(value) if id(value) in self.low else value
+            return self.raised.of(*self.low[id(value)]) if id(value) in self.low else value
         if type(value) in (list, tuple):
             return type(value)(self._lifted(part) for part in value)
         return value

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeError, CannotProbeTypeError
+from curvprobe.risk.divided import Divided
 from curvprobe.risk.frozen import Frozen, is_lower
 from curvprobe.risk.presets import PRESETS, preset_parameters
 
@@ -137,15 +138,19 @@ class State:
         return replace(self, probed=probed, buffers=buffers, dtype=torch.float64)
 
 
-def copy_state(model: nn.Module, names: Sequence[str]) -> State:
-    """The state of a model of which the parameters called ``names`` are probed."""
+def copy_state(model: nn.Module, names: Sequence[str], divided: Divided | None = None) -> State:
+    """The state of a model of which the parameters called ``names`` are probed; what this process holds of each."""
+
+    def held(name: str) -> Tensor:
+        return params[name].detach() if divided is None else divided.held(params[name].detach(), name)
+
     with torch.inference_mode(False), torch.no_grad():
         params = dict(model.named_parameters())
-        probed = {name: upcast(params[name].detach()).clone() for name in names}
+        probed = {name: upcast(held(name)).clone() for name in names}
         others = {name: p for name, p in params.items() if name not in probed and not _is_more_than_a_tensor(p)}
         moving = _changed_by_forward(model)
-        frozen = {name: p.detach() for name, p in others.items() if _stays(p) and id(p) not in moving}
-        kept = {name: frozen[name] if name in frozen else p.detach().clone() for name, p in others.items()}
+        frozen = {name: held(name) for name, p in others.items() if _stays(p) and id(p) not in moving}
+        kept = {name: frozen[name] if name in frozen else held(name).clone() for name in others}
         buffers = {name: upcast(b.detach()).clone() for name, b in model.named_buffers()}
     dtypes, devices = ({getattr(p, of) for p in probed.values()} for of in ("dtype", "device"))
     if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:

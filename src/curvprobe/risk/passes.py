@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.errors import NotFiniteError
+from curvprobe.numerics.linalg import all_finite
 from curvprobe.risk.contract import check_finite, check_weights
 from curvprobe.runtime.memory import ran_out
 
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 def on_own_examples(risk: EmpiricalRisk) -> AbstractContextManager[None]:
     """A block of work of this process's own on its examples: where it fails in one process, it fails in all."""
+    if risk.probed.divided is not None:  # there are exchanges on the way
+        return risk.ranks.told()
     first = risk.ranks.share(len(risk)).start
     return risk.ranks.together(f", counting from example {first} on" if first else "")
 
@@ -34,12 +37,15 @@ def over_examples(risk: EmpiricalRisk, *shape: int, work: Callable[[EmpiricalRis
     with on_own_examples(risk):
         own = risk.own
         rows = torch.zeros(0, *shape, dtype=torch.float64, device="cpu") if own is None else work(own)
-    return risk.ranks.whole(rows, len(risk))
+    held = risk.ranks.share(len(risk))
+    return risk.ranks.whole(rows[: held.stop - held.start], len(risk), "what is found of examples")
 
 
 def as_memory_allows(risk: EmpiricalRisk, work: Callable[[], T]) -> T:
     """What ``work`` on the risk's microbatches gives; done again with half as many examples at once where memory runs
     out, as on a machine that others use too."""
+    if risk.probed.divided is not None:  # all processes keep one pace
+        return work()
     while True:
         try:
             return work()
@@ -87,7 +93,7 @@ def first_order_pass(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[
     """Losses and weights, float64 (n,), and the gradient of the risk (N,) at ``w* + displacement``."""
     losses, weights, total = _summed_gradient(risk, displacement)
     gradient: Tensor = (total / weights.sum()).to(risk.dtype)
-    if not bool(gradient.isfinite().all()):
+    if not all_finite(gradient, risk.probed.vectors.sum_over):
         raise NotFiniteError("the gradient of the risk is not finite although the losses are; check the loss there")
     risk.sample.known.keep(weights=weights)
     return losses, weights, gradient
@@ -96,7 +102,7 @@ def first_order_pass(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[
 def _summed_gradient(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Losses and weights, and the gradient (N,) of the sum of all losses, float64."""
     if risk.ranks.several:
-        total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
+        total = torch.zeros(risk.probed.held, dtype=torch.float64, device=risk.device)
 
         def own_pass(own: EmpiricalRisk) -> Tensor:
             losses, weights, part = _summed_gradient(own, displacement)
@@ -104,7 +110,7 @@ def _summed_gradient(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[
             return torch.stack([losses, weights], 1)
 
         losses, weights = over_examples(risk, 2, work=own_pass).T.contiguous()
-        return losses, weights, risk.ranks.total(total)
+        return losses, weights, total if risk.probed.divided is not None else risk.ranks.total(total)
     return as_memory_allows(risk, lambda: _differentiated(risk, displacement))
 
 
@@ -112,11 +118,11 @@ def _differentiated(risk: EmpiricalRisk, displacement: Tensor | None) -> tuple[T
     model = risk.probed
     with risk.undisturbed():
         losses, weights = torch.empty(2, len(risk), dtype=torch.float64, device="cpu")
-        total = torch.zeros(risk.num_params, dtype=torch.float64, device=risk.device)
+        total = torch.zeros(model.held, dtype=torch.float64, device=risk.device)
         for microbatch in risk.microbatches():
             rows, leaves = microbatch.rows, model.leaves(displacement)
             loss_sum, weight = model.batch_losses(leaves, microbatch)
-            total += model.flatten(model.first_order(loss_sum.sum(), leaves))
+            total += model.flatten(model.first_order(microbatch.total(loss_sum), leaves))
             weights[rows] = weight.detach().double().cpu()
             losses[rows] = loss_sum.detach().double().cpu() / weights[rows]
             check_weights(weights[rows], rows.start)
@@ -140,13 +146,16 @@ def behaviour_beside(risk: EmpiricalRisk) -> tuple[list[str], Tensor]:
 
     A loss may vanish at the solution itself.
     """
-    model, probed = risk.probed, risk.probed.state.probed
-    step = torch.randn(risk.num_params, generator=torch.Generator().manual_seed(0), dtype=risk.dtype, device="cpu")
-    sizes = [p.detach().double().square().mean().sqrt().to(p.dtype).expand_as(p) for p in probed.values()]
+    model, generator = risk.probed, torch.Generator().manual_seed(0)
+    if model.divided is None:
+        step = torch.randn(risk.num_params, generator=generator, dtype=risk.dtype, device="cpu").to(risk.device)
+    else:
+        step = model.draw(generator)
+    sizes = [torch.full_like(p, size) for p, size in zip(model.state.probed.values(), model.sizes(), strict=True)]
     try:
-        losses, weights, gradient = first_order_pass(risk, 0.01 * step.to(risk.device) * model.flatten(sizes))
+        losses, weights, gradient = first_order_pass(risk, 0.01 * step * model.flatten(sizes))
     except NotFiniteError:
         risk.losses()  # where it is so at the solution too, that is what to say
         raise
-    numbers = (losses.mean(), losses.square().mean(), gradient.double().norm())
+    numbers = (losses.mean(), losses.square().mean(), model.vectors.norm(gradient))
     return [f"{float(number):.3e}" for number in numbers], weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -12,16 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from curvprobe.errors import ArgumentError
+from curvprobe.errors import ArgumentError, CannotProbeError
 from curvprobe.losses import Loss
+from curvprobe.numerics.noise import normal_vector
+from curvprobe.numerics.space import Space
 from curvprobe.risk.calling import Forward, Scope, call, check_gradients, check_mode, unwrap
 from curvprobe.risk.contract import split_loss
+from curvprobe.risk.divided import Divided, of_model
 from curvprobe.risk.examples import Batch
 from curvprobe.risk.fast_paths import FastPaths
 from curvprobe.risk.frozen import LEAN, Raised, RaisedInUse
 from curvprobe.risk.parameters import Selection, State, copy_state, select_parameters
 from curvprobe.risk.sample import Microbatch
 from curvprobe.risk.undisturbed import undisturbed
+from curvprobe.runtime.digest import digest
+from curvprobe.runtime.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +45,8 @@ class ProbedModel:
         fast_paths: which fast ways hold for this model and loss.
         passed: checks of the whole model that have passed, and what they looked at.
         doubts: what could not be decided, a sentence each by the name of the check; results carry them.
+        divided: how its weights are divided among processes, where they are; a vector of the parameters is then what
+            this process holds of it.
     """
 
     module: nn.Module
@@ -49,16 +57,21 @@ class ProbedModel:
     fast_paths: FastPaths = field(default_factory=FastPaths)
     passed: dict[str, str] = field(default_factory=dict)
     doubts: dict[str, str] = field(default_factory=dict)
+    divided: Divided | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, loss: Loss, params: Selection, forward: Forward | None = None) -> ProbedModel:
+    def of(
+        cls, model: nn.Module, loss: Loss, params: Selection, forward: Forward | None = None, ranks: Ranks = ALONE
+    ) -> ProbedModel:
         """The model as it is now; refuses one that is random or mixes examples."""
         module = unwrap(model)
         names = select_parameters(module, params)
         modes = tuple((part, part.training) for part in module.modules())
         check_mode(module)
         check_gradients(module, names)
-        return cls(module, loss, copy_state(module, names), modes, forward)
+        divided = of_model(module, names, ranks)
+        state, fast_paths = copy_state(module, names, divided), FastPaths(none=divided is not None)
+        return cls(module, loss, state, modes, forward, fast_paths, divided=divided)
 
     # ---- what it is
 
@@ -70,7 +83,56 @@ class ProbedModel:
     @cached_property
     def num_params(self) -> int:
         """N."""
+        shapes = {} if self.divided is None else self.divided.shapes
+        return sum(shapes[name].numel() if name in shapes else p.numel() for name, p in self.state.probed.items())
+
+    @cached_property
+    def held(self) -> int:
+        """Length of a vector of the parameters here: N, or what this process holds of it."""
         return sum(p.numel() for p in self.state.probed.values())
+
+    def space(self, ranks: Ranks) -> Space:
+        """The space of vectors of the parameters."""
+        return ranks.space(self.num_params) if self.divided is None else self.vectors
+
+    @cached_property
+    def vectors(self) -> Space:
+        """The space of vectors as they are given to this model and come of it: whole, or divided as its weights are."""
+        return Space(self.num_params) if self.divided is None else self.divided.space(self.names)
+
+    def sizes(self) -> list[float]:
+        """Root mean square of each parameter."""
+        squares = torch.stack([p.detach().double().square().sum() for p in self.state.probed.values()])
+        squares = squares if self.divided is None else self.divided.ranks.total(squares)
+        shapes = {} if self.divided is None else self.divided.shapes
+        counts = [shapes[name].numel() if name in shapes else p.numel() for name, p in self.state.probed.items()]
+        return [math.sqrt(square / max(1, count)) for square, count in zip(squares.tolist(), counts, strict=True)]
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Standard normal numbers, a vector of the parameters: what this process holds of it."""
+        size, part = self.num_params, self.vectors.part
+        return normal_vector(generator, size, dtype=self.dtype, device=self.device, part=part)
+
+    def contents(self) -> list[Any]:
+        """Parameters and buffers, or hashes of them: whole ones, whatever is held."""
+        state, divided = self.state, self.divided
+        if divided is None:
+            return [state.probed, state.kept, state.buffers]
+        parts = {**state.probed, **state.kept}
+        hashes = {name: digest(divided.whole(part, name)) for name, part in parts.items() if name in divided.shapes}
+        return [hashes, {name: part for name, part in state.kept.items() if name not in hashes}, state.buffers]
+
+    def expect_whole(self, what: str) -> None:
+        """Refuse what is not there yet for weights that are divided among processes."""
+        if self.divided is not None:
+            raise CannotProbeError(
+                f"the model's weights are divided among processes, and {what} is not there for these yet; give the "
+                "whole model to each process, or leave it out"
+            )
+
+    def summing(self) -> ProbedModel:
+        """The same for processes that differentiate other examples each, of whose derivatives all hold the sum."""
+        return self if self.divided is None else replace(self, divided=self.divided.summing())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,7 +148,7 @@ class ProbedModel:
         """The same at the weights and buffers that the model has now."""
         if unwrap(model) is not self.module:
             raise ArgumentError(f"the model is another {type(model).__name__} than the one that was probed")
-        return replace(self, state=copy_state(self.module, self.names))
+        return replace(self, state=copy_state(self.module, self.names, self.divided))
 
     def in_double(self) -> ProbedModel:
         """The same model in float64."""
@@ -110,13 +172,13 @@ class ProbedModel:
 
     def _lean_graphs(self) -> AbstractContextManager[Any]:
         """A block in which autograd saves no copy of a parameter that is raised in use."""
-        lean = self.state.has_lower and self.fast_paths.open(LEAN)
+        lean = self.divided is not None or (self.state.has_lower and self.fast_paths.open(LEAN))
         return saved_tensors_hooks(self.raised.pack, self.raised.unpack) if lean else nullcontext()
 
     @cached_property
     def raised(self) -> Raised:
         """Parameters that are not probed, in the type of those that are."""
-        return Raised(self.dtype)
+        return Raised(self.dtype, self.divided)
 
     @cached_property
     def _scope(self) -> Scope:
@@ -140,6 +202,12 @@ class ProbedModel:
                 tied.append(module)
             elif id(module.weight) in names:
                 fixed.setdefault(names[id(module.weight)], []).append(module.padding_idx)
+        if self.divided is not None:
+            held = {name: self.divided.rows(name) for name in fixed}
+            fixed = {
+                name: [row - held[name].start for row in rows if held[name].start <= row < held[name].stop]
+                for name, rows in fixed.items()
+            }
         return fixed, tied
 
     # ---- evaluation
@@ -151,9 +219,9 @@ class ProbedModel:
 
     def displaced(self, displacement: Tensor) -> dict[str, Tensor]:
         """The probed parameters at ``w* + displacement`` (N,); padding rows, which never train, stay where they are."""
-        if displacement.shape != (self.num_params,):
+        if displacement.shape != (self.held,):
             raise ArgumentError(
-                f"the displacement has shape {tuple(displacement.shape)}; expected one flat vector ({self.num_params},)"
+                f"the displacement has shape {tuple(displacement.shape)}; expected one flat vector ({self.held},)"
             )
         parts = self.split(displacement.to(device=self.device, dtype=self.dtype))
         moved = {name: p + parts[name] for name, p in self.state.probed.items()}
@@ -166,7 +234,8 @@ class ProbedModel:
         state = self.state
         buffers = {name: b.clone() for name, b in state.buffers.items()}
         tensors = {**state.kept, **buffers, **params}
-        with RaisedInUse(tensors, self.raised) if state.has_lower else nullcontext():
+        made = state.has_lower or self.divided is not None
+        with RaisedInUse(tensors, self.raised) if made else nullcontext():
             return self._scope.run(tensors, function)
 
     def call(self, module: nn.Module, batch: Batch) -> Any:

@@ -20,10 +20,16 @@ class Microbatch:
     Attributes:
         data: the batch, which may share memory with the user's data.
         rows: where they stand in their sample.
+        counted: how many of them count, the first ones; None for all. The others keep the pace of other processes.
     """
 
     data: Batch
     rows: slice
+    counted: int | None = None
+
+    def total(self, loss_sum: Tensor) -> Tensor:
+        """The sum of the examples' losses (n,), of those that count."""
+        return loss_sum[: self.counted].sum()
 
     @property
     def batch(self) -> Batch:
@@ -83,6 +89,7 @@ class Sample:
         dtype, device: what floating-point tensors are brought to.
         is_selection: whether it is a part of a larger sample, and need not say anything of the parameters by itself.
         known: what is remembered.
+        counted: how many of the examples count, the first ones; None for all.
     """
 
     examples: Examples
@@ -90,13 +97,15 @@ class Sample:
     device: torch.device
     is_selection: bool = False
     known: Known = field(default_factory=Known)
+    counted: int | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def read(self, start: int, stop: int) -> Microbatch:
         """The examples from ``start`` to ``stop``."""
-        return Microbatch(to_model(self.examples.batch(start, stop), self.dtype, self.device), slice(start, stop))
+        data = to_model(self.examples.batch(start, stop), self.dtype, self.device)
+        return Microbatch(data, slice(start, stop), None if self.counted is None else max(0, self.counted - start))
 
     def microbatches(self, size: int) -> Iterator[Microbatch]:
         """All examples, ``size`` at a time."""
@@ -106,6 +115,11 @@ class Sample:
     def select(self, rows: Sequence[int]) -> Sample:
         """Some of the examples."""
         return replace(self, examples=self.examples.select(rows), is_selection=True, known=self.known.of(rows))
+
+    def padded(self, rows: range, count: int) -> Sample:
+        """So many examples: those at ``rows``, and others that do not count."""
+        others = [min(rows.start, len(self) - 1)] * (count - len(rows))
+        return replace(self.select([*rows, *others]), counted=len(rows))
 
     def anew(self) -> Sample:
         """The same examples, of which nothing is remembered."""

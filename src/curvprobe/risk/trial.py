@@ -118,7 +118,7 @@ def measure(model: ProbedModel, sample: Sample, leaves: dict[str, Tensor]) -> tu
         slopes = [part.detach() for part in model.first_order(loss_sum.sum(), leaves, create_graph=True)]
     slopes = slopes or model.first_order(model.batch_losses(leaves, first)[0].sum(), leaves)
     itemsize, found = model.dtype.itemsize, operations.total
-    return Footprint(activation, kept.total, model.num_params, itemsize, first.shapes, found), slopes
+    return Footprint(activation, kept.total, model.held, itemsize, first.shapes, found), slopes
 
 
 def try_lean_graphs(model: ProbedModel, sample: Sample) -> None:
@@ -270,7 +270,8 @@ def unit(model: ProbedModel, sample: Sample, row: int, batches: Iterable[Sequenc
         place = rows.index(row)
         slopes = model.first_order(loss_sum[place] / weight[place], leaves)
         parts = zip(slopes, leaves.values(), strict=True)
-        moved.append(sum(float((slope * leaf.detach()).abs().sum()) for slope, leaf in parts))
+        each = torch.stack([(slope * leaf.detach()).abs().sum().double() for slope, leaf in parts]).sum()
+        moved.append(float(each if model.vectors.sum_over is None else model.vectors.sum_over(each)))
     return torch.finfo(model.dtype).eps * (1 + max(moved))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvprobe.errors import CannotProbeError
+from curvprobe.risk.divided import without_hooks
 
 _STANDARD = frozenset(vars(nn.Module()))
 """Attributes that every module has; the containers among them are torch's own."""
@@ -62,6 +63,7 @@ def undisturbed(
             torch.backends.mha.set_fastpath_enabled(False)  # taken without gradients only, and treats padding otherwise
             for module, training in modes:
                 module.training = training
+                without_hooks(module)
                 if isinstance(module, nn.Embedding | nn.EmbeddingBag):
                     module.scale_grad_by_freq = module.sparse = False  # both change what backward hands out
             for embedding in tied_embeddings:

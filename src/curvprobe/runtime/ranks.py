@@ -10,6 +10,7 @@ import math
 import os
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,9 +27,13 @@ from curvprobe.errors import ArgumentTypeError, CurvprobeError, LostError, RankE
 from curvprobe.numerics.space import Space
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # by their names since torch 2.13
 _scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+_FAILED = -1
+"""The word of a process that has failed; that of another one is a hash of what it is about to do."""
 
 _TOLD = "_curvprobe_told"
 """Mark of an exception of which the other processes know."""
@@ -75,7 +80,8 @@ class Ranks:
         """The space of vectors of so many coordinates, of which each holds its share."""
         if not self.several:
             return Space(size)
-        return Space(size, self.share(size), self.total, self.of_first, lambda rows: self.whole(rows, size))
+        part, gathered = (self.share(size),), lambda rows: self.whole(rows, size)
+        return Space(size, part, self.total, self.of_first, gathered, self.share_of_firsts)
 
     # ---- how each fares
 
@@ -103,23 +109,31 @@ class Ranks:
                 self._compare(error, "")
             raise
 
-    def _compare(self, error: BaseException | None, of: str) -> None:
-        """Hear how all fare; raises where another one, before this in number, has failed."""
+    def _compare(self, error: BaseException | None, of: str = "", doing: str = "") -> None:
+        """Hear how all fare, and that they are about to do the same; raises where another one, before this in number,
+        has failed."""
         if not self.several:
             return
-        failed = torch.zeros(self.world, dtype=torch.int64, device="cpu")
-        failed[self.rank] = error is not None
+        words = torch.zeros(self.world, dtype=torch.int64, device="cpu")
+        words[self.rank] = _FAILED if error is not None else zlib.crc32(doing.encode())
         with self._exchanging():
-            failed = self._summed(failed)
-            if not bool(failed.any()):
+            words = self._summed(words)
+            if bool((words == words[0]).all()) and error is None and int(words[0]) != _FAILED:
                 return
+            if not bool((words == _FAILED).any()):
+                raise _marked(
+                    RankError(
+                        f"rank {self.rank} of {self.world} is about to {doing or 'finish'}, and others do something "
+                        "else; expected all to make the same calls, and the model to go the same way on all examples"
+                    )
+                )
             causes: list[Any] = [None] * self.world
             mine = None if error is None else (type(error).__name__, str(error), of, getattr(error, "check", ""))
             dist.all_gather_object(causes, mine, group=self.group)
         first = next(rank for rank, cause in enumerate(causes) if cause is not None)
         if error is not None:
             with suppress(AttributeError):
-                setattr(error, _TOLD, True)
+                _marked(error)
         if first != self.rank:
             raise _same_error(first, *causes[first]) from error
 
@@ -132,11 +146,11 @@ class Ranks:
             if isinstance(error, CurvprobeError):
                 raise
             who, why = self._gone() or "which one is not known", str(error).splitlines()[0]
-            gone = LostError(
-                f"rank {self.rank} of {self.world} lost another process, killed or cut off: {who} ({why:.200})"
-            )
-            setattr(gone, _TOLD, True)
-            raise gone from error
+            raise _marked(
+                LostError(
+                    f"rank {self.rank} of {self.world} lost another process, killed or cut off: {who} ({why:.200})"
+                )
+            ) from error
 
     def _gone(self) -> str:
         """Those of this machine that are no more, by number, as soon as there is one; as far as they have met."""
@@ -156,7 +170,7 @@ class Ranks:
         """The sum of what all hold, the same bits in each of them."""
         if not self.several:
             return part
-        self._compare(None, "")
+        self._compare(None, doing=f"sum {tuple(part.shape)}")
         with self._exchanging():
             return self._summed(part)
 
@@ -169,7 +183,7 @@ class Ranks:
         """The smallest of their numbers."""
         if not self.several:
             return number
-        self._compare(None, "")
+        self._compare(None, doing="take the least")
         with self._exchanging():
             sent = self._sent(torch.tensor([number], dtype=torch.int64, device="cpu"))
             dist.all_reduce(sent, dist.ReduceOp.MIN, group=self.group)
@@ -192,17 +206,17 @@ class Ranks:
         """What each of them has, by rank."""
         if not self.several:
             return [value]
-        self._compare(None, "")
+        self._compare(None, doing="tell one another")
         found: list[Any] = [None] * self.world
         with self._exchanging():
             dist.all_gather_object(found, value, group=self.group)
         return found
 
-    def whole(self, part: Tensor, count: int) -> Tensor:
+    def whole(self, part: Tensor, count: int, what: str = "rows") -> Tensor:
         """All rows (count, ...), of which each holds its share."""
         if not self.several:
             return part
-        self._compare(None, "")
+        self._compare(None, doing=f"gather {what}, {(count, *part.shape[1:])}")
         each = -(-count // self.world)
         sent = _padded(self._sent(part), each)
         found = sent.new_empty(self.world * each, *sent.shape[1:])
@@ -210,11 +224,11 @@ class Ranks:
             _gather(found, sent, group=self.group)
         return found[:count].to(part.device)
 
-    def share_of_total(self, rows: Tensor) -> Tensor:
+    def share_of_total(self, rows: Tensor, what: str = "rows") -> Tensor:
         """This process's share of the rows of the sum of what all hold."""
         if not self.several:
             return rows
-        self._compare(None, "")
+        self._compare(None, doing=f"scatter {what}, {tuple(rows.shape)}")
         count = len(rows)
         each = -(-count // self.world)
         sent = _padded(self._sent(rows), self.world * each)
@@ -228,7 +242,7 @@ class Ranks:
         """The first process's values of a tensor that all have in this shape."""
         if not self.several:
             return tensor
-        self._compare(None, "")
+        self._compare(None, doing=f"hear the first, {tuple(tensor.shape)}")
         sent = self._sent(tensor).contiguous().clone()
         with self._exchanging():
             dist.broadcast(sent, group=self.group, group_src=0)
@@ -305,8 +319,13 @@ def _same_error(rank: int, kind: str, message: str, of: str, check: str) -> Curv
     else:
         made = RankError(f"rank {rank}{of} stopped with {kind}: {message}")
     made.check = check
-    setattr(made, _TOLD, True)
-    return made
+    return _marked(made)
+
+
+def _marked(error: E) -> E:
+    """An error of which the other processes know."""
+    setattr(error, _TOLD, True)
+    return error
 
 
 ALONE = Ranks()

@@ -44,6 +44,7 @@ def deformation_subspace(
         tensor([1., 0., 0.])
     """
     expect_risk(risk)
+    risk.probed.expect_whole("the subspace of the deformation")
     if not 1 <= dim < len(risk):
         raise ArgumentError(
             f"dim is {dim}; the gradients of {len(risk)} examples span at most {len(risk) - 1} directions"

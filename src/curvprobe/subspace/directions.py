@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from curvprobe.errors import ArgumentError, ArgumentTypeError
-from curvprobe.numerics.noise import normal_vector
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 
 
@@ -39,7 +38,7 @@ def filter_directions(risk: EmpiricalRisk, count: int = 2, *, seed: int = 0) -> 
     generator = torch.Generator().manual_seed(seed)
     directions = []
     for _ in range(count):
-        noise = risk.probed.split(normal_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device))
+        noise = risk.probed.split(risk.probed.draw(generator))
         parts = [_as_long(noise[name], p.detach()) for name, p in risk.probed.state.probed.items()]
         directions.append(risk.probed.flatten(parts))
     return torch.stack(directions, dim=1)
@@ -74,6 +73,7 @@ def checkpoint_directions(risk: EmpiricalRisk, checkpoints: Sequence[nn.Module |
         True
     """
     expect_risk(risk)
+    risk.probed.expect_whole("a direction to a checkpoint")
     probed, columns = risk.probed.state.probed, []
     for i, checkpoint in enumerate(checkpoints):
         state = checkpoint.state_dict(keep_vars=True) if isinstance(checkpoint, nn.Module) else checkpoint

@@ -80,7 +80,7 @@ def top_eigenspace(
     if start is not None and (not isinstance(start, Subspace) or start.num_params != risk.num_params):
         raise ArgumentError(f"start is {start!r:.80}; expected a Subspace of {risk.num_params} parameters")
     slim, basis_size, device = plan_memory(risk, dim)
-    matrix, ranks, space = CurvatureMatrix(slim, curvature, compile), risk.ranks, risk.ranks.space(risk.num_params)
+    matrix, ranks, space = CurvatureMatrix(slim, curvature, compile), risk.ranks, risk.space
     kept = None if checkpoint is None else _checkpoint(checkpoint, risk, [curvature, dim, which, seed])
     with risk.few_threads(SWEPT * 4 * risk.num_params * (basis_size or 0)), ranks.told():
         pairs = lanczos(
@@ -112,25 +112,27 @@ def _rows(subspace: Subspace, space: Space) -> Tensor:
 def gathered(space: Eigenspace, ranks: Ranks) -> Eigenspace:
     """The eigenspace with all its coordinates, on the host and one vector after the other, in the first process; in the
     others without any."""
-    if space.space is None:
+    if space.space is None or space.space.gathered is None:
         return space
     basis = torch.empty(space.num_params if ranks.rank == 0 else 0, space.dim, dtype=space.basis.dtype, device="cpu")
     for i, column in enumerate(basis.T):
-        found = space.columns([i])[:, 0]
+        found = space.space.gathered(space.basis[:, i])
         column.copy_(found[: len(column)])
     return replace(space, basis=basis, space=None)
 
 
-def handed_out(space: Eigenspace | None, ranks: Ranks) -> Eigenspace:
+def handed_out(space: Eigenspace | None, risk: EmpiricalRisk) -> Eigenspace:
     """What each process holds of the eigenspace of the first one, which alone has it."""
+    among = risk.space
+    assert among.handed_out is not None  # of several
 
-    def without_basis() -> tuple[Eigenspace, int]:
+    def without_basis() -> Eigenspace:
         assert space is not None
-        return replace(space, basis=space.basis[:0]), space.num_params
+        return replace(space, basis=space.basis[:0])
 
-    found, num_params = ranks.from_first(without_basis)
-    columns = [ranks.share_of_firsts(None if space is None else space.basis[:, i]) for i in range(found.dim)]
-    return replace(found, basis=torch.stack(columns, dim=1), space=ranks.space(num_params))
+    found = risk.ranks.from_first(without_basis)
+    columns = [among.handed_out(None if space is None else space.basis[:, i]) for i in range(found.dim)]
+    return replace(found, basis=torch.stack(columns, dim=1), space=among)
 
 
 def _checkpoint(path: str | Path, risk: EmpiricalRisk, settings: list[Any]) -> Checkpoint:
@@ -158,6 +160,6 @@ def plan_memory(risk: EmpiricalRisk, dim: int) -> tuple[EmpiricalRisk, int | Non
     """The risk in microbatches that leave room for a basis, the basis's size, and the device it lies on."""
     if not isinstance(dim, Integral) or not 1 <= dim <= risk.num_params:
         return risk, None, risk.device  # refused by the solver
-    plan = risk.budget.basis_for(int(dim))
+    plan = risk.budget.basis_for(int(dim), risk.space)
     device = torch.device("cpu") if plan.on_host else risk.device
     return risk if plan.room is None else risk.with_room(plan.room), plan.size, device

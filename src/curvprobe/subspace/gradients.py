@@ -29,15 +29,18 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
         tensor([2., 8.], dtype=torch.float64)
     """
     expect_risk(risk)
-    if risk.ranks.several:
+    divided = risk.probed.divided is not None
+    if risk.ranks.several and not divided:
         return over_examples(risk, work=gradient_norms)
     norms = torch.empty(len(risk), dtype=torch.float64, device="cpu")
     risk.check_dependence()
-    size, start = min(len(risk), risk.budget.examples_together(), risk.microbatch_size), 0
+    together = 1 if divided else risk.budget.examples_together()
+    size, start = min(len(risk), together, risk.microbatch_size), 0
     with progress.bar("gradient norms (examples)", len(risk)) as advance:
         while start < len(risk):
             stop = min(start + size, len(risk))
-            found = _together(risk, start, stop) if size > 1 else norm(risk[[start]].gradient())
+            alone = risk.probed.vectors.norm(risk[[start]].gradient()) if size == 1 else None
+            found = alone if size == 1 else _together(risk, start, stop)
             if found is None:
                 size = 1
                 continue
@@ -82,6 +85,7 @@ def gradient_subspace(risk: EmpiricalRisk) -> Subspace:
                 [0., 0.]])
     """
     expect_risk(risk)
+    risk.probed.expect_whole("the span of gradients")
     if len(risk) > risk.num_params:
         raise ArgumentError(f"{len(risk)} gradients of {risk.num_params} parameters; select fewer examples: risk[:D]")
     rows = torch.empty(len(risk), risk.num_params, dtype=risk.dtype, device=risk.device)

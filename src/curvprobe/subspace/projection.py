@@ -81,7 +81,8 @@ def _in_blocks(risk: EmpiricalRisk, subspace: Subspace, loss: Tensor) -> Project
     """Slopes (n, D) and curvatures (n, D, D), along as many directions at once as there is room for where the model is:
     where that is not all of them, along every pair of blocks."""
     n, dim, held = len(risk), subspace.dim, risk.budget.columns_held()
-    at_hand = subspace.space is None and subspace.basis.device == risk.device
+    elsewhere = subspace.space is not None and not subspace.space.stays
+    at_hand = not elsewhere and subspace.basis.device == risk.device
     if at_hand or dim <= held:
         return _shared(risk, subspace.columns(), loss)
     gradient = torch.empty(n, dim, dtype=torch.float64, device="cpu")
@@ -98,6 +99,9 @@ def _shared(risk: EmpiricalRisk, columns: Tensor, loss: Tensor) -> Projected:
     n, dim, columns = len(risk), columns.shape[1], columns.to(device=risk.device, dtype=risk.dtype)
     if not risk.ranks.several:
         return _differentiated(risk, columns, loss)
+    if risk.probed.divided is not None:  # all make the same passes, and each has its rows of the inner products
+        gradient, curved = (risk.ranks.total(part) for part in _differentiated(risk, columns, loss))
+        return gradient, curved
     mine = loss[risk.ranks.share(n)]
 
     def packed(own: EmpiricalRisk) -> Tensor:
@@ -245,7 +249,9 @@ def _check(risk: EmpiricalRisk, subspace: Subspace) -> None:
             f"the subspace lives in {subspace.num_params} parameters and the risk has {risk.num_params}; "
             "make it from a risk with the same params="
         )
-    if subspace.space is not None and risk.ranks.space(risk.num_params).part != subspace.space.part:
+    if subspace.space is None:
+        risk.probed.expect_whole("a subspace that each process has as a whole")
+    elif risk.space.part != subspace.space.part:
         raise ArgumentError(
             "several processes hold the subspace, and the risk is of others; make the risk with the same group="
         )

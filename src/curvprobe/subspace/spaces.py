@@ -12,7 +12,6 @@ from torch import Tensor
 
 from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.numerics.linalg import inner, norm, orthogonalise, rotate, straightening
-from curvprobe.numerics.noise import normal_vector
 from curvprobe.numerics.space import Space
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime.digest import digest
@@ -74,7 +73,9 @@ class Subspace:
 
     def key(self) -> str:
         """Hash of the basis, whatever number of processes holds it."""
-        return digest([digest(self.columns([i])) for i in range(self.dim)])
+        flat = None if self.space is None else self.space.gathered
+        columns = (self.basis[:, i] for i in range(self.dim))
+        return digest([digest(column if flat is None else flat(column)) for column in columns])
 
     def truncate(self, dim: int) -> Subspace:
         """The span of the first ``dim`` basis vectors."""
@@ -188,10 +189,11 @@ def random_subspace(risk: EmpiricalRisk, dim: int, *, seed: int = 0) -> Subspace
     expect_risk(risk)
     if not 1 <= dim <= risk.num_params:
         raise ArgumentError(f"dim is {dim}; expected 1 to the number of parameters, {risk.num_params}")
+    risk.probed.expect_whole("a random subspace")
     generator = torch.Generator().manual_seed(seed)
     rows = torch.empty(dim, risk.num_params, dtype=risk.dtype, device=risk.device)
     for count in range(dim):
-        direction = normal_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device)
+        direction = risk.probed.draw(generator)
         orthogonalise(direction, rows[:count])
         rows[count] = direction / norm(direction)
     return Subspace(rows.T)

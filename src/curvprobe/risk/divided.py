@@ -1,0 +1,200 @@
+"""Weights of which each process holds some rows, as torch's ``fully_shard`` leaves them: gathered where they are used.
+
+A process runs the plain module, not the wrapper, whose hooks cut the graph that second derivatives need. A parameter is
+whole for one operation; autograd is given the way back to its rows instead (:class:`curvprobe.risk.frozen.Raised`), so
+that neither the graph nor its derivative holds a whole one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from curvprobe.errors import ArgumentError, CannotProbeError
+from curvprobe.numerics.space import Space
+from curvprobe.runtime.ranks import Ranks
+
+
+@dataclass(frozen=True, eq=False)
+class Divided:
+    """The parameters of a model whose rows are divided among processes.
+
+    Attributes:
+        shapes: of the whole parameters, by name.
+        ranks: the processes; the r-th holds the r-th share of the rows of each.
+        summed: whether the processes differentiate other examples each, so that a derivative is the sum of theirs; else
+            all do the same, and each keeps its rows of it.
+    """
+
+    shapes: Mapping[str, torch.Size]
+    ranks: Ranks
+    summed: bool = False
+
+    def summing(self) -> Divided:
+        """The same for processes that differentiate other examples each."""
+        return replace(self, summed=True)
+
+    def rows(self, name: str) -> slice:
+        """The rows of a parameter that this process holds."""
+        return self.ranks.share(self._count(name))
+
+    def _count(self, name: str) -> int:
+        shape = self.shapes[name]
+        return shape[0] if shape else 1  # a single number is one row
+
+    def whole(self, shard: Tensor, name: str) -> Tensor:
+        """A parameter, or another tensor of its shape, from the rows that each process holds."""
+        return self.ranks.whole(shard, self._count(name), name).view(self.shapes[name])
+
+    def shard(self, whole: Tensor, name: str) -> Tensor:
+        """The rows that this process holds of a parameter's derivative."""
+        rows = whole.reshape(self._count(name), *whole.shape[1:])
+        return self.ranks.share_of_total(rows, name) if self.summed else rows[self.rows(name)].clone()
+
+    def held(self, parameter: Tensor, name: str) -> Tensor:
+        """What this process holds of a parameter of the model."""
+        if is_divided(parameter):
+            return local(parameter)
+        if name not in self.shapes:
+            return parameter
+        return parameter.reshape(self._count(name), *parameter.shape[1:])[self.rows(name)]
+
+    def used(self, shard: Tensor, name: str) -> Tensor:
+        """The whole parameter, differentiable in the rows that this process holds."""
+        found: Tensor = _Gather.apply(shard, self, name)  # type: ignore[no-untyped-call]
+        return found
+
+    def space(self, probed: Sequence[str]) -> Space:
+        """The space of vectors of the probed parameters, of which each process holds what it holds of these."""
+        parts, places, start = list[slice](), list[tuple[str, int, int]](), 0
+        for name in probed:
+            size, row = self.shapes[name].numel(), self.shapes[name][1:].numel()
+            held = self.rows(name)
+            parts.append(slice(start + row * held.start, start + row * held.stop))
+            places.append((name, start, start + size))
+            start += size
+
+        def gathered(vectors: Tensor) -> Tensor:
+            """In the flat order."""
+            pieces = torch.split(vectors, [part.stop - part.start for part in parts])
+            columns = vectors.shape[1:]
+            whole = (
+                self.ranks.whole(piece.reshape(-1, self.shapes[name][1:].numel(), *columns), self._count(name), name)
+                for (name, _, _), piece in zip(places, pieces, strict=True)
+            )
+            return torch.cat([part.reshape(-1, *columns) for part in whole])
+
+        def handed_out(vector: Tensor | None) -> Tensor:
+            pieces = (
+                None if vector is None else vector[begin:end].reshape(self._count(name), -1)
+                for name, begin, end in places
+            )
+            return torch.cat([self.ranks.share_of_firsts(piece).flatten() for piece in pieces])
+
+        total, first = self.ranks.total, self.ranks.of_first
+        return Space(start, tuple(parts), total, first, gathered, handed_out, stays=True)
+
+    @cached_property
+    def meta(self) -> dict[str, Tensor]:
+        """Tensors without numbers that have the whole parameters' shapes."""
+        return {name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}
+
+
+class _Gather(torch.autograd.Function):
+    """A whole parameter from the rows that each process holds."""
+
+    @staticmethod
+    def forward(ctx: Any, shard: Tensor, divided: Divided, name: str) -> Tensor:
+        ctx.divided, ctx.name = divided, name
+        return divided.whole(shard, name)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Scatter.apply(gradient, ctx.divided, ctx.name), None, None  # type: ignore[no-untyped-call]
+
+
+class _Scatter(torch.autograd.Function):
+    """The rows that each process holds of a derivative: its transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, divided: Divided, name: str) -> Tensor:
+        ctx.divided, ctx.name = divided, name
+        return divided.shard(whole, name)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Gather.apply(gradient, ctx.divided, ctx.name), None, None  # type: ignore[no-untyped-call]
+
+
+def of_model(module: nn.Module, probed: Sequence[str], ranks: Ranks) -> Divided | None:
+    """What is divided of a model, and of others what is ``probed``; None where every process has all of it.
+
+    Raises:
+        ArgumentError: where the processes are not those of the group.
+        CannotProbeError: where parameters are divided in another way than by rows.
+    """
+    for part in module.modules():
+        reshard = getattr(part, "reshard", None)
+        if callable(reshard) and _is_fully_sharded(part):
+            reshard()  # a forward pass leaves the outermost module's own parameters whole
+    found = {name: p for name, p in module.named_parameters() if is_divided(p)}
+    if not found:
+        return None
+    for name, parameter in found.items():
+        _check(name, parameter, ranks)
+    params = dict(module.named_parameters())
+    return Divided({name: p.shape for name, p in params.items() if name in found or name in probed}, ranks)
+
+
+def is_divided(parameter: Tensor) -> bool:
+    """Whether a tensor is one of torch's that are spread over processes."""
+    return hasattr(parameter, "device_mesh") and hasattr(parameter, "placements")
+
+
+def local(parameter: Tensor) -> Tensor:
+    """What this process holds of a parameter."""
+    found: Tensor = parameter.to_local() if is_divided(parameter) else parameter  # type: ignore[attr-defined]
+    return found
+
+
+def _check(name: str, parameter: Any, ranks: Ranks) -> None:
+    mesh, placements = parameter.device_mesh, tuple(parameter.placements)
+    if mesh.ndim != 1 or not placements[0].is_shard(0):
+        raise CannotProbeError(
+            f"{name} is divided among processes as {placements} over a mesh of {mesh.ndim} dimensions; expected rows "
+            "over one, as fully_shard(module) makes them: tensor parallel and hybrid layouts are not taken"
+        )
+    members = dist.get_process_group_ranks(mesh.get_group())
+    mine = [] if ranks.group is None else dist.get_process_group_ranks(ranks.group)
+    if members != mine:
+        raise ArgumentError(
+            f"the model's weights are divided among the processes {members}, and group= has {mine or 'none'}; expected "
+            "the same: EmpiricalRisk(..., group=torch.distributed.group.WORLD)"
+        )
+
+
+def _is_fully_sharded(part: nn.Module) -> bool:
+    return type(part).__module__.startswith("torch.distributed.fsdp") or any(
+        base.__name__ == "FSDPModule" for base in type(part).__mro__
+    )
+
+
+def without_hooks(part: nn.Module) -> None:
+    """Take out the hooks by which a wrapper gathers a module's parameters, and cuts the graph."""
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        hooks = getattr(part, kind)
+        if any(map(_is_wrappers, hooks.values())):
+            left = itertools.filterfalse(lambda entry: _is_wrappers(entry[1]), hooks.items())
+            setattr(part, kind, OrderedDict(left))
+
+
+def _is_wrappers(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp")
