@@ -19,6 +19,7 @@ from curvprobe.tasks.text import nanochat
 
 SHAPES = ((128, 2, 64, 512), (256, 4, 128, 512), (256, 4, 256, 4096), (384, 6, 256, 2048))
 """Width, layers, tokens and vocabulary of the Llamas."""
+MARKS = (("divided", False, ", divided"), ("fits", True, ", too much"))
 
 OPTIONS = {
     "params": ([1e8, 1e9, 7e9, 7e10], "of the models"),
@@ -54,6 +55,7 @@ def of_size(params: float, gpus: int, options: Namespace) -> dict[str, Any]:
         "gpus": gpus,
         "bytes": {"whole": whole.bytes, "part": part.bytes},
         "fits": {"whole": whole.fits, "part": part.fits},
+        "divided": {"whole": whole.divided, "part": part.divided},
         "sent": taken.exchanged()["eigenspace"],
         "seconds": seconds,
     }
@@ -112,6 +114,7 @@ def table(result: dict[str, Any]) -> str:
         for row in result["held_to"]
     )
     note = f"D = {result['dim']}; {result['probed']:.0e} parameters of adapters; sent and time: of all where these fit"
+    note += "; divided: the weights too"
     return page(
         result,
         markdown(head, rows),
@@ -121,7 +124,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 def room(row: dict[str, Any], which: str) -> str:
-    return f"{row['bytes'][which] / 1e9:.3g} GB{'' if row['fits'][which] else ', too much'}"
+    divided, much = ("" if row[key][which] is meant else text for key, meant, text in MARKS)
+    return f"{row['bytes'][which] / 1e9:.3g} GB{divided}{much}"
 
 
 def days(seconds: float) -> str:

@@ -37,7 +37,7 @@ def test_what_to_do():
     assert Scale(1e8, 100, gpus=8).advice() == ["fits: 7.43 GiB of 74.5 GiB on each accelerator"]
     assert "the host's memory" in Scale(1e9, 100).advice()[1]
     assert Scale(1e9, 100, gpus=8).fits
-    assert Scale(7e9, 100, gpus=8).advice()[1].startswith("probe a part")
+    assert Scale(7e9, 100).advice()[1].startswith("probe a part")
     assert Scale(7e10, 100, probed=2e7).advice()[1].startswith("probe fewer parameters")
     days = Scale(7e9, 1e4, probed=2e7).advice()[-1]
     number = int(days.split(": ")[1].split()[0].replace(",", ""))
@@ -82,3 +82,19 @@ def test_wrong_usage_is_told(options, expected):
     code, text = said(*options)
     assert code == 2
     assert expected in " ".join(text.replace("│", " ").split())
+
+
+def test_weights_are_divided_where_the_whole_model_does_not_fit():
+    whole, divided = Scale(1e8, 1e4, gpus=8), Scale(7e9, 1e4, tokens=128, gpus=64)
+    assert not whole.divided
+    assert not Scale(7e9, 1e4).divided  # there is none to share them with
+    assert divided.divided
+    assert divided.fits
+    parts = divided.parts()
+    assert parts["the model"] == 4 * 7e9 / 64
+    assert parts["vectors of a product"] == 6 * 4 * 7e9 / 64 + 4 * 7e9  # one is whole
+    assert "with its weights divided (fully_shard)" in divided.advice()[1]
+    assert divided.operations()["projection"] == 64 * 6 * 10 * divided.forward
+    passes = divided.exchanged()["eigenspace"] / (7 * 63 / 64 * 4 * 7e9 * 50)
+    assert passes == pytest.approx(round(passes))
+    assert 1 <= passes <= 1e4 / 64

@@ -36,9 +36,16 @@ POINTS, DESCENT = 150, 48
 """Passes forward of an analysis at displaced weights, and what its search for a descent takes in such passes."""
 
 
+GATHERED, EXCHANGED = 5, 7
+"""Of divided weights, in one microbatch of a product: how often they are gathered, and vectors exchanged in all (these,
+the vector itself, and the derivative once and once more)."""
+
+
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of an analysis by processes that share it, each with the whole model; print it for a table.
+    """Sizes of an analysis by processes that share it; print it for a table.
+
+    Each has the whole model, unless that does not fit: then its weights are divided.
 
     Attributes:
         num_params: of the model.
@@ -99,12 +106,21 @@ class Scale:
         saved = layers * (PER_TOKEN * width * self.tokens + PER_PAIR * width / HEAD * self.tokens**2)
         return PEAK_OVER_SAVED * 4 * (saved + 5 * vocabulary * self.tokens)
 
+    @cached_property
+    def divided(self) -> bool:
+        """Whether the weights are divided among the accelerators: the whole model does not fit into each."""
+        return self.gpus > 1 and sum(self._parts(1).values()) > self.room
+
     def parts(self) -> dict[str, float]:
         """What lies in an accelerator's memory while the eigenspace is sought, bytes."""
+        return self._parts(self.gpus if self.divided else 1)
+
+    def _parts(self, shares: int) -> dict[str, float]:
+        """The same, of weights in so many shares; a product sums the derivative of divided ones in a whole vector."""
         frozen = 0.0 if self.probed is None else 2 * (self.num_params - self.probed)
         return {
-            "the model": frozen + self.vector,
-            "vectors of a product": VECTORS_IN_FLIGHT * self.vector,
+            "the model": (frozen + self.vector) / shares,
+            "vectors of a product": VECTORS_IN_FLIGHT * self.vector / shares + (self.vector if shares > 1 else 0),
             "its share of the basis": (math.ceil(1.5 * self.dim) + 11) * self.vector / self.gpus,
             "its share of the eigenspace": self.dim * self.vector / self.gpus,
             "one example": self.example_bytes(),
@@ -128,10 +144,14 @@ class Scale:
         return 2 * self.num_params * self.tokens * self.examples
 
     def operations(self) -> dict[str, float]:
-        """Floating-point operations of each stage, all accelerators together."""
+        """Floating-point operations of each stage, all accelerators together.
+
+        Where the weights are divided each of them projects all examples.
+        """
+        alone = PRODUCT_OVER_FORWARD * self.dim * self.forward
         return {
             "eigenspace": self.products * PRODUCT_OVER_FORWARD * self.forward,
-            "projection": (3 * self.dim + 9) * self.forward,
+            "projection": self.gpus * alone if self.divided else (3 * self.dim + 9) * self.forward,
             "draws": POINTS * self.forward,
             "stationarity": DESCENT * self.forward,
         }
@@ -141,11 +161,26 @@ class Scale:
         eigenvectors are gathered for the projection, and each draw."""
         away = (self.gpus - 1) / self.gpus
         product = 2 * away * self.vector
+        if self.divided:
+            return self._exchanged_weights(away)
         return {
             "eigenspace": self.products * product,
             "projection": self.dim * away * self.vector,
             "draws": POINTS * away * self.vector,
             "stationarity": 5 * 2 * product,
+        }
+
+    def _exchanged_weights(self, away: float) -> dict[str, float]:
+        """The same of divided weights, which are gathered for every microbatch."""
+        spare = self.room - (self.bytes - self.example_bytes())
+        passes = math.ceil(self.examples / self.gpus / max(1, spare // self.example_bytes()))
+        weights = away * (self.vector if self.probed is None else 2 * self.num_params)
+        product = GATHERED * weights + (EXCHANGED - GATHERED) * away * self.vector
+        return {
+            "eigenspace": self.products * passes * product,
+            "projection": self.examples * (2 * weights + self.dim * product),
+            "draws": POINTS * passes * weights,
+            "stationarity": DESCENT / PRODUCT_OVER_FORWARD * passes * product,
         }
 
     def seconds(self) -> dict[str, float]:
@@ -163,6 +198,10 @@ class Scale:
         said = [f"fits: {of_room}" if self.fits else f"does not fit: {of_room}"]
         parts = self.parts()
         basis = parts["its share of the basis"] + parts["its share of the eigenspace"]
+        if self.divided:
+            said.append(
+                "the whole model does not fit into each: these are sizes with its weights divided (fully_shard)"
+            )
         if not self.fits and self.bytes - basis <= self.room:
             said.append(
                 f"the basis goes to the host's memory by itself, where each process needs {in_bytes(int(basis))}"
@@ -170,7 +209,7 @@ class Scale:
         elif not self.fits and self.probed is None:
             said.append("probe a part: adapters or the last block leave the others in bfloat16 (--probed 2e7 tells)")
         elif not self.fits:
-            said.append("probe fewer parameters, or take shorter examples; weights are not divided yet")
+            said.append("probe fewer parameters, take shorter examples, or more accelerators, which divide the weights")
         total = sum(self.seconds().values())
         if total > 86400:
             enough = max(100, int(self.examples * 86400 / total))
