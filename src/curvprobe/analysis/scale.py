@@ -144,14 +144,11 @@ class Scale:
         return 2 * self.num_params * self.tokens * self.examples
 
     def operations(self) -> dict[str, float]:
-        """Floating-point operations of each stage, all accelerators together.
-
-        Where the weights are divided each of them projects all examples.
-        """
-        alone = PRODUCT_OVER_FORWARD * self.dim * self.forward
+        """Floating-point operations of each stage, all accelerators together."""
+        alone = PRODUCT_OVER_FORWARD * self.dim
         return {
             "eigenspace": self.products * PRODUCT_OVER_FORWARD * self.forward,
-            "projection": self.gpus * alone if self.divided else (3 * self.dim + 9) * self.forward,
+            "projection": (alone if self.divided else 3 * self.dim + 9) * self.forward,
             "draws": POINTS * self.forward,
             "stationarity": DESCENT * self.forward,
         }
@@ -178,7 +175,7 @@ class Scale:
         product = GATHERED * weights + (EXCHANGED - GATHERED) * away * self.vector
         return {
             "eigenspace": self.products * passes * product,
-            "projection": self.examples * (2 * weights + self.dim * product),
+            "projection": self.examples / self.gpus * self.dim * (2 * self.dim * away * self.vector + 2 * weights),
             "draws": POINTS * passes * weights,
             "stationarity": DESCENT / PRODUCT_OVER_FORWARD * passes * product,
         }

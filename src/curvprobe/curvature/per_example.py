@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
-from curvprobe.curvature.linearisation import Linearisation, gradient_derivative, kind_of
+from curvprobe.curvature.linearisation import Linearisation, derivatives, gradient_derivative, kind_of
 from curvprobe.numerics.linalg import all_finite, quick_inner
 from curvprobe.risk.examples import Batch
 from curvprobe.risk.fast_paths import Compared, difference
@@ -50,6 +50,17 @@ def project_one(
             row.copy_(next(products))
         curved.append(quick_inner(rows, basis))
     return (slope[None].cpu(), torch.cat(curved)[None].cpu()), (loss_sum / weight).detach().double().cpu()
+
+
+def project_divided(model: ProbedModel, example: Microbatch, basis: Tensor) -> tuple[Projected, Tensor]:
+    """A single example's where the weights are divided, and its loss: derivatives in the coordinates themselves."""
+    z = torch.zeros(basis.shape[1], dtype=torch.float64, device=basis.device, requires_grad=True)
+    moved = model.moved(z, basis)
+    with moved.undisturbed():
+        loss_sum, weight = moved.batch_losses(moved.state.probed, example)
+        slope = derivatives([(loss_sum / weight).sum()], [z], create_graph=True)[0]
+        curved = torch.stack([derivatives([part], [z])[0] for part in slope])
+    return (slope.detach()[None].cpu(), curved[None].cpu()), (loss_sum / weight).detach().double().cpu()
 
 
 def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) -> Projected:

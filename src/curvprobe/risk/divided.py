@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from curvprobe.errors import ArgumentError, CannotProbeError
+from curvprobe.numerics.linalg import quick_inner
 from curvprobe.numerics.space import Space
 from curvprobe.runtime.ranks import Ranks
 
@@ -32,11 +33,14 @@ class Divided:
         ranks: the processes; the r-th holds the r-th share of the rows of each.
         summed: whether the processes differentiate other examples each, so that a derivative is the sum of theirs; else
             all do the same, and each keeps its rows of it.
+        moved: coordinates z (D,), float64, by which the parameters are moved along D directions, and the rows
+            (..., D) that this process holds of these, by name; None where they stay.
     """
 
     shapes: Mapping[str, torch.Size]
     ranks: Ranks
     summed: bool = False
+    moved: tuple[Tensor, Mapping[str, Tensor]] | None = None
 
     def summing(self) -> Divided:
         """The same for processes that differentiate other examples each."""
@@ -51,8 +55,9 @@ class Divided:
         return shape[0] if shape else 1  # a single number is one row
 
     def whole(self, shard: Tensor, name: str) -> Tensor:
-        """A parameter, or another tensor of its shape, from the rows that each process holds."""
-        return self.ranks.whole(shard, self._count(name), name).view(self.shapes[name])
+        """A parameter, or several tensors of its shape (..., D), from the rows that each process holds."""
+        columns = shard.shape[max(1, len(self.shapes[name])) :]
+        return self.ranks.whole(shard, self._count(name), name).view(*self.shapes[name], *columns)
 
     def shard(self, whole: Tensor, name: str) -> Tensor:
         """The rows that this process holds of a parameter's derivative."""
@@ -68,9 +73,16 @@ class Divided:
         return parameter.reshape(self._count(name), *parameter.shape[1:])[self.rows(name)]
 
     def used(self, shard: Tensor, name: str) -> Tensor:
-        """The whole parameter, differentiable in the rows that this process holds."""
+        """The whole parameter, differentiable in the rows that this process holds, and in z where that moves it."""
         found: Tensor = _Gather.apply(shard, self, name)  # type: ignore[no-untyped-call]
+        if self.moved is not None and name in self.moved[1]:
+            found = found + _Spread.apply(self.moved[0], self, name)  # type: ignore[no-untyped-call]
         return found
+
+    def columns(self, name: str) -> Tensor:
+        """The directions (..., D) along which a parameter is moved."""
+        assert self.moved is not None
+        return self.whole(self.moved[1][name], name)
 
     def space(self, probed: Sequence[str]) -> Space:
         """The space of vectors of the probed parameters, of which each process holds what it holds of these."""
@@ -132,6 +144,34 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         return _Gather.apply(gradient, ctx.divided, ctx.name), None, None  # type: ignore[no-untyped-call]
+
+
+class _Spread(torch.autograd.Function):
+    """What coordinates (D,) make of directions that are divided, in one parameter; these are whole while it is made."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, divided: Divided, name: str) -> Tensor:
+        ctx.divided, ctx.name = divided, name
+        columns = divided.columns(name)
+        return columns @ z.to(columns.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Contract.apply(gradient, ctx.divided, ctx.name), None, None  # type: ignore[no-untyped-call]
+
+
+class _Contract(torch.autograd.Function):
+    """Inner products (D,), float64, of a parameter's derivative with the directions: its transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, divided: Divided, name: str) -> Tensor:
+        ctx.divided, ctx.name = divided, name
+        columns = divided.columns(name)
+        return quick_inner(columns.reshape(-1, columns.shape[-1]).T, whole.reshape(-1))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Spread.apply(gradient, ctx.divided, ctx.name), None, None  # type: ignore[no-untyped-call]
 
 
 def of_model(module: nn.Module, probed: Sequence[str], ranks: Ranks) -> Divided | None:

@@ -89,7 +89,7 @@ class Raised:
         """The tensor in the higher type; where a parameter of this name is divided, the whole of it."""
         if self.divided is None or name not in self.divided.shapes:
             return self._kept(low.to(self.dtype), low, name)
-        if low.requires_grad:
+        if low.requires_grad or self.divided.moved is not None:
             return self._kept(self.divided.used(low, name), low.detach(), name)
         whole = self.divided.whole(low, name)
         return self._kept(whole.to(self.dtype) if whole.is_floating_point() else whole, low, name)

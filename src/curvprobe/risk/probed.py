@@ -122,6 +122,17 @@ class ProbedModel:
         hashes = {name: digest(divided.whole(part, name)) for name, part in parts.items() if name in divided.shapes}
         return [hashes, {name: part for name, part in state.kept.items() if name not in hashes}, state.buffers]
 
+    def moved(self, z: Tensor, basis: Tensor) -> ProbedModel:
+        """The same with divided weights at ``w* + U z``, by the rows (n, D) that this process holds of U.
+
+        It is differentiable in z (D,), which must be zero, and no derivative is then a vector of the parameters.
+        """
+        assert self.divided is not None
+        probed = self.state.probed
+        pieces = torch.split(basis, [p.numel() for p in probed.values()])
+        rows = {name: piece.view(*p.shape, len(z)) for (name, p), piece in zip(probed.items(), pieces, strict=True)}
+        return replace(self, divided=replace(self.divided, moved=(z, rows)))
+
     def expect_whole(self, what: str) -> None:
         """Refuse what is not there yet for weights that are divided among processes."""
         if self.divided is not None:

@@ -17,7 +17,14 @@ from curvprobe.curvature.matrix import hessian
 from curvprobe.curvature.nodewise.examples import NODEWISE, Sweeps
 from curvprobe.curvature.nodewise.recording import UnknownOperationError
 from curvprobe.curvature.nodewise.sweep import Found
-from curvprobe.curvature.per_example import TOGETHER, Projected, confirmed, project_one, project_together
+from curvprobe.curvature.per_example import (
+    TOGETHER,
+    Projected,
+    confirmed,
+    project_divided,
+    project_one,
+    project_together,
+)
 from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
 from curvprobe.numerics.space import Space
@@ -99,12 +106,9 @@ def _shared(risk: EmpiricalRisk, columns: Tensor, loss: Tensor) -> Projected:
     n, dim, columns = len(risk), columns.shape[1], columns.to(device=risk.device, dtype=risk.dtype)
     if not risk.ranks.several:
         return _differentiated(risk, columns, loss)
-    if risk.probed.divided is not None:  # all make the same passes, and each has its rows of the inner products
-        gradient, curved = (risk.ranks.total(part) for part in _differentiated(risk, columns, loss))
-        return gradient, curved
-    mine = loss[risk.ranks.share(n)]
 
     def packed(own: EmpiricalRisk) -> Tensor:
+        mine = loss[risk.ranks.share(n)] if own.probed.divided is None else own.losses()
         gradient, curved = _differentiated(own, columns, mine)
         return torch.cat([gradient, curved.flatten(1)], dim=1)
 
@@ -137,11 +141,15 @@ def _projected(risk: EmpiricalRisk, basis: Tensor, loss: Tensor) -> Iterator[tup
         yield rows, projected, again
         start = rows.stop
     model, held, at_once = risk.probed, risk.budget.products_held(), risk.budget.tangents_at_once(1)
-    size = min(len(risk), risk.budget.examples_together(), risk.microbatch_size)
+    size = min(len(risk), risk.budget.examples_together(), risk.microbatch_size) if model.divided is None else 1
     while start < len(risk):
         examples = risk.sample.read(start, min(start + size, len(risk)))
-        alone = size == 1
-        found = project_one(model, examples, basis, held, at_once) if alone else _together(model, examples, basis)
+        if model.divided is not None:
+            found: tuple[Projected, Tensor] | None = project_divided(model, examples, basis)
+        elif size == 1:
+            found = project_one(model, examples, basis, held, at_once)
+        else:
+            found = _together(model, examples, basis)
         if found is None:
             size = 1
             continue
