@@ -1,10 +1,14 @@
 """Types of weights, and wrappers around a model."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional
 
 import curvprobe as cp
@@ -217,14 +221,34 @@ def test_data_parallel():
     check_works(nn.DataParallel(plain), plain)
 
 
-def test_distributed_data_parallel(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+@contextlib.contextmanager
+def process_group(folder):
+    store = torch.distributed.FileStore(str(folder / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        plain = classifier()
-        check_works(nn.parallel.DistributedDataParallel(plain), plain)
+        yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel(tmp_path):
+    with process_group(tmp_path):
+        plain = classifier()
+        check_works(nn.parallel.DistributedDataParallel(plain), plain)
+
+
+def test_fully_sharded(tmp_path):
+    with process_group(tmp_path):
+        plain = classifier()
+        check_works(fully_shard(copy.deepcopy(plain)), plain)
+
+
+def test_divided_by_columns(tmp_path):
+    with process_group(tmp_path):
+        model, mesh = classifier(), DeviceMesh("cpu", [0])
+        model[0].weight = nn.Parameter(distribute_tensor(model[0].weight.detach(), mesh, [Shard(1)]))
+        with refused("expected rows over one, as fully_shard(module) makes them"):
+            cp.EmpiricalRisk(model, CE, vectors(), group=torch.distributed.group.WORLD)
 
 
 # ---- state

@@ -101,9 +101,23 @@ def test_nothing_else_is_drawn_from():
 def test_parts_of_a_vector_are_those_of_the_whole(dtype, size):
     """Wherever they begin and end: in the middle of a pair, and of what is drawn at a time."""
 
-    def drawn(part=None):
-        return noise.normal_vector(torch.Generator().manual_seed(3), size, dtype=dtype, device="cpu", part=part)
+    for draw in (noise.normal_vector, noise.sign_vector):
 
-    whole = drawn()
-    for begin, end in ((0, size), (0, 3), (1, 2), (3, 7), (2, 2), (size - 1, size), (size // 2, size), (5, size - 1)):
-        assert torch.equal(drawn(slice(begin, end)), whole[begin:end])
+        def drawn(*parts, draw=draw):
+            generator = torch.Generator().manual_seed(3)
+            return draw(generator, size, dtype=dtype, device="cpu", part=parts or None)
+
+        whole = drawn()
+        for begin, end in (
+            (0, size),
+            (0, 3),
+            (1, 2),
+            (3, 7),
+            (2, 2),
+            (size - 1, size),
+            (size // 2, size),
+            (5, size - 1),
+        ):
+            assert torch.equal(drawn(slice(begin, end)), whole[begin:end])
+        some = slice(0, 1), slice(2, 2), slice(3, size - 2)
+        assert torch.equal(drawn(*some), torch.cat([whole[part] for part in some]))

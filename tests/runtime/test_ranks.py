@@ -22,7 +22,32 @@ def exchanges(group):
         "least": ranks.least(7 - ranks.rank),
         "of first": ranks.of_first(torch.tensor(float(ranks.rank))).item(),
         "from first": ranks.from_first(lambda: ("made by", ranks.rank)),
+        "share of the first's": ranks.share_of_firsts(rows if ranks.rank == 0 else None).tolist(),
+        "space": the_same_space(ranks, rows),
     }
+
+
+def the_same_space(ranks, rows):
+    """Whether what the space does is what the processes do."""
+    space, part = ranks.space(5), ranks.share(5)
+    return (
+        space.held == part.stop - part.start
+        and torch.equal(space.whole(rows[part]), rows)
+        and space.norm(rows[part, 1]) == float(rows[:, 1].norm())
+        and torch.equal(space.handed_out(rows[:, 1] if ranks.rank == 0 else None), rows[part, 1])
+    )
+
+
+def goes_another_way(group):
+    """The second process asks for something else than the first."""
+    ranks = Ranks(group)
+    return ranks.whole(torch.ones(1), 2) if ranks.rank else ranks.total(torch.ones(1))
+
+
+def test_processes_that_do_not_do_the_same_say_so():
+    for outcome in several.run(2, goes_another_way):
+        assert type(outcome.error) is errors.RankError
+        assert "and others do something else; expected all to make the same calls" in str(outcome.error)
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
@@ -39,6 +64,8 @@ def test_what_they_tell_one_another(world):
         assert one["least"] == 8 - world
         assert one["of first"] == 0.0
         assert one["from first"] == ("made by", 0)
+        assert one["share of the first's"] == rows[start:stop].tolist()
+        assert one["space"]
 
 
 def test_alone_nothing_is_sent():

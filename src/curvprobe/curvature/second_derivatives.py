@@ -235,18 +235,10 @@ def _judge(
     names = model.names if kind == "hessian" else [f"output tensor {i}" for i in range(count)]
     sizes = along[1] if kind == "hessian" else [1.0] * count
     product, slope = (max(s * _length(t, sum_over) for s, t in zip(sizes, parts, strict=True)) for parts in found)
+    eps, rounded, unseen = torch.finfo(precision).eps, [slope / s for s in sizes], [slack * product / s for s in sizes]
     pending = {
-        i: _Pending(
-            names[i],
-            found[0][i],
-            found[1][i],
-            torch.finfo(precision).eps,
-            slope / sizes[i],
-            slack * product / sizes[i],
-            tolerance,
-            sum_over,
-        )
-        for i in range(count)
+        i: _Pending(names[i], *parts, eps, rounded[i], unseen[i], tolerance, sum_over)
+        for i, parts in enumerate(zip(*found, strict=True))
     }
     for step in STEPS[precision]:
         up, down = (_first_order(model, kind, microbatch, sign * step * along[0]) for sign in (1, -1))

@@ -105,8 +105,7 @@ def trace_moments(
         raise ArgumentError(f"num_products is {num_products}; expected at least {FEWEST_PROBES}")
     generator = torch.Generator().manual_seed(seed)
     count = num_products // SKETCHED
-    if num_products < SKETCHED * FEWEST_PROBES or count >= num_params:
-        count = 0
+    count = 0 if num_products < SKETCHED * FEWEST_PROBES or count >= num_params else count
     space = space or Space(num_params)
     sketch = torch.empty(count, space.held, dtype=dtype, device=device)
     kept, trace, square = 0, 0.0, 0.0

@@ -190,6 +190,8 @@ def of_model(module: nn.Module, probed: Sequence[str], ranks: Ranks) -> Divided 
         return None
     for name, parameter in found.items():
         _check(name, parameter, ranks)
+    if not ranks.several:  # one process holds all rows
+        return None
     params = dict(module.named_parameters())
     return Divided({name: p.shape for name, p in params.items() if name in found or name in probed}, ranks)
 
@@ -213,11 +215,12 @@ def _check(name: str, parameter: Any, ranks: Ranks) -> None:
             "over one, as fully_shard(module) makes them: tensor parallel and hybrid layouts are not taken"
         )
     members = dist.get_process_group_ranks(mesh.get_group())
-    mine = [] if ranks.group is None else dist.get_process_group_ranks(ranks.group)
+    mine = [dist.get_rank()] if ranks.group is None else dist.get_process_group_ranks(ranks.group)
     if members != mine:
         raise ArgumentError(
-            f"the model's weights are divided among the processes {members}, and group= has {mine or 'none'}; expected "
-            "the same: EmpiricalRisk(..., group=torch.distributed.group.WORLD)"
+            f"the model's weights are divided among the processes {members}, and group= has "
+            f"{'none' if ranks.group is None else mine}; expected the same: "
+            "EmpiricalRisk(..., group=torch.distributed.group.WORLD)"
         )
 
 

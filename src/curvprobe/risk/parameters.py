@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from curvprobe.errors import ArgumentError, ArgumentTypeError, CannotProbeError, CannotProbeTypeError
-from curvprobe.risk.divided import Divided
+from curvprobe.risk.divided import Divided, local
 from curvprobe.risk.frozen import Frozen, is_lower
 from curvprobe.risk.presets import PRESETS, preset_parameters
 
@@ -142,7 +142,8 @@ def copy_state(model: nn.Module, names: Sequence[str], divided: Divided | None =
     """The state of a model of which the parameters called ``names`` are probed; what this process holds of each."""
 
     def held(name: str) -> Tensor:
-        return params[name].detach() if divided is None else divided.held(params[name].detach(), name)
+        parameter = params[name].detach()
+        return local(parameter) if divided is None else divided.held(parameter, name)
 
     with torch.inference_mode(False), torch.no_grad():
         params = dict(model.named_parameters())
