@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import curvprobe as cp
+from curvprobe.analysis.scale import EXCHANGED
 from curvprobe.risk import divided
 from curvprobe.runtime.plain import to_json
 from tests import cases, several
@@ -142,6 +143,36 @@ def test_a_parameter_is_whole_while_it_is_used_only():
         assert kept == left == 0
 
 
+def exchanged(group):
+    """How often the weights of six layers are gathered or summed in a product whose graph is kept, and in one anew."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(8, 8, bias=False), nn.Tanh())]).double()
+    x, counts = torch.randn(4, 8, dtype=torch.float64), []
+
+    def counted(usual):
+        def exchange(self, part, name):
+            counts[-1] += 1
+            return usual(self, part, name)
+
+        return exchange
+
+    divided.Divided.whole, divided.Divided.shard = map(counted, (divided.Divided.whole, divided.Divided.shard))
+    for size in (None, 1):
+        counts.append(0)
+        risk = cp.EmpiricalRisk(sharded(model), cp.losses.mse, (x, x), group=group, microbatch_size=size)
+        H, v = cp.hessian(risk), risk.probed.draw(torch.Generator().manual_seed(0))
+        H @ v
+        counts[-1] = 0
+        H @ v
+    return counts
+
+
+def test_a_product_gathers_each_parameter_as_often_as_is_said():
+    for kept, anew in several.values(2, exchanged):
+        assert kept <= 6 * 4
+        assert anew <= 6 * EXCHANGED * 2  # two microbatches of one example
+
+
 # ---- what is not taken, and what goes wrong --------------------------------------------------------------------------
 
 
@@ -181,6 +212,9 @@ def refusals(group):
         "random": lambda: cp.random_subspace(risk, 2),
         "deformation": lambda: cp.deformation_subspace(risk, 1),
         "whole subspace": lambda: cp.project(risk, cp.Subspace.from_basis(torch.eye(risk.num_params).double()[:, :1])),
+        "doctor": lambda: cp.examine(risk, case.candidates),
+        "plan": lambda: cp.plan(risk, case.candidates, dim=1),
+        "compiled": lambda: cp.hessian(risk, compile=True),
         "all candidates": lambda: cp.full_space_parts(risk, risk[:1], sigma=0.1),
     }
     said = {}
@@ -194,13 +228,14 @@ def refusals(group):
 
 def test_what_is_not_taken_is_refused_by_all():
     for said in several.values(2, refusals):
+        assert len(said) == 11
         assert said["columns"][0] == "CannotProbeError"
         assert "expected rows over one, as fully_shard(module) makes them" in said["columns"][1]
         assert said["no group"][0] == "ArgumentError"
         assert "among the processes [0, 1], and group= has none" in said["no group"][1]
         assert said["two ways"][0] == "RankError"
         assert "the model to go the same way on all examples" in said["two ways"][1]
-        for name in ("laws", "random", "deformation", "whole subspace", "all candidates"):
+        for name in sorted(said.keys() - {"columns", "no group", "two ways"}):
             assert said[name][0] == "CannotProbeError", name
             assert "is not there for these yet" in said[name][1]
 

@@ -41,6 +41,7 @@ def examine(risk: EmpiricalRisk, candidates: Any = None, *, dim: int = 10, allow
         ('pass', ['precision', 'memory', 'time'])
     """
     expect_risk(risk)
+    risk.probed.expect_whole("the doctor")
     risk = risk.by_itself()  # how much is looked at is a matter of time
     with progress.bar("examining (checks)", 3) as advance:
         findings = examine_model(risk, PATIENCE)

@@ -131,6 +131,7 @@ def plan(
         ([('sample', 20), ('candidates', 20)], True)
     """
     expect_risk(risk)
+    risk.probed.expect_whole("a plan, other than from sizes alone,")
     settings = checked_settings(dim, sigma, "algebraic", tol, None, num_probes, seed, False, allow_overlap, p)
     risk, new = sample_and_candidates(risk, candidates, settings, [])
     side, full = points_of_surface(surface, stages, settings.dim), stages == "full"

@@ -36,9 +36,9 @@ POINTS, DESCENT = 150, 48
 """Passes forward of an analysis at displaced weights, and what its search for a descent takes in such passes."""
 
 
-GATHERED, EXCHANGED = 5, 7
-"""Of divided weights, in one microbatch of a product: how often they are gathered, and vectors exchanged in all (these,
-the vector itself, and the derivative once and once more)."""
+GATHERED, EXCHANGED = 4, 7
+"""Of divided weights, in one microbatch of a product: how often they are gathered, and exchanges of as many numbers in
+all (these, those of the vector, and the first and second derivative)."""
 
 
 @dataclass(frozen=True)

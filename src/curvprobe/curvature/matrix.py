@@ -39,6 +39,8 @@ class CurvatureMatrix:
         expect_risk(self.risk)
         if self.compile and self.kind != "hessian":
             raise ArgumentError(f"compile=True came with {self.kind!r}; only products with the Hessian can be compiled")
+        if self.compile:
+            self.risk.probed.expect_whole("compile=True")
 
     @property
     def shape(self) -> tuple[int, int]:
