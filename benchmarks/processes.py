@@ -1,7 +1,8 @@
 """Work that processes share: a product, an eigenspace and a projection of a small language model, over 1 and 2 of them.
 
-Every number of processes in processes of its own, one thread each. The model says what a product should take with W
-of them: the examples' time divided by W, and two exchanges of the vector, whose time is measured in the same run. The
+Every number of processes in processes of its own, one thread each, and the largest once more with divided weights
+(fully_shard). The model says what a product should take with W of them: the examples' time divided by W, and two
+exchanges of the vector, whose time is measured in the same run; with divided weights, whose graph is kept, four. The
 memory is the most that a process takes beyond what it held before, while it solves for the eigenspace; the model is the
 basis and the result divided by W, and the examples of a microbatch. Run: python benchmarks/processes.py
 """
@@ -20,8 +21,12 @@ import torch.distributed as dist
 from benchmark import Benchmark, markdown, mebibytes, page, shared
 from isolated import peak_memory, run_isolated
 from models import MODELS
+from torch.distributed.fsdp import fully_shard
 
 import curvprobe as cp
+
+EXCHANGES = 2
+"""Of divided weights, whose graph is kept, in pairs of a gathering and a scattering, which take as long as two."""
 
 OPTIONS = {
     "model": ("nanochat", f"what to measure on: {', '.join(MODELS)}"),
@@ -32,7 +37,9 @@ OPTIONS = {
 
 def measure(options: Namespace) -> dict[str, Any]:
     name = options.model
-    rows = [over(world, name, options.k, options.dim, options.repeats) for world in options.worlds]
+    sizes = (name, options.k, options.dim, options.repeats)
+    rows = [over(world, *sizes, False) for world in options.worlds]
+    rows += [over(max(options.worlds), *sizes, True)]
     return {"model": name, "k": options.k, "dim": options.dim, "rows": [against(row, rows[0]) for row in rows]}
 
 
@@ -66,31 +73,40 @@ def lead(world: int, *arguments: Any) -> dict[str, Any]:
     return found
 
 
-def follow(folder: str, rank: int, world: int, name: str, k: int, dim: int, repeats: int) -> dict[str, Any]:
+def follow(
+    folder: str, rank: int, world: int, name: str, k: int, dim: int, repeats: int, divided: bool
+) -> dict[str, Any]:
     torch.set_num_threads(1)
     meeting = Path(folder, "meeting")
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     try:
-        return of_process(name, k, dim, repeats)
+        return of_process(name, k, dim, repeats, divided)
     finally:
         dist.destroy_process_group()
 
 
-def of_process(name: str, k: int, dim: int, repeats: int) -> dict[str, Any]:
+def of_process(name: str, k: int, dim: int, repeats: int, divided: bool) -> dict[str, Any]:
     task = MODELS[name](k)
+    if divided:
+        for layer in getattr(getattr(task.model, "model", None), "layers", ()):
+            fully_shard(layer)
+        fully_shard(task.model)
     risk = cp.EmpiricalRisk(task.model, task.loss, task.data, group=dist.group.WORLD)
     ranks, size = risk.ranks, risk.num_params
     H = cp.hessian(risk)
-    rows = torch.randn(size, generator=torch.Generator().manual_seed(0))[ranks.share(size), None]
+    rows = torch.randn(size, generator=torch.Generator().manual_seed(0))[:, None]
+    rows = torch.cat([rows[part] for part in risk.space.part or [slice(size)]])
 
     def product() -> Any:
         return H.of_rows(rows) if ranks.several else H @ rows
 
     def exchanges() -> Any:
-        return ranks.share_of_total(ranks.whole(rows, size))
+        whole = risk.space.gathered(rows) if ranks.several else rows
+        return ranks.share_of_total(whole)
 
     product()  # with its checks
-    seconds = {"product": timed(product, repeats), "exchanges": timed(exchanges, repeats)}
+    times = EXCHANGES if divided else 1
+    seconds = {"product": timed(product, repeats), "exchanges": times * timed(exchanges, repeats)}
     start = time.perf_counter()
     with peak_memory() as peak:
         space = cp.top_eigenspace(risk, dim=dim)
@@ -102,6 +118,7 @@ def of_process(name: str, k: int, dim: int, repeats: int) -> dict[str, Any]:
     examples = min(held.stop - held.start, risk.microbatch_size) * risk.footprint.example
     return {
         "processes": ranks.world,
+        "divided": divided,
         "num_params": size,
         "products": space.num_matvecs,
         "eigenvalues": space.eigenvalues.tolist(),
@@ -129,7 +146,8 @@ def table(result: dict[str, Any]) -> str:
         "| speed-up of the three | peak a process | the model says |"
     )
     rows = (
-        f"| {row['processes']} | {row['seconds']['product']:.3g} | {row['model_seconds']:.3g} "
+        f"| {row['processes']}{', weights divided' if row['divided'] else ''} "
+        f"| {row['seconds']['product']:.3g} | {row['model_seconds']:.3g} "
         f"| {row['seconds']['exchanges']:.2g} | {row['seconds']['eigenspace']:.3g} "
         f"| {row['seconds']['projection']:.3g} | {', '.join(f'{times:.2f}' for times in row['speedup'].values())} "
         f"| {mebibytes(row['peak_bytes'])} | {mebibytes(row['model_bytes'])} |"

@@ -11,12 +11,13 @@ def test_two_processes_find_what_one_finds(tmp_path):
     import processes
 
     result = run(processes, tmp_path, "--model mlp --k 8 --dim 2 --repeats 1")
-    one, two = result["rows"]
-    assert (one["processes"], two["processes"]) == (1, 2)
+    one, two, divided = result["rows"]
+    assert [(row["processes"], row["divided"]) for row in result["rows"]] == [(1, False), (2, False), (2, True)]
+    assert divided["eigenvalues_apart"] < 1e-5
     assert two["products"] == one["products"]
     assert two["eigenvalues_apart"] < 1e-5
     assert two["model_seconds"] == pytest.approx(one["seconds"]["product"] / 2 + two["seconds"]["exchanges"])
-    assert len(rows_of(processes.table(result))) == 2
+    assert len(rows_of(processes.table(result))) == 3
 
 
 def test_the_committed_case_is_within_a_fifth_of_the_memory_and_twice_the_time():
