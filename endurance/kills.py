@@ -1,23 +1,32 @@
-"""Runs that are killed within each of their stages, go on, and must end in what a run ends in that is let be."""
+"""Runs that are killed within each of their stages, go on, and must end in what a run ends in that is let be.
+
+Their processes are copies of one that has imported all before: a new interpreter's imports take longer than a run.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from curvprobe.runtime.lock import TEMPORARY
+
+SERVER = multiprocessing.get_context("forkserver")
+IMPORTED = ["curvprobe.cli", "curvprobe.analysis.analyze", "curvprobe.plots.saving"]
+IMPORTED += ["torch._dynamo", "scipy.stats", "matplotlib.figure", "matplotlib.backends.backend_pdf"]
+"""All that a run imports. Nothing is computed in the server: the threads of what computes are not in its copies."""
 
 PATIENCE = 600
 TIMES = {"seconds", "load_average"}
@@ -40,19 +49,56 @@ ENDED = "after the end"
 """In the place of the stage that a kill fell in, where the run had ended before it."""
 
 
-def command(folder: Path, out: Path, processes: int, *options: str) -> list[str]:
-    """The analysis of the small task by one process or several."""
+def arguments(folder: Path, out: Path, *options: str) -> list[str]:
+    """Of the command that analyses the small task."""
     task = folder / "task.py"
     task.write_text(TASK)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    start = [] if processes == 1 else launcher
-    return [sys.executable, *start, "-m", "curvprobe", "run", f"{task}:task", "--out", str(out), *OPTIONS, *options]
+    return ["run", f"{task}:task", "--out", str(out), *OPTIONS, *options]
 
 
-def finished(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """The command, when it has ended."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE, env=environment)
+def launched(folder: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The analysis by two processes that torchrun starts, when it has ended."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "curvprobe"]
+    command = [sys.executable, *launcher, *arguments(folder, out, *options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def _live(said: str, environment: dict[str, str], given: list[str]) -> None:
+    """What a process does: the command, whose words go to a file."""
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.update(environment)
+    sys.argv = ["curvprobe", *given]
+
+    from curvprobe.cli import main
+
+    main()
+
+
+def started(folder: Path, out: Path, processes: int) -> list[BaseProcess]:
+    """The analysis by so many processes, which find one another as those do that torchrun starts."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared = {**place, "WORLD_SIZE": str(processes), "TORCHELASTIC_RUN_ID": "endurance"} if processes > 1 else {}
+    given = arguments(folder, out)
+    all_of_them: list[BaseProcess] = []
+    for rank in map(str, range(processes)):
+        environment = shared and {**shared, "RANK": rank, "LOCAL_RANK": rank}
+        all_of_them.append(SERVER.Process(target=_live, args=(f"{out}.said", environment, given)))
+        all_of_them[-1].start()
+    return all_of_them
+
+
+def ended(processes: Sequence[BaseProcess]) -> list[int | None]:
+    """Their exit codes, when they have ended."""
+    end = time.monotonic() + PATIENCE
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()  # one that hangs
+    return codes
 
 
 def stages_of(out: Path) -> dict[str, float]:
@@ -64,30 +110,14 @@ def stages_of(out: Path) -> dict[str, float]:
     return {name: written[name] - start for name, start in zip(names, before, strict=False)}
 
 
-def killed(arguments: list[str], begun: Path, after: float) -> bool:
-    """Kill the command and all its processes so many seconds after a file is there; whether it still ran."""
-    process = psutil.Popen(
-        arguments,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-    def wait_for(path: Path) -> None:
-        while not path.exists() and process.poll() is None:
-            time.sleep(0.001)
-
-    wait_for(begun.with_name(".lock"))
-    # Sought now, since that takes as long as a stage; launched processes have sessions of their own.
-    with suppress(psutil.NoSuchProcess):
-        running = [process, *process.children(recursive=True)]
-        wait_for(begun)
-        time.sleep(after)
-        for one in running:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(running, timeout=30)
-    return bool(process.wait() != 0)
+def killed(processes: Sequence[BaseProcess], begun: Path, after: float) -> bool:
+    """Kill all of them so many seconds after a file is there; whether they still ran."""
+    while not begun.exists() and all(process.is_alive() for process in processes):
+        time.sleep(0.001)
+    time.sleep(after)
+    for process in processes:
+        process.kill()
+    return -signal.SIGKILL in ended(processes)
 
 
 def fell_in(out: Path, stages: list[str]) -> str:
@@ -119,28 +149,33 @@ def record_of(out: Path) -> Any:
     return json.loads((out / "result.json").read_text())
 
 
+def said_by(out: Path) -> str:
+    """The last words of a run's processes, the killed ones' too."""
+    return Path(f"{out}.said").read_text()[-2000:]
+
+
 def kills(count: int, processes: int, rng: random.Random) -> dict[str, Any]:
     """Runs that are killed, each in a folder of its own, and repeated: what differs from one that was let be."""
     found: dict[str, Any] = {"kills": count, "processes": processes, "failed": [], "different": []}
+    SERVER.set_forkserver_preload(IMPORTED)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        start = time.time()
-        whole = finished(command(folder, folder / "whole", processes))
-        if whole.returncode != 0:
-            return {**found, "failed": [whole.stderr[-2000:]]}
-        found["seconds_of_a_run"] = time.time() - start
-        expected, seconds = record_of(folder / "whole"), stages_of(folder / "whole")
-        stages = list(seconds)
+        whole, start = folder / "whole", time.time()
+        if any(ended(started(folder, whole, processes))):
+            return {**found, "failed": [said_by(whole)]}
+        found |= {"seconds_of_a_run": time.time() - start, "seconds_of_the_stages": stages_of(whole)}
+        seconds, stages = found["seconds_of_the_stages"], list(found["seconds_of_the_stages"])
+        files = dict(zip(stages, [".lock", *(f"{name}.json" for name in stages)], strict=False))
         fell, unfinished = Counter(dict.fromkeys([*stages, ENDED], 0)), 0
         for i, stage in enumerate(aims(stages, count, rng)):
             out = folder / f"run{i}"
-            before = dict(zip(stages, [".lock", *(f"{name}.json" for name in stages)], strict=False))[stage]
-            at_work = killed(command(folder, out, processes), out / before, rng.uniform(0, seconds[stage]))
+            after = rng.uniform(0, seconds[stage])
+            at_work = killed(started(folder, out, processes), out / files[stage], after)
             fell[fell_in(out, stages) if at_work else ENDED] += 1
             unfinished += any(out.glob(f".*{TEMPORARY}"))
-            again = finished(command(folder, out, processes))
-            if again.returncode != 0 or "Warning" in again.stderr:
-                found["failed"].append({"run": i, "code": again.returncode, "said": again.stderr[-2000:]})
-            if again.returncode == 0:
-                found["different"] += [f"run {i}: {said}" for said in differences(expected, record_of(out))]
-    return {**found, "seconds_of_the_stages": seconds, "killed_in": dict(fell), "while_writing_a_file": unfinished}
+            codes = ended(started(folder, out, processes))
+            if any(codes) or "Warning" in said_by(out):
+                found["failed"].append({"run": i, "codes": codes, "said": said_by(out)})
+            if not any(codes):
+                found["different"] += [f"run {i}: {said}" for said in differences(record_of(whole), record_of(out))]
+    return {**found, "killed_in": dict(fell), "while_writing_a_file": unfinished}

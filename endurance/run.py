@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import fuzz  # noqa: E402
-from kills import command, finished, kills, record_of  # noqa: E402
+from kills import ended, kills, launched, record_of, started  # noqa: E402
 
 from curvprobe.experiments.machine import describe  # noqa: E402
 from curvprobe.runtime.plain import to_json  # noqa: E402
@@ -39,10 +39,10 @@ def launches(count: int) -> dict[str, Any]:
     aborted = []
     with tempfile.TemporaryDirectory() as place:
         for i in range(count):
-            ended = finished(command(Path(place), Path(place) / f"run{i}", 2, "--stages", "quick"))
-            codes[ended.returncode] += 1
-            if any(word in ended.stderr for word in ("SIGABRT", "Signal 6", "Aborted", "terminate called")):
-                aborted.append({"run": i, "said": ended.stderr[-2000:]})
+            end = launched(Path(place), Path(place) / f"run{i}", "--stages", "quick")
+            codes[end.returncode] += 1
+            if any(word in end.stderr for word in ("SIGABRT", "Signal 6", "Aborted", "terminate called")):
+                aborted.append({"run": i, "said": end.stderr[-2000:]})
     return {"launches": count, "codes": {str(code): times for code, times in codes.items()}, "aborted": aborted}
 
 
@@ -67,7 +67,7 @@ def fuzzed(examples: int) -> dict[str, Any]:
     """Damaged and hostile files: a result, a stage, the solver's state."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        finished(command(folder, folder / "run", 1))
+        ended(started(folder, folder / "run", 1))
         record, whole = record_of(folder / "run"), folder / "whole"
         whole.mkdir()
         fuzz.goes_on(whole)
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="result file")
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of every process that is started
     rng, start = random.Random(options.seed), time.time()
     found: dict[str, Any] = {"machine": {**describe(), "load": os.getloadavg()}, "kills": []}
     for processes in (1, 2):

@@ -4,7 +4,6 @@ import copy
 import importlib
 import json
 import random
-import subprocess
 import sys
 from collections import Counter
 from datetime import timedelta
@@ -106,8 +105,8 @@ def test_markup_in_a_result_is_shown_as_text(run, tmp_path):
 STAGES = ["first", "second", "figures"]
 
 STAGED = """
-import pathlib, sys, time
-out = pathlib.Path(sys.argv[1])
+import pathlib, time
+out = pathlib.Path({out!r})
 out.mkdir()
 (out / ".lock").touch()
 for name in ("first.json", "second.json", "figure.png"):
@@ -125,19 +124,21 @@ def test_every_stage_is_killed_as_often_as_every_other():
 
 
 def test_a_kill_falls_in_the_stage_it_is_meant_for_and_its_stage_is_told(tmp_path):
-    def staged(out):
-        return [sys.executable, "-c", STAGED, str(out)]
+    def staged(name):
+        process = kills.SERVER.Process(target=exec, args=(STAGED.format(out=str(tmp_path / name)),))
+        process.start()
+        return [process]
 
-    subprocess.run(staged(tmp_path / "whole"), check=True)
+    assert kills.ended(staged("whole")) == [0]
     seconds = kills.stages_of(tmp_path / "whole")
     assert list(seconds) == STAGES
     assert all(0.25 < took < 3 for took in seconds.values())
     for stage, begun in zip(STAGES, (".lock", "first.json", "second.json"), strict=True):
         out = tmp_path / stage
-        assert kills.killed(staged(out), out / begun, 0.1)
+        assert kills.killed(staged(stage), out / begun, 0.1)
         assert kills.fell_in(out, STAGES) == stage
         assert not (out / "figure.png").exists()
-    assert not kills.killed(staged(tmp_path / "ended"), tmp_path / "ended" / "second.json", 3.0)
+    assert not kills.killed(staged("ended"), tmp_path / "ended" / "figure.png", 1.0)
 
 
 def test_results_that_differ_in_more_than_their_times_are_told():
