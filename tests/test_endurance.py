@@ -54,6 +54,14 @@ def test_a_result_of_anything_is_read_or_refused(run, tmp_path):
     check()
 
 
+def test_a_value_that_is_put_twice_does_not_lie_within_itself():
+    record, value = {"a": 0}, {"x": 1}
+    fuzz.put(record, ("a",), value)
+    fuzz.put(record, ("a", "x"), value)
+    assert json.loads(json.dumps(record)) == {"a": {"x": {"x": 1}}}
+    assert value == {"x": 1}
+
+
 def test_a_stage_of_anything_is_found_as_it_was_or_computed_again(tmp_path):
     fuzz.goes_on(tmp_path)
     whole = {name: (tmp_path / name).read_bytes() for name in ("kept.json", "kept.safetensors")}
