@@ -3,15 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/digits
 
-.PHONY: help demo test lint docs figures paper bench acceptance endurance mutants package clean
+.PHONY: help demo test test-oldest test-newest lint docs figures paper bench versions acceptance endurance mutants package clean
 help:
 	@echo "make demo    train a small classifier and analyse it (results in $(OUT))"
 	@echo "make test    run the tests"
+	@echo "make test-oldest  run the tests of the numbers with the oldest versions of torch and the rest that are supported"
+	@echo "make test-newest  the same with the newest; several GB each where torch comes with CUDA"
 	@echo "make lint    check style, types and the direction of imports"
 	@echo "make figures draw the figures of docs/numbers.md"
 	@echo "make paper   repeat the paper's experiments for docs/paper.md (about an hour)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make bench   run the benchmarks (about two hours), rewrite benchmarks/results/ and the tables"
+	@echo "make versions compare the numbers of these versions of torch, of threads and of processes, for docs/faq.md"
 	@echo "make acceptance analyse networks that others have trained, for docs/acceptance.md (long; fetches several hundred MB)"
 	@echo "make endurance kill runs at any moment, launch several processes, damage files (about an hour)"
 	@echo "make mutants change one operator at a time, and tell which changes no test notices (about an hour)"
@@ -37,6 +40,25 @@ demo: .venv/run
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Environments of their own: the oldest versions that pyproject.toml admits, and the newest that pip finds.
+.venv/oldest: pyproject.toml .ci/floors.py requirements-oracle.txt
+	rm -rf $@ && $(PYTHON) -m venv $@
+	$@/bin/python .ci/floors.py > $@/floors.txt
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -c $@/floors.txt -e '.[test]'
+	$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-oracle.txt
+	@touch $@
+
+.venv/newest: pyproject.toml requirements-oracle.txt
+	rm -rf $@ && $(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-oracle.txt
+	@touch $@
+
+# ARGS=tests runs all of them.
+NUMBERS := $(addprefix tests/,numerics risk curvature eigensolver subspace criteria probing runtime analysis)
+test-oldest test-newest: test-%: .venv/%
+	$</bin/python -m pytest -n 2 --dist loadfile $(or $(ARGS),$(NUMBERS))
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -73,6 +95,11 @@ runs/docs/report.html: .venv/dev
 
 bench: .venv/bench
 	for name in demo monitor monte_carlo concentration coverage_of_errors coverage_of_intervals gates extremality paper curve peers projection report_page scale scaling limit load plan processes solver misses more_data front_door vocabulary adapters; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python benchmarks/table.py
+
+# One trained network under several versions of torch, threads and processes.
+versions: .venv/dev .venv/oldest .venv/newest
+	$(BIN)/python benchmarks/versions.py $(ARGS)
 	$(BIN)/python benchmarks/table.py
 
 # Networks that others have trained. Their packages lie in a folder of their own, without what they would bring along.

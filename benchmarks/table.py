@@ -32,6 +32,7 @@ import report_page
 import scale
 import scaling
 import solver
+import versions
 import vocabulary
 from benchmark import RESULTS, page, read
 
@@ -65,6 +66,7 @@ SCRIPTS = (
     scale,
     scaling,
     solver,
+    versions,
     vocabulary,
 )
 BENCHMARKS = tuple(script.BENCHMARK for script in SCRIPTS)

@@ -48,7 +48,7 @@ def put(nest: Any, path: tuple[Any, ...], value: Any) -> None:
         if value is ...:
             del nest[path[-1]]
         else:
-            nest[path[-1]] = value
+            nest[path[-1]] = copy.deepcopy(value)  # drawn twice, it could come to lie within itself
     except (KeyError, IndexError, TypeError):
         return
 

@@ -1,9 +1,11 @@
-"""What make endurance does, with few examples: files of a run that are damaged or hostile."""
+"""What make endurance does, with few examples: files of a run that are damaged or hostile, and a kill in each stage."""
 
 import copy
 import importlib
 import json
+import random
 import sys
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import curvprobe as cp
 
 FOLDER = Path(__file__).parents[1] / "endurance"
 sys.path.insert(0, str(FOLDER))
-fuzz = importlib.import_module("fuzz")
+fuzz, kills = importlib.import_module("fuzz"), importlib.import_module("kills")
 sys.path.remove(str(FOLDER))
 
 FEW = settings(
@@ -50,6 +52,14 @@ def test_a_result_of_anything_is_read_or_refused(run, tmp_path):
         fuzz.loads(path)
 
     check()
+
+
+def test_a_value_that_is_put_twice_does_not_lie_within_itself():
+    record, value = {"a": 0}, {"x": 1}
+    fuzz.put(record, ("a",), value)
+    fuzz.put(record, ("a", "x"), value)
+    assert json.loads(json.dumps(record)) == {"a": {"x": {"x": 1}}}
+    assert value == {"x": 1}
 
 
 def test_a_stage_of_anything_is_found_as_it_was_or_computed_again(tmp_path):
@@ -98,3 +108,49 @@ def test_markup_in_a_result_is_shown_as_text(run, tmp_path):
     html = cp.load(tmp_path).to_html(tmp_path / "page.html", title=fuzz.MARKUP, names=names).read_text()
     assert "<script>alert(1)" not in html
     assert cp.compare([tmp_path, folder]).to_html(tmp_path / "both.html").read_text().count("<script>alert") == 0
+
+
+STAGES = ["first", "second", "figures"]
+
+STAGED = """
+import pathlib, time
+out = pathlib.Path({out!r})
+out.mkdir()
+(out / ".lock").touch()
+for name in ("first.json", "second.json", "figure.png"):
+    time.sleep(0.3)
+    (out / name).touch()
+"""
+"""A run in name only: three stages, one after the other."""
+
+
+def test_every_stage_is_killed_as_often_as_every_other():
+    for count in (1, 3, 11):
+        times = Counter(kills.aims(STAGES, count, random.Random(0)))
+        assert times.total() == count
+        assert max(times.values()) - min(times[stage] for stage in STAGES) <= 1
+
+
+def test_a_kill_falls_in_the_stage_it_is_meant_for_and_its_stage_is_told(tmp_path):
+    def staged(name):
+        process = kills.SERVER.Process(target=exec, args=(STAGED.format(out=str(tmp_path / name)),))
+        process.start()
+        return [process]
+
+    assert kills.ended(staged("whole")) == [0]
+    seconds = kills.stages_of(tmp_path / "whole")
+    assert list(seconds) == STAGES
+    assert all(0.25 < took < 3 for took in seconds.values())
+    for stage, begun in zip(STAGES, (".lock", "first.json", "second.json"), strict=True):
+        out = tmp_path / stage
+        assert kills.killed(staged(stage), out / begun, 0.1)
+        assert kills.fell_in(out, STAGES) == stage
+        assert not (out / "figure.png").exists()
+    assert not kills.killed(staged("ended"), tmp_path / "ended" / "figure.png", 1.0)
+
+
+def test_results_that_differ_in_more_than_their_times_are_told():
+    one = {"seconds": 1.0, "rows": [{"value": 1.0, "seconds": 2.0}, {"value": 2.0}]}
+    assert not list(kills.differences(one, one | {"seconds": 3.0}))
+    assert list(kills.differences(one, {"rows": [{"value": 1.0}, {"value": 3.0}]})) == ["rows[1].value: 2.0 and 3.0"]
+    assert len(list(kills.differences(one, one | {"rows": [], "new": 0}))) == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_torchrun_shares_a_run_and_the_first_process_speaks(task, tmp_path):
     assert two["expected"]["value"] == pytest.approx(one["expected"]["value"], rel=1e-9)
     assert not list(Path(tmp_path / "two").glob("*.unfinished*"))
     assert alone(task, tmp_path / "two")[1:] == said[1:]  # one process finds the stages of two
+
+
+def test_the_program_of_the_page_on_scale_runs_as_printed(task, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    program = next(block for block in re.findall(r"```py\n(.*?)```", page, re.DOTALL) if "init_process_group" in block)
+    (tmp_path / "my_program.py").write_text(program)
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "my_program.py"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("loss here by") + ran.stdout.count("NO ANSWER") == 1
+    assert cp.load(tmp_path / "runs" / "mine").k == 21
 
 
 def test_other_commands_are_not_shared(monkeypatch):

@@ -1,4 +1,5 @@
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -117,14 +118,35 @@ def test_the_quick_inner_product_of_nothing():
         assert way(torch.empty(0, 1 << 15), torch.ones(1 << 15, 2)).shape == (0, 2)
 
 
-def test_lower_matmul_precision_does_not_reach_the_quick_inner_product():
+@contextmanager
+def lowered(backend):
+    """float32 products of this backend may be made in less."""
+    backend.matmul.fp32_precision = "bf16" if backend is torch.backends.mkldnn else "tf32"
+    yield
+    backend.matmul.fp32_precision = "none"
+
+
+@pytest.fixture
+def inexact_products():
+    """float32 products as an accelerator may make them: then everything is combined in float64."""
+    with lowered(torch.backends.mkldnn):
+        yield
+
+
+def test_lower_matmul_precision_does_not_reach_the_quick_inner_product(inexact_products):
     rows, vector = rows_of(3, 40_000, torch.float32), rows_of(1, 40_000, torch.float32, seed=1)[0]
-    torch.set_float32_matmul_precision("medium")
-    try:
-        found = linalg.quick_inner(rows, vector)
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert torch.equal(found, linalg.inner(rows, vector))
+    assert torch.equal(linalg.quick_inner(rows, vector), linalg.inner(rows, vector))
+
+
+def test_a_precision_that_was_lowered_by_its_newer_name_is_seen_where_it_holds():
+    rows, devices = rows_of(3, 500, torch.float32), [torch.device(name) for name in ("cpu", "cuda")]
+    with lowered(torch.backends.cuda):
+        on_accelerators = [linalg.lowered(device) for device in devices], linalg.multiplies_exactly(rows)
+    with lowered(torch.backends.mkldnn):
+        on_processors = [linalg.lowered(device) for device in devices], linalg.multiplies_exactly(rows)
+    assert on_accelerators == (["", "tf32"], True)
+    assert on_processors == (["bf16", ""], False)
+    assert linalg.multiplies_exactly(rows)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
@@ -144,15 +166,6 @@ def test_a_vector_almost_inside_the_rows_is_left_orthogonal_to_them():
     taken = linalg.orthogonalise(vector, rows)
     assert float((rows.double() @ vector.double()).norm()) < 1e-6 * float(vector.norm())
     assert torch.allclose(before.double(), vector.double() + taken @ rows.double(), rtol=0, atol=1e-3)
-
-
-@pytest.fixture
-def inexact_products():
-    """float32 products as an accelerator may make them: then everything is combined in float64."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("exactly", [True, False])

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from curvprobe.curvature.matrix import hessian
 from curvprobe.curvature.second_derivatives import check_second_derivatives
 from curvprobe.errors import CurvprobeError
+from curvprobe.numerics.linalg import lowered
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.risk.first_pass import described
 from curvprobe.runtime.digest import overlap
@@ -295,7 +296,7 @@ def _precision(risk: EmpiricalRisk) -> Finding:
     raised = f" (raised from {', '.join(risk.upcast_from)})" if risk.upcast_from else ""
     if risk.dtype == torch.float64:
         return Finding("precision", "pass", name + raised)
-    few, matmul = _some(risk, FEW), torch.get_float32_matmul_precision()
+    few, matmul = _some(risk, FEW), lowered(risk.device)
     vector, norm = risk.probed.draw(torch.Generator().manual_seed(0)), risk.probed.vectors.norm
     try:
         exact = (hessian(few.in_double()) @ vector.double()).double()
@@ -306,10 +307,10 @@ def _precision(risk: EmpiricalRisk) -> Finding:
         return Finding("precision", "doubt", said, "a model that follows .double() can be compared")
     error = norm(hessian(few) @ vector - exact) / max(norm(exact), 1e-300)
     said = f"{name}{raised}; a Hessian product is within {error:.1g} of the one in float64"
-    said += "" if matmul == "highest" else f"; float32 matrix products are set to {matmul!r}"
+    said += f"; float32 matrix products are made in {matmul}" if matmul else ""
     if error <= COARSE:
         return Finding("precision", "pass", said)
-    remedy = "torch.set_float32_matmul_precision('highest')" if matmul != "highest" else "analyse model.double()"
+    remedy = "torch.set_float32_matmul_precision('highest')" if matmul else "analyse model.double()"
     return Finding("precision", "doubt", said, f"residuals below that cannot be had: {remedy}, or take a larger tol")
 
 

@@ -52,9 +52,20 @@ def inner(rows: Tensor, vectors: Tensor) -> Tensor:
     return total
 
 
+def lowered(device: torch.device) -> str:
+    """The precision that torch's settings allow float32 products on this device, "tf32" or "bf16"; "" for their own.
+
+    Not by ``torch.get_float32_matmul_precision``, of which torch 2.9 warns, and which every version refuses to tell
+    where the setting was made by these names.
+    """
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    allowed = str(backend.matmul.fp32_precision)
+    return "" if allowed in ("none", "ieee") else allowed
+
+
 def multiplies_exactly(rows: Tensor) -> bool:
     """Whether products are made in the operands' own precision, and on a device whose way to make them is known."""
-    return rows.device.type in _CHUNK_ELEMENTS and torch.get_float32_matmul_precision() == "highest"
+    return rows.device.type in _CHUNK_ELEMENTS and not lowered(rows.device)
 
 
 def quick_inner(rows: Tensor, vectors: Tensor) -> Tensor:
