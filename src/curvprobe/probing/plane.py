@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
-from curvprobe.risk.displaced import displaced_losses, in_blocks
+from curvprobe.risk.displaced import displaced_values, in_blocks
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
 from curvprobe.runtime.plain import brief
@@ -221,6 +221,6 @@ def _losses(risk: EmpiricalRisk, basis: Tensor, z: Tensor) -> Tensor:
     found: list[Tensor] = []
     with progress.bar("plane (points)", len(z)) as advance:
         for block in in_blocks(displacements(), risk):
-            found.append(displaced_losses(risk, block, finite=False) @ risk.shares)
+            found.append(displaced_values(risk, block, finite=False))
             advance(len(block))
     return torch.cat(found)

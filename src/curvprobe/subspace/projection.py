@@ -69,12 +69,12 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     expect_risk(risk)
     basis = _basis_for(risk, subspace)
     n, dim = len(risk), subspace.dim
-    loss, weight = risk.losses(), risk.weights
+    loss, weight, design = risk.losses(), risk.weights, risk.sample.design
     check_second_derivatives(risk, "hessian")
     if risk.ranks.several:
         packed = over_examples(risk, dim + dim * dim, work=lambda own: _packed(project(own, subspace)))
         gradient, curved = packed[:, :dim].contiguous(), packed[:, dim:].reshape(n, dim, dim).contiguous()
-        return ProjectedSample(loss, weight, gradient, curved, risk.digests())
+        return ProjectedSample(loss + risk.sample.offset, weight, gradient, curved, risk.digests(), design)
     with (
         freed_memory_kept(),
         risk.undisturbed(),
@@ -89,7 +89,8 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
             advance(len(again))
     if not bool(curved.isfinite().all() and gradient.isfinite().all()):
         raise NotFiniteError("a projected derivative is not finite; the loss has no finite second derivative at w*")
-    return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
+    curved = (curved + curved.mT) / 2
+    return ProjectedSample(loss + risk.sample.offset, weight, gradient, curved, risk.digests(), design)
 
 
 def _packed(sample: ProjectedSample) -> Tensor:
