@@ -129,6 +129,7 @@ def analyze(
     store, job = Store.at(out, risk.ranks), Job.of(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sigma_grid(settings.sigma)
+    names = work.stage_names(settings, stages == "full", laws=laws, concentration=concentration, surface=surface)
     config = {
         "tolerance": tolerance,
         "tolerance_on": tolerance_on,
@@ -139,17 +140,7 @@ def analyze(
     }
     with store.held(), risk.ranks.told():
         with risk.few_threads():
-            seen = _seen(
-                job,
-                store,
-                grid,
-                notes,
-                progress,
-                laws=laws,
-                concentration=concentration,
-                surface=surface,
-                full=stages == "full",
-            )
+            seen = _seen(job, store, grid, notes, progress, names, surface)
         notes += _of_memory(risk)
         found = assemble(job, seen, grid, tolerance, notes, config, store)
         store.write_result({**found.to_json(), **_load()})
@@ -187,17 +178,11 @@ def _seen(
     grid: list[float],
     notes: list[str],
     told: Callable[[str, int, int], None] | None,
-    *,
-    laws: bool,
-    concentration: bool,
+    names: list[str],
     surface: int,
-    full: bool,
 ) -> Seen:
-    """What the stages find, one after the other."""
-    settings, wide = job.settings, full and job.whole is None
-    second = wide and job.settings.p == 2
-    asked = {"full": full, "wide": wide, "second": second, "laws": laws, "concentration": concentration}
-    count = len(work.stage_names(**asked, surface=surface))
+    """What the stages of these names find, one after the other."""
+    settings, count = job.settings, len(names)
     with bar("analysis (stages)", count) as advance:
 
         def result(stage: Stage[T]) -> T:
@@ -225,13 +210,13 @@ def _seen(
             sigma_source=source,
             judged=judged,
             draws=result(work.monte_carlo(job, space, basis, chosen, judged)),
-            isotropic=result(work.isotropic(job, chosen)) if wide else None,
-            isotropic_model=result(work.isotropic_model(job, chosen)) if second else None,
-            full_space=result(work.full_space(job, chosen)) if second else None,
-            norms=result(work.norms(job)) if full else None,
+            isotropic=result(work.isotropic(job, chosen)) if "isotropic" in names else None,
+            isotropic_model=result(work.isotropic_model(job, chosen)) if "isotropic_model" in names else None,
+            full_space=result(work.full_space(job, chosen)) if "full_space" in names else None,
+            norms=result(work.norms(job)) if "gradient_norms" in names else None,
             stationarity=result(work.stationary(job, space, basis, sample, fresh)),
-            laws=result(work.laws(job, space, basis, chosen)) if laws else None,
-            concentration=result(work.concentration(job, space, basis, chosen)) if concentration else None,
+            laws=result(work.laws(job, space, basis, chosen)) if "laws" in names else None,
+            concentration=result(work.concentration(job, space, basis, chosen)) if "concentration" in names else None,
             plane=result(work.surface(job, space, basis, chosen, surface)) if surface else None,
         )
 

@@ -137,21 +137,15 @@ def plan(
     settings = checked_settings(dim, sigma, "algebraic", tol, None, num_probes, seed, False, allow_overlap, p)
     risk, new = sample_and_candidates(risk, candidates, settings, [])
     settings = limited(settings, max_examples, risk, new, compared=laws or concentration)
-    side, full, whole = points_of_surface(surface, stages, settings.dim), stages == "full", risk
-    wide = full and settings.max_examples is None
-    names = stage_names(
-        full=full, wide=wide, second=wide and p == 2, laws=laws, concentration=concentration, surface=side
-    )
-    if settings.max_examples is not None:  # any will do: drawing them takes a pass over all
-        risk = risk[torch.linspace(0, len(risk) - 1, settings.max_examples, device="cpu").long()]
+    side, whole = points_of_surface(surface, stages, settings.dim), risk
+    names = stage_names(settings, stages == "full", laws=laws, concentration=concentration, surface=side)
+    risk = _some(whole, settings.max_examples)
     check_wanted(risk.num_params, settings.dim, settings.which, settings.tol)
     plan_memory(risk, settings.dim)  # refuses a budget in which nothing fits, before any work
-    job = Job(risk, new, settings)
-    costs = measure(job)
+    costs = measure(job := Job(risk, new, settings))
     price, work = Price(job, costs), amounts(job, costs, len(sigma_grid(settings.sigma)), side)
-    drawing = () if risk is whole else (_drawing(whole, costs),)
     return Plan(
-        drawing
+        (() if risk is whole else (_drawing(whole, costs),))
         + tuple(
             PlannedStage(
                 name,
@@ -164,6 +158,11 @@ def plan(
             for name in names
         )
     )
+
+
+def _some(whole: EmpiricalRisk, count: int | None) -> EmpiricalRisk:
+    """As many examples as will be drawn; any will do, since drawing them takes a pass over all."""
+    return whole if count is None else whole[torch.linspace(0, len(whole) - 1, count, device="cpu").long()]
 
 
 def _drawing(whole: EmpiricalRisk, costs: UnitCosts) -> PlannedStage:

@@ -118,9 +118,10 @@ class Job:
         return [self.risk.key(), self.new.key()]
 
 
-def stage_names(*, full: bool, wide: bool, second: bool, laws: bool, concentration: bool, surface: int) -> list[str]:
-    """Names of the stages in their order: all, or without what the answer does not rest on; ``wide`` are those in all
-    parameters, of which the closed form is of the ``second`` order only."""
+def stage_names(settings: Settings, full: bool, *, laws: bool, concentration: bool, surface: int) -> list[str]:
+    """Names of the stages in their order: all, or without what the answer does not rest on. Those in all parameters
+    take all examples, and of them the closed form is of the second order only."""
+    wide = full and settings.max_examples is None
     asked = {
         "eigenspace": True,
         "sample": True,
@@ -129,8 +130,8 @@ def stage_names(*, full: bool, wide: bool, second: bool, laws: bool, concentrati
         "validity": True,
         "monte_carlo": True,
         "isotropic": wide,
-        "isotropic_model": wide and second,
-        "full_space": wide and second,
+        "isotropic_model": wide and settings.p == 2,
+        "full_space": wide and settings.p == 2,
         "gradient_norms": full,
         "stationarity": True,
         "laws": laws,
