@@ -137,9 +137,8 @@ def plan(
     settings = checked_settings(dim, sigma, "algebraic", tol, None, num_probes, seed, False, allow_overlap, p)
     risk, new = sample_and_candidates(risk, candidates, settings, [])
     settings = limited(settings, max_examples, risk, new, compared=laws or concentration)
-    side, whole = points_of_surface(surface, stages, settings.dim), risk
+    side, whole, risk = points_of_surface(surface, stages, settings.dim), risk, _some(risk, settings.max_examples)
     names = stage_names(settings, stages == "full", laws=laws, concentration=concentration, surface=side)
-    risk = _some(whole, settings.max_examples)
     check_wanted(risk.num_params, settings.dim, settings.which, settings.tol)
     plan_memory(risk, settings.dim)  # refuses a budget in which nothing fits, before any work
     costs = measure(job := Job(risk, new, settings))
