@@ -112,3 +112,16 @@ def test_an_estimate_takes_the_error_of_the_draw_with_its_freedom():
     both = also_drawn(cp.Estimate(5.0, 2.0, freedom=3.0), own)
     assert (both.stderr, both.freedom) == (pytest.approx(8**0.5), pytest.approx(6.0))
     assert also_drawn(cp.Estimate(5.0, 0.5), 0 * own) == cp.Estimate(5.0, 0.5)
+
+
+def test_curvature_along_its_own_eigenvector_is_too_large_and_along_that_of_another_draw_is_not():
+    whole, off, own = sample_of(2000, dim=4), [], []
+    for seed in range(100):
+        solved, part = (drawn(whole, 100, 2 * seed + one).mean().hessian[0] for one in (1, 0))
+        values, vectors = torch.linalg.eigh(solved)
+        truth, u = whole.mean().hessian[0], vectors[:, -1]
+        own.append(float(values[-1] - u @ truth @ u))
+        off.append(float(u @ part @ u - u @ truth @ u))
+    noise = torch.tensor(off).std() / 10
+    assert abs(sum(off) / 100) < 4 * noise
+    assert sum(own) / 100 > 10 * noise
