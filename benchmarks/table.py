@@ -7,6 +7,7 @@ from typing import Any
 import acceptance_table
 import adapters
 import concentration
+import coverage_of_draws
 import coverage_of_errors
 import coverage_of_intervals
 import curve
@@ -42,6 +43,7 @@ ACCEPTANCE = ROOT / "acceptance" / "results.json"
 SCRIPTS = (
     adapters,
     concentration,
+    coverage_of_draws,
     coverage_of_errors,
     coverage_of_intervals,
     curve,

@@ -12,7 +12,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 FOLDERS = ("src", "tests", "benchmarks", "examples", "acceptance", "endurance")
 FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
-LONGER = {"analyze": 60, "assemble": 45, "_seen": 50, "demo": 60, "run": 65, "plan": 50, "surface": 50}
+LONGER = {"analyze": 60, "assemble": 45, "_seen": 50, "demo": 60, "run": 65, "plan": 55, "surface": 50}
 """Lines of a function that may have more than 40: the list of stages, of a result's fields, of a command's options."""
 
 

@@ -155,6 +155,7 @@ from .probing.named_laws import default_laws as default_laws
 from .probing.plane import Plane as Plane
 from .probing.plane import plane as plane
 from .probing.validity import quadratic_validity as quadratic_validity
+from .risk.drawing import draw_examples as draw_examples
 from .risk.empirical import EmpiricalRisk as EmpiricalRisk
 from .risk.heads import before_head as before_head
 from .subspace.deformation import deformation_subspace as deformation_subspace

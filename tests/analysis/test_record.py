@@ -209,7 +209,7 @@ def test_a_trajectory_comes_back_and_so_does_one_of_the_first_version(tmp_path):
         ("{", "no result could be read"),
         ("[]", "something else than an analysis"),
         ('{"experiment": "decay", "schema_version": 1}', "something else than an analysis"),
-        ('{"first_candidate": {}, "schema_version": 99}', "schema version 99; this version of curvprobe reads 1 to 6"),
+        ('{"first_candidate": {}, "schema_version": 99}', "schema version 99; this version of curvprobe reads 1 to 7"),
         ('{"first_candidate": {}}', "schema version None"),
         ('{"first_candidate": {}, "schema_version": 2}', "not a whole result"),
         ('{"trajectory": {}, "schema_version": 2}', "not a whole result"),

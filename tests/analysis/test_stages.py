@@ -121,7 +121,7 @@ def test_an_interrupted_eigenspace_is_continued(case, tmp_path, monkeypatch):
     monkeypatch.setattr(cp.CurvatureMatrix, "__matmul__", matmul)
     monkeypatch.setattr("curvprobe.analysis.stages.full_space_moment", lambda *_, **__: cp.Estimate(0.0, 0.0))
     one = cp.Stationarity(1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-    monkeypatch.setattr("curvprobe.analysis.stages.stationarity", lambda *_: one)
+    monkeypatch.setattr("curvprobe.analysis.stages.stationarity", lambda *_, **__: one)
     zeros = torch.zeros(32, dtype=torch.float64)
     monkeypatch.setattr("curvprobe.analysis.stages.quadratic_model_at", lambda *_: zeros)
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ import operator
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,6 +31,9 @@ from curvprobe.subspace.eigenspace import plan_memory
 SIGMA_GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 2))
 """Standard deviations at which the quadratic model is judged: half decades from 1e-5 to 3.2."""
 
+LEAST = 100
+"""Examples that are drawn, at least: of fewer, intervals cover too seldom where a few are large."""
+
 T = TypeVar("T")
 
 
@@ -46,6 +50,7 @@ def analyze(
     tolerance: float | None = None,
     tolerance_on: Literal["total", "shape", "relative"] = "total",
     p: float = 2.0,
+    max_examples: int | None = None,
     laws: bool = False,
     concentration: bool = False,
     surface: int = 21,
@@ -76,6 +81,11 @@ def analyze(
         p: order of the criterion ``E |L_{k+1} - L_k|^p``, at least 1, for the first candidate and for what is expected
             of the next one. The split into parts, the full space's closed form, the ranking, the curves, the laws and
             the required size are of the second order.
+        max_examples: differentiate at most so many of the sample's k examples, at least 100; None takes all. As many
+            are drawn for the eigenspace, and as many independently for all else, by the seed and stratified by their
+            weights, see :func:`draw_examples`. What is told is still of all k, with the error of the draw in the
+            intervals of eigenvalues, criteria and sizes. Takes two candidates or more, ``p=2``, and neither ``laws``
+            nor ``concentration``; leaves out the criterion with isotropic probes.
         laws: also find the first candidate's criterion under other probing laws: two more eigenspaces.
         concentration: also find how much of the full-space signal the top-D directions and others capture: four more
             eigenspaces, on up to 100 candidates.
@@ -115,11 +125,13 @@ def analyze(
     risk, new = sample_and_candidates(risk, candidates, settings, notes)
     if laws or concentration:
         risk.probed.expect_whole("laws= and concentration=")
+    settings = limited(settings, max_examples, risk, new, compared=laws or concentration)
     surface = points_of_surface(surface, stages, settings.dim)
     _check_tolerance(tolerance, tolerance_on, risk, len(new))
-    store, job = Store.at(out, risk.ranks), Job(risk, new, settings)
+    store, job = Store.at(out, risk.ranks), Job.of(risk, new, settings)
     engine = _engine(risk, settings)  # refuses a budget in which nothing fits, before any work
     grid = sigma_grid(settings.sigma)
+    names = work.stage_names(settings, stages == "full", laws=laws, concentration=concentration, surface=surface)
     config = {
         "tolerance": tolerance,
         "tolerance_on": tolerance_on,
@@ -130,17 +142,7 @@ def analyze(
     }
     with store.held(), risk.ranks.told():
         with risk.few_threads():
-            seen = _seen(
-                job,
-                store,
-                grid,
-                notes,
-                progress,
-                laws=laws,
-                concentration=concentration,
-                surface=surface,
-                full=stages == "full",
-            )
+            seen = _seen(job, store, grid, notes, progress, names, surface)
         notes += _of_memory(risk)
         found = assemble(job, seen, grid, tolerance, notes, config, store)
         store.write_result({**found.to_json(), **_load()})
@@ -178,15 +180,11 @@ def _seen(
     grid: list[float],
     notes: list[str],
     told: Callable[[str, int, int], None] | None,
-    *,
-    laws: bool,
-    concentration: bool,
+    names: list[str],
     surface: int,
-    full: bool,
 ) -> Seen:
-    """What the stages find, one after the other."""
-    settings, second = job.settings, full and job.settings.p == 2
-    count = len(work.stage_names(full=full, second=second, laws=laws, concentration=concentration, surface=surface))
+    """What the stages of these names find, one after the other."""
+    settings, count = job.settings, len(names)
     with bar("analysis (stages)", count) as advance:
 
         def result(stage: Stage[T]) -> T:
@@ -214,13 +212,13 @@ def _seen(
             sigma_source=source,
             judged=judged,
             draws=result(work.monte_carlo(job, space, basis, chosen, judged)),
-            isotropic=result(work.isotropic(job, chosen)) if full else None,
-            isotropic_model=result(work.isotropic_model(job, chosen)) if second else None,
-            full_space=result(work.full_space(job, chosen)) if second else None,
-            norms=result(work.norms(job)) if full else None,
+            isotropic=result(work.isotropic(job, chosen)) if "isotropic" in names else None,
+            isotropic_model=result(work.isotropic_model(job, chosen)) if "isotropic_model" in names else None,
+            full_space=result(work.full_space(job, chosen)) if "full_space" in names else None,
+            norms=result(work.norms(job)) if "gradient_norms" in names else None,
             stationarity=result(work.stationary(job, space, basis, sample, fresh)),
-            laws=result(work.laws(job, space, basis, chosen)) if laws else None,
-            concentration=result(work.concentration(job, space, basis, chosen)) if concentration else None,
+            laws=result(work.laws(job, space, basis, chosen)) if "laws" in names else None,
+            concentration=result(work.concentration(job, space, basis, chosen)) if "concentration" in names else None,
             plane=result(work.surface(job, space, basis, chosen, surface)) if surface else None,
         )
 
@@ -245,6 +243,27 @@ def checked_settings(
         raise ArgumentError(f"num_probes is {num_probes}; expected at least 2 draws")
     check_power(p)
     return Settings(dim, sigma, which, tol, max_matvecs, num_probes, seed, compiled, bool(allow_overlap), float(p))
+
+
+def limited(
+    settings: Settings, count: int | None, risk: EmpiricalRisk, new: EmpiricalRisk, *, compared: bool
+) -> Settings:
+    """The settings with the number of examples that are drawn, where that is not all; refuses what takes all."""
+    if count is None or _whole("max_examples", count) >= len(risk):
+        return settings
+    if count < LEAST:
+        raise ArgumentError(f"max_examples is {count}; expected at least {LEAST}: fewer tell little of all {len(risk)}")
+    if settings.p != 2 or compared:
+        raise ArgumentError(
+            f"max_examples is {count} of {len(risk)}, with p = {settings.p:g}, laws or concentration; expected p = 2 "
+            "and neither of these, which take all examples: leave them out, or take a smaller sample (--k)"
+        )
+    if len(new) < 2:
+        raise ArgumentError(
+            f"max_examples is {count} of {len(risk)}, and fewer than 2 candidates came; expected more: without them "
+            "the sample stands for what comes, and some of its examples do not"
+        )
+    return replace(settings, max_examples=int(count))
 
 
 def points_of_surface(surface: int, stages: str, dim: int) -> int:

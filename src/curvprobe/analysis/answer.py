@@ -90,7 +90,7 @@ def answer(analysis: Analysis) -> Answer:
     if analysis.num_candidates == 1:
         candidates = "1 candidate, so the sample stands for what comes"
     return Answer(
-        model=f"{analysis.probed} ({analysis.dtype}), k = {analysis.k:,}, {candidates}",
+        model=f"{analysis.probed} ({analysis.dtype}), {analysis.counted}, {candidates}",
         findings=(*_findings(analysis), _losses(analysis)),
         judgement=judgement,
         tolerance=tolerance,

@@ -18,6 +18,7 @@ from curvprobe.analysis.result import Analysis
 from curvprobe.analysis.spectrum import Spectrum
 from curvprobe.analysis.stages import CONTROLLED_DRAWS, VALIDITY_CANDIDATES, Job
 from curvprobe.criteria.decay import decay_curve
+from curvprobe.criteria.drawn import also_drawn, draw_error
 from curvprobe.criteria.estimators import (
     Estimate,
     control,
@@ -28,7 +29,7 @@ from curvprobe.criteria.estimators import (
     summarise,
 )
 from curvprobe.criteria.expectation import expected_criterion
-from curvprobe.criteria.increment import fresh_increments, increment
+from curvprobe.criteria.increment import fresh_increments, increment, spaced_sizes
 from curvprobe.criteria.ranking import rank_candidates
 from curvprobe.criteria.row_errors import row_errors
 from curvprobe.criteria.sample import ProjectedSample
@@ -80,17 +81,17 @@ def assemble(
     store: Store,
 ) -> Analysis:
     """The result, by small linear algebra on what the stages have found."""
-    risk, sample, fresh, sigma, k = job.risk, seen.sample, seen.fresh, seen.sigma, len(job.risk)
+    risk, sample, fresh, sigma, k = job.risk, seen.sample, seen.fresh, seen.sigma, len(job.all_examples)
     return Analysis(
         p=job.settings.p,
         k=k,
         num_candidates=len(job.new),
         num_params=risk.num_params,
         dtype=str(risk.dtype).split(".")[-1],
-        loss=risk.value(),
+        loss=job.all_examples.value(),
         gradient_norm=risk.probed.vectors.norm(risk.gradient()),
         held_out_loss=float(fresh.weight @ fresh.loss / fresh.weight.sum()) if len(fresh) > 1 else math.nan,
-        spectrum=Spectrum.of(seen.space, job.settings.which),
+        spectrum=Spectrum.of(seen.space, job.settings.which, sample),
         validity=seen.validity,
         sigma=sigma,
         sigma_source=seen.sigma_source,
@@ -111,13 +112,13 @@ def assemble(
         sample=sample,
         fresh=fresh,
         plane=seen.plane,
+        drawn=None if job.whole is None else len(sample),
     )
 
 
 def _curves(seen: Seen, k: int, grid: list[float]) -> dict[str, Any]:
     """The second-order criterion along the sample size, and at the whole sample along sigma."""
-    sizes = torch.logspace(0, math.log10(k), DECAY_POINTS, dtype=torch.float64, device="cpu").round()
-    ks = sorted({*(min(k, int(size)) for size in sizes), k})
+    ks = spaced_sizes(seen.sample, DECAY_POINTS)
     dim = seen.space.dim
     return {
         "decay": decay_curve(seen.sample, ks, seen.sigma, sorted({1, min(4, dim), dim}), fresh=seen.fresh),
@@ -142,18 +143,24 @@ def _first_candidate(job: Job, seen: Seen) -> dict[str, Any]:
         controlled = seen.isotropic[: min(s.num_probes, CONTROLLED_DRAWS)]
         wide["isotropic_controlled"] = corrected(seen.full_space, controlled, seen.isotropic_model)
         wide["isotropic_closed_form"] = seen.full_space
-    return {
-        "delta1": delta1(job.first.risk, job.first.new),
+    found = {
         "closed_form": closed,
         "quadratic": quadratic_monte_carlo(model, sigma=seen.sigma, num_probes=s.num_probes, seed=s.seed, p=p),
         "direct": summarise(draws, p, antithetic=True),
         "controlled": control(closed, model, draws, coordinates),
+    }
+    if seen.sample.design is not None:
+        own = draw_error(seen.sample, seen.fresh[0], seen.sigma)[:, 0]
+        found = {name: also_drawn(estimate, own) for name, estimate in found.items()}
+    return {
+        "delta1": delta1(job.first.risk, job.first.new),
+        **found,
         **wide,
         "surrogate_error": model_error(draws, model, coordinates),
         "errors": row_errors(
             seen.judged,
             min(len(seen.fresh), VALIDITY_CANDIDATES),
-            next(fresh_increments(seen.sample, seen.fresh[seen.judged], [len(seen.sample)])),
+            next(fresh_increments(seen.sample, seen.fresh[seen.judged], [seen.sample.size])),
             seen.sigma,
             seen.draws,
             coordinates,
@@ -185,7 +192,7 @@ def _required(job: Job, seen: Seen, pool: ProjectedSample | None, tolerance: flo
         seen.sample,
         pool,
         seen.sigma,
-        tolerance * abs(job.risk.value()) if on == "relative" else tolerance,
+        tolerance * abs(job.all_examples.value()) if on == "relative" else tolerance,
         of="shape" if on == "shape" else "total",
         validity=seen.validity,
         stationarity=seen.stationarity,
@@ -206,6 +213,12 @@ def _notes(seen: Seen) -> list[str]:
     """What a reader should know of the checks and of the eigenspace."""
     space = seen.space
     notes, dim, last = seen.examination.doubts(), space.dim, float(space.eigenvalues[-1])
+    if seen.sample.design is not None:
+        notes.append(
+            f"Estimated from {len(seen.sample):,} examples that were drawn of {seen.sample.size:,}; what is told is of "
+            "all of these, with the error of the draw in the intervals. The eigenspace is that of as many others, and "
+            "certified for them; the errors of rows and the rate bound are of what was drawn."
+        )
     moving = seen.stationarity.refusal()
     if moving:
         notes.append(
@@ -238,6 +251,7 @@ def _config(job: Job, more: dict[str, Any]) -> dict[str, Any]:
         "p": s.p,
         "num_probes": s.num_probes,
         "allow_overlap": s.allow_overlap,
+        "max_examples": s.max_examples,
         **more,
         "param_names": job.risk.param_names,
         "num_other_params": sum(p.numel() for p in job.risk.probed.module.parameters()) - job.risk.num_params,

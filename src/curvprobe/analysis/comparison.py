@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from curvprobe.analysis.answer import refusal, rms_interval, short, three
@@ -17,6 +16,7 @@ from curvprobe.analysis.result import Absent, Analysis
 from curvprobe.criteria.decay import decay_curve
 from curvprobe.criteria.expectation import expected_criterion
 from curvprobe.criteria.expected import ExpectedCriterion
+from curvprobe.criteria.increment import spaced_sizes
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import FEWEST_FOR_UPPER, freedom, standard_error, student_reach
 from curvprobe.runtime.markup import table
@@ -172,6 +172,7 @@ def compare(runs: Sequence[Analysis | str | Path], *, names: Sequence[str] | Non
     expected = [_expected(analysis, sigma) for analysis in found]
     marks = {_candidates(analysis) for analysis in found}
     paired = len(marks) == 1 and None not in marks and not any(one.pool for one in expected)
+    paired = paired and all(analysis.drawn is None for analysis in found)  # or the draws of the samples differ too
     first = found[0], expected[0]
     compared = [
         _compared(name, analysis, one, *first, sigma=sigma, paired=paired)
@@ -219,8 +220,7 @@ def _curve(analysis: Analysis, sigma: float) -> tuple[tuple[int, ...], tuple[flo
     """The rms over the candidates at some sample sizes, from the projections."""
     if isinstance(analysis.sample, Absent) or isinstance(analysis.fresh, Absent) or analysis.num_candidates < 2:
         return (), ()
-    sizes = torch.logspace(0, math.log10(analysis.k), POINTS, dtype=torch.float64, device="cpu").round()
-    ks = sorted({min(analysis.k, int(size)) for size in sizes})
+    ks = spaced_sizes(analysis.sample, POINTS)
     found = decay_curve(analysis.sample, ks, sigma, fresh=analysis.fresh)
     return tuple(ks), tuple(found.value[:, 0, 0].clamp_min(0.0).sqrt().tolist())
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
+
 from curvprobe.analysis.amounts import Counts, Price, amounts
-from curvprobe.analysis.analyze import checked_settings, points_of_surface, sample_and_candidates, sigma_grid
+from curvprobe.analysis.analyze import checked_settings, limited, points_of_surface, sample_and_candidates, sigma_grid
 from curvprobe.analysis.stages import Job, stage_names
-from curvprobe.analysis.unit_costs import measure
+from curvprobe.analysis.unit_costs import UnitCosts, measure
 from curvprobe.eigensolver.wanted import check_wanted
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime.plain import in_bytes
@@ -97,6 +99,7 @@ def plan(
     tol: float = 1e-3,
     num_probes: int = 64,
     p: float = 2.0,
+    max_examples: int | None = None,
     laws: bool = False,
     concentration: bool = False,
     surface: int = 21,
@@ -112,8 +115,8 @@ def plan(
     kept, neither of the model nor in a folder.
 
     Args:
-        risk, candidates, dim, sigma, tol, num_probes, p, laws, concentration, surface, stages, seed, allow_overlap: as
-            of :func:`analyze`.
+        risk, candidates, dim, sigma, tol, num_probes, p, max_examples, laws, concentration, surface, stages, seed,
+            allow_overlap: as of :func:`analyze`.
 
     Returns:
         A row for every stage.
@@ -134,15 +137,16 @@ def plan(
     risk.probed.expect_whole("a plan, other than from sizes alone,")
     settings = checked_settings(dim, sigma, "algebraic", tol, None, num_probes, seed, False, allow_overlap, p)
     risk, new = sample_and_candidates(risk, candidates, settings, [])
-    side, full = points_of_surface(surface, stages, settings.dim), stages == "full"
-    names = stage_names(full=full, second=full and p == 2, laws=laws, concentration=concentration, surface=side)
+    settings = limited(settings, max_examples, risk, new, compared=laws or concentration)
+    side, whole, risk = points_of_surface(surface, stages, settings.dim), risk, _some(risk, settings.max_examples)
+    names = stage_names(settings, stages == "full", laws=laws, concentration=concentration, surface=side)
     check_wanted(risk.num_params, settings.dim, settings.which, settings.tol)
     plan_memory(risk, settings.dim)  # refuses a budget in which nothing fits, before any work
-    job = Job(risk, new, settings)
-    costs = measure(job)
+    costs = measure(job := Job(risk, new, settings))
     price, work = Price(job, costs), amounts(job, costs, len(sigma_grid(settings.sigma)), side)
     return Plan(
-        tuple(
+        (() if risk is whole else (_drawing(whole, costs),))
+        + tuple(
             PlannedStage(
                 name,
                 work[name].products,
@@ -154,6 +158,17 @@ def plan(
             for name in names
         )
     )
+
+
+def _some(whole: EmpiricalRisk, count: int | None) -> EmpiricalRisk:
+    """As many examples as will be drawn; any will do, since drawing them takes a pass over all."""
+    return whole if count is None else whole[torch.linspace(0, len(whole) - 1, count, device="cpu").long()]
+
+
+def _drawing(whole: EmpiricalRisk, costs: UnitCosts) -> PlannedStage:
+    """The pass over all examples by which some of them are drawn."""
+    seconds, n = costs.losses.of(len(whole), whole.microbatch_size), len(whole)
+    return PlannedStage("drawing", (0, 0), 0, (n, n), (seconds, seconds), whole.footprint.activation)
 
 
 def rough_time(seconds: float) -> str:

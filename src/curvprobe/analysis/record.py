@@ -136,13 +136,12 @@ def _bulk(record: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     space = stage("eigenspace", Eigenspace if record["schema_version"] > 1 else _first_eigenspace)
     sample, fresh = stage("sample", ProjectedSample), stage("candidates", ProjectedSample)
-    if not isinstance(space, Absent) and not torch.equal(
-        space.eigenvalues, numbers(record["eigenspace"]["eigenvalues"])
-    ):
+    solved = record["eigenspace"].get("found") or record["eigenspace"]["eigenvalues"]
+    if not isinstance(space, Absent) and not torch.equal(space.eigenvalues, numbers(solved)):
         space = Absent("eigenspace")
     counts = (("k", sample), ("num_candidates", fresh))
     sample, fresh = (
-        one if isinstance(one, Absent) or len(one) == record["sample"][name] else Absent("projections")
+        one if isinstance(one, Absent) or one.size == record["sample"][name] else Absent("projections")
         for name, one in counts
     )
     plane = None if keys is None or "surface" not in keys else stage("surface", Plane)

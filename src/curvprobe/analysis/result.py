@@ -48,11 +48,11 @@ _OF_THE_MODEL = {
     "delta2_isotropic_closed_form",
 }
 
-RESULT_VERSION = 6
-"""Of ``result.json``: 5 had one number of the validity's draws for all sigmas; 4 left out the held-out loss, and of the
-shape its interval and its directions; 3 the errors of single rows and other orders than the second; 2 what was checked;
-1 besides, of the validity what rounding is judged by, of expectations the candidates' own contributions, and the keys
-of the stages."""
+RESULT_VERSION = 7
+"""Of ``result.json``: 6 was of all examples of a sample; 5 had one number of the validity's draws for all sigmas; 4
+left out the held-out loss, and of the shape its interval and its directions; 3 the errors of single rows and other
+orders than the second; 2 what was checked; 1 besides, of the validity what rounding is judged by, of expectations the
+candidates' own contributions, and the keys of the stages."""
 
 
 REPORT = "report.html"
@@ -142,6 +142,8 @@ class Analysis:
         sample, fresh: projected sample and candidates. Where a result file was read without the stages that it rests
             on, a use of these three raises :class:`curvprobe.ArgumentError`.
         plane: the loss itself over the first two eigenvectors; None where it was not computed, or not read.
+        drawn: examples of the k that all this was estimated from (``max_examples``), and as many others that the
+            eigenspace was found from; None where all were taken.
     """
 
     p: float
@@ -185,6 +187,7 @@ class Analysis:
     sample: ProjectedSample
     fresh: ProjectedSample
     plane: Plane | None = None
+    drawn: int | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -256,6 +259,7 @@ class Analysis:
                 "loss": self.loss,
                 "gradient_norm": self.gradient_norm,
                 "held_out_loss": self.held_out_loss,
+                "drawn": self.drawn,
             },
             "eigenspace": self.spectrum.to_json(),
             "validity": self.validity.to_json() | {"increment_error_of_monte_carlo": self.surrogate_error},
@@ -327,9 +331,17 @@ class Analysis:
         return f"{self.num_params:,} {f'of {self.num_params + others:,} ' if others else ''}parameters"
 
     @property
+    def counted(self) -> str:
+        """How many examples are in the sample, and from how many of them this was found."""
+        if self.drawn is None:
+            return f"k = {self.k:,}"
+        return f"k = {self.k:,} (from {self.drawn:,} of {self.k:,} examples, seed {self.config['seed']})"
+
+    @property
     def space(self) -> str:
-        """What the gradient was looked at in."""
-        return "all that are probed" if self.config.get("num_other_params") else "whole space"
+        """What the gradient was looked at in, and from how many examples where that is not all."""
+        where = "all that are probed" if self.config.get("num_other_params") else "whole space"
+        return where if self.drawn is None else f"{where}, as far as {self.drawn:,} examples tell"
 
     def __repr__(self) -> str:
         return f"Analysis(k={self.k}, num_params={self.num_params}, dim={self.spectrum.dim}, sigma={self.sigma:.3g})"

@@ -210,7 +210,7 @@ class Scale:
         total = sum(self.seconds().values())
         if total > 86400:
             enough = max(100, int(self.examples * 86400 / total))
-            said.append(f"takes {total / 86400:.3g} days: {enough:,} examples take one")
+            said.append(f"takes {total / 86400:.3g} days: {enough:,} examples take one (--max-examples)")
         return said
 
     def to_json(self) -> dict[str, Any]:

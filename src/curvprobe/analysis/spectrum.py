@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.eigensolver.wanted import RELATIVE_TO, Which
+from curvprobe.numerics.strata import reaches
 from curvprobe.runtime.plain import brief, number, numbers
 from curvprobe.subspace.spaces import Eigenspace
 
@@ -22,11 +24,15 @@ class Spectrum:
     """The eigenvalues of an eigenspace with their certificates, without its basis; see :class:`Eigenspace`.
 
     Attributes:
-        eigenvalues, residuals, converged: (D,).
+        eigenvalues, residuals, converged: (D,). Where the eigenspace was found from some of the examples, what others,
+            drawn independently, say of the curvature of all along its directions, since the examples that a direction
+            was chosen by bend more along it.
         next_eigenvalue: estimate of the first one left out.
         num_matvecs: products used.
         relative_to: what the residuals are relative to, in words.
         cut_decided: whether the next eigenvalue is behind the last by more than the last's residual.
+        reach: (D,), half the widths of their 95 % intervals; None where all examples were taken.
+        found: (D,), the eigenvalues of the examples that the eigenspace was found from; None where that was all.
     """
 
     eigenvalues: Tensor
@@ -36,20 +42,26 @@ class Spectrum:
     num_matvecs: int
     relative_to: str = RELATIVE_TO["algebraic"]
     cut_decided: bool = True
+    reach: Tensor | None = None
+    found: Tensor | None = None
 
     __repr__ = brief
 
     @classmethod
-    def of(cls, space: Eigenspace, which: Which) -> Spectrum:
-        """That of an eigenspace."""
+    def of(cls, space: Eigenspace, which: Which, sample: ProjectedSample) -> Spectrum:
+        """That of an eigenspace, and of the sample projected onto it where its examples were drawn."""
+        own = sample.deviations(sample.hessian.diagonal(dim1=1, dim2=2))
+        drawn = sample.design is not None
         return cls(
-            space.eigenvalues,
+            sample.mean().hessian[0].diagonal().contiguous() if drawn else space.eigenvalues,
             space.residuals,
             space.converged,
             space.next_eigenvalue,
             space.num_matvecs,
             RELATIVE_TO[which],
             space.cut_decided,
+            reaches(own) if drawn else None,
+            space.eigenvalues if drawn else None,
         )
 
     @property
@@ -67,6 +79,8 @@ class Spectrum:
             "num_matvecs",
             "relative_to",
             "cut_decided",
+            "reach",
+            "found",
         )
         return {name: getattr(self, name) for name in names}
 
@@ -81,6 +95,7 @@ class Spectrum:
             record["num_matvecs"],
             record.get("relative_to", RELATIVE_TO["algebraic"]),
             record.get("cut_decided", True),
+            *(None if record.get(name) is None else numbers(record[name]) for name in ("reach", "found")),
         )
 
     def __str__(self) -> str:

@@ -27,7 +27,9 @@ from curvprobe.probing.monte_carlo import candidate_increments, probe_increments
 from curvprobe.probing.named_laws import law_makers
 from curvprobe.probing.plane import Plane, plane
 from curvprobe.probing.validity import FIRST_DRAWS, subspace_validity
+from curvprobe.risk.drawing import draw_examples
 from curvprobe.risk.empirical import EmpiricalRisk
+from curvprobe.runtime.digest import digest
 from curvprobe.runtime.store import Stage
 from curvprobe.subspace.eigenspace import gathered, handed_out, top_eigenspace
 from curvprobe.subspace.gradients import gradient_norms
@@ -65,6 +67,7 @@ class Settings:
     compile: bool
     allow_overlap: bool = False
     p: float = 2.0
+    max_examples: int | None = None
 
     @property
     def solver(self) -> dict[str, Any]:
@@ -75,16 +78,39 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """The sample, the candidates and the settings that all stages depend on."""
+    """The sample, the candidates and the settings that all stages depend on.
+
+    Attributes:
+        risk: on the sample, or on examples that were drawn of it and stand for all.
+        new: on the candidates.
+        settings: what was asked for.
+        whole: on all of a sample of which some were drawn; else None.
+        solved: on others, drawn independently, of which the eigenspace is found; else None.
+    """
 
     risk: EmpiricalRisk
     new: EmpiricalRisk
     settings: Settings
+    whole: EmpiricalRisk | None = None
+    solved: EmpiricalRisk | None = None
+
+    @classmethod
+    def of(cls, risk: EmpiricalRisk, new: EmpiricalRisk, settings: Settings) -> Job:
+        """On the whole sample, or on as many of its examples as the settings allow."""
+        count, seed = settings.max_examples, settings.seed
+        if count is None:
+            return cls(risk, new, settings)
+        return cls(draw_examples(risk, count, seed), new, settings, risk, draw_examples(risk, count, seed + 1))
 
     @cached_property
     def first(self) -> Joining:
         """The first candidate as the next example."""
         return Joining(self.risk, self.new[:1])
+
+    @property
+    def all_examples(self) -> EmpiricalRisk:
+        """The risk on the whole sample."""
+        return self.risk if self.whole is None else self.whole
 
     @cached_property
     def keys(self) -> list[str]:
@@ -92,9 +118,10 @@ class Job:
         return [self.risk.key(), self.new.key()]
 
 
-def stage_names(*, full: bool, second: bool, laws: bool, concentration: bool, surface: int) -> list[str]:
-    """Names of the stages in their order: all, or without what the answer does not rest on; the isotropic closed form
-    is of the ``second`` order only."""
+def stage_names(settings: Settings, full: bool, *, laws: bool, concentration: bool, surface: int) -> list[str]:
+    """Names of the stages in their order: all, or without what the answer does not rest on. Those in all parameters
+    take all examples, and of them the closed form is of the second order only."""
+    wide = full and settings.max_examples is None
     asked = {
         "eigenspace": True,
         "sample": True,
@@ -102,9 +129,9 @@ def stage_names(*, full: bool, second: bool, laws: bool, concentration: bool, su
         "examination": True,
         "validity": True,
         "monte_carlo": True,
-        "isotropic": full,
-        "isotropic_model": second,
-        "full_space": second,
+        "isotropic": wide,
+        "isotropic_model": wide and settings.p == 2,
+        "full_space": wide and settings.p == 2,
         "gradient_norms": full,
         "stationarity": True,
         "laws": laws,
@@ -119,10 +146,10 @@ def stage_names(*, full: bool, second: bool, laws: bool, concentration: bool, su
 
 def eigenspace(job: Job, unfinished: Path | None) -> Stage[Eigenspace]:
     """The top eigenspace of the Hessian; ``unfinished`` keeps the solver's state."""
-    risk, s = job.risk, job.settings
+    risk, s = job.solved or job.risk, job.settings
     return Stage(
         "eigenspace",
-        [job.keys[0], s.solver],
+        [risk.key(), s.solver],
         Eigenspace,
         lambda: top_eigenspace(risk, **s.solver, checkpoint=unfinished, compile=s.compile),
         whole=lambda found: gathered(found, risk.ranks),
@@ -148,10 +175,11 @@ def examination(job: Job) -> Stage[dict[str, Any]]:
 
     def compute() -> dict[str, Any]:
         allowed = job.settings.allow_overlap
-        findings = [*examine_model(job.risk), *examine_candidates(job.risk, job.new, allow_overlap=allowed)]
+        findings = [*examine_model(job.risk), *examine_candidates(job.all_examples, job.new, allow_overlap=allowed)]
         return Examination.worst(job.risk.ranks.all_of(findings)).to_json()
 
-    return Stage("examination", job.keys, dict, compute)
+    others = [] if job.whole is None else [digest(job.whole.digests())]  # of which a candidate may be one
+    return Stage("examination", [*job.keys, *others], dict, compute)
 
 
 def validity(
@@ -228,9 +256,9 @@ def stationary(
     """How far the solution is from a minimiser."""
     return Stage(
         "stationarity",
-        [*job.keys, basis, DESCENT_STEPS],
+        [*job.keys, basis, DESCENT_STEPS, *([] if job.solved is None else [job.solved.key()])],
         Stationarity,
-        lambda: stationarity(job.risk, space, sample, fresh),
+        lambda: stationarity(job.risk, space, sample, fresh, steps=job.solved),
     )
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from curvprobe.criteria.sample import ProjectedSample
-from curvprobe.criteria.stationarity import Stationarity, over_scatter
+from curvprobe.criteria.stationarity import MOVING, Stationarity, over_scatter
 from curvprobe.curvature.matrix import hessian
+from curvprobe.numerics.strata import deviations, errors, reaches
 from curvprobe.risk.displaced import displaced_losses, in_blocks
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.subspace.gradients import gradient_norms
@@ -36,6 +37,7 @@ def stationarity(
     fresh: ProjectedSample | None = None,
     *,
     damping: float = 0.0,
+    steps: EmpiricalRisk | None = None,
 ) -> Stationarity:
     """How far the solution is from a minimiser of the risk.
 
@@ -47,6 +49,9 @@ def stationarity(
         sample: the k examples projected onto it.
         fresh: the next examples projected onto it; None takes the sample's own.
         damping: added to the eigenvalues in the Newton step.
+        steps: where the k examples were drawn of a larger sample, others, drawn independently, on which the steps are
+            taken: along steps of their own the loss of few examples falls where that of all does not. What is told to
+            be left to fall is then what stands out of the noise of the draw.
 
     Example:
         >>> import torch, curvprobe as cp
@@ -61,20 +66,23 @@ def stationarity(
     expect_risk(risk)
     mean = sample.mean()
     slope = mean.gradient[0]
+    squares = (slope.square() - errors(sample.deviations(sample.gradient)).square()).clamp_min(0.0)
     others = sample if fresh is None else fresh
     decrement = math.nan
     if isinstance(subspace, Eigenspace) and bool((subspace.eigenvalues + damping > 0).all()):
-        decrement = float((slope.square() / (subspace.eigenvalues + damping)).sum() / 2)
+        decrement = float((squares / (subspace.eigenvalues + damping)).sum() / 2)
     scatter = float((others.gradient - slope).square().sum(1).mean())
-    gradient = risk.gradient()
-    found = _descend(risk, gradient, mean.hessian[0])
+    length = risk.probed.vectors.norm(risk.gradient())
+    explained = _explained(square := length**2, gradient_norms(risk), risk.shares)
+    found = _descend(risk if steps is None else steps, mean.hessian[0], judged=risk)
+    told = square if steps is None else max(0.0, square - MOVING * explained)
     return Stationarity(
-        gradient_norm=risk.probed.vectors.norm(gradient),
+        gradient_norm=length,
         projected_gradient_norm=float(slope.norm()),
         newton_decrement=decrement,
-        step_decrease=found.step_decrease,
-        moving_ratio=_moving_ratio(risk.probed.vectors.norm(gradient) ** 2, gradient_norms(risk), risk.shares),
-        slope_share=float(slope.square().sum()) / scatter if scatter > 0 else 0.0,
+        step_decrease=_promised(told, found.steepest),
+        moving_ratio=over_scatter(square, explained, len(sample)),
+        slope_share=float(squares.sum()) / scatter if scatter > 0 else 0.0,
         descent=found.descent,
         least_curvature=found.least_curvature,
     )
@@ -82,35 +90,34 @@ def stationarity(
 
 @dataclass(frozen=True)
 class _Descent:
-    """What a gradient step promises, what a few steps took off the loss, and the least curvature met on the way."""
+    """The largest curvature that is known, what a few steps took off the loss, and the least curvature they met."""
 
-    step_decrease: float
+    steepest: float
     descent: float
     least_curvature: float
 
 
-def _descend(risk: EmpiricalRisk, gradient: Tensor, projected: Tensor) -> _Descent:
-    """Follow conjugate gradients for a few steps, and see how far the loss itself falls along what they find.
+def _descend(risk: EmpiricalRisk, projected: Tensor, *, judged: EmpiricalRisk) -> _Descent:
+    """Follow conjugate gradients for a few steps, and see how far the loss that is judged falls along what they find.
 
     The gradient alone does not tell: on a plateau, or where valleys are flat, it is within the examples' scatter and
     training would take much off the loss. A curvature below zero ends the steps, and is followed too. Where the
     gradient is zero the steps explore from a random vector: a saddle has none either.
     """
-    norm, inner = risk.probed.vectors.norm, risk.probed.vectors.inner
+    gradient, norm, inner = risk.gradient(), risk.probed.vectors.norm, risk.probed.vectors.inner
     still = norm(gradient) == 0
     if still:
         gradient = risk.probed.draw(torch.Generator().manual_seed(0))
     square = norm(gradient) ** 2
     matrix, largest, least = hessian(risk), float(torch.linalg.eigvalsh(projected).abs().max()), math.inf
     step, residual, along = torch.zeros_like(gradient), -gradient, -gradient
-    directions, first, left = [], math.inf, square
+    directions, left = [], square
     for index in range(DESCENT_STEPS):
         image = matrix @ along
         curvature = float(inner(along[None], image)[0]) / norm(along) ** 2
         least = min(least, curvature)
         if index == 0:  # it may be larger than those of an eigenspace that is not the top one
             largest = max(largest, abs(curvature))
-            first = square / (2 * largest) if largest > 0 else math.inf
             if not still:
                 directions.append(-gradient / largest if largest > 0 else -gradient)
         if curvature <= FLAT * largest:
@@ -129,22 +136,36 @@ def _descend(risk: EmpiricalRisk, gradient: Tensor, projected: Tensor) -> _Desce
     if not still:
         directions.append(step)
     bends_down = least < -FLAT * largest  # by more than rounding
-    fall = _fall(risk, directions) if directions else 0.0
-    return _Descent(0.0 if still else first, fall, least if bends_down else max(least, 0.0))
+    fall = _fall(judged, directions) if directions else 0.0
+    return _Descent(largest, fall, least if bends_down else max(least, 0.0))
 
 
 def _fall(risk: EmpiricalRisk, directions: list[Tensor]) -> float:
-    """The most that the loss falls along these directions, at several lengths; 0 where rounding may have made it."""
+    """The most that the loss falls along these directions, at several lengths; 0 where rounding may have made it, or
+    the draw of the examples."""
     points = (scale * direction for direction in directions for scale in SCALES)
-    values = [displaced_losses(risk, block, finite=False) @ risk.shares for block in in_blocks(points, risk)]
-    value = risk.value()
-    fall = value - torch.cat(values)
-    most = float(fall.nan_to_num(nan=0.0, neginf=0.0).max())
+    falls = torch.cat([_falls(risk, displaced_losses(risk, block, finite=False)) for block in in_blocks(points, risk)])
+    value, most = risk.value(), float(falls.nan_to_num(nan=0.0, neginf=0.0).max())
     return most if most > ROUNDING * torch.finfo(risk.dtype).eps * abs(value) else 0.0
 
 
-def _moving_ratio(square: float, norms: Tensor, shares: Tensor) -> float:
-    """The squared mean gradient over ``sum s_i^2 (|g_i|^2 - |g|^2)``: for equal shares s_i, its expectation at a
-    minimiser of the population's risk."""
-    scatter = float((shares.cpu().square() * (norms.double().square() - square)).sum())
-    return over_scatter(square, scatter, len(norms))
+def _falls(risk: EmpiricalRisk, losses: Tensor) -> Tensor:
+    """How far the risk falls at points (b,), by the examples' losses there (b, n)."""
+    falls = risk.value() - (losses @ risk.shares + risk.sample.offset)
+    if risk.sample.design is None:
+        return falls
+    own = deviations((risk.losses() - losses).T, risk.weights, risk.sample.design)
+    return falls - reaches(own)
+
+
+def _promised(square: float, curvature: float) -> float:
+    """What a gradient step of this squared length takes off the loss where it bends so."""
+    if square == 0:
+        return 0.0
+    return square / (2 * curvature) if curvature > 0 else math.inf
+
+
+def _explained(square: float, norms: Tensor, shares: Tensor) -> float:
+    """What the examples' scatter explains of the squared mean gradient, ``sum s_i^2 (|g_i|^2 - |g|^2)``: for equal
+    shares s_i, its expectation at a minimiser of the population's risk."""
+    return float((shares.cpu().square() * (norms.double().square() - square)).sum())

@@ -74,8 +74,9 @@ def _interval(low: float, high: float) -> str:
 
 def _solution(found: Analysis) -> list[tuple[str, str]]:
     held_out = "" if math.isnan(found.held_out_loss) else f", {three(found.held_out_loss)} on the candidates"
+    drawn = "" if found.drawn is None else f" (seen by {found.drawn:,} that were drawn)"
     return [
-        ("examples", f"{found.k:,} in the sample, {found.num_candidates:,} candidates"),
+        ("examples", f"{found.k:,} in the sample{drawn}, {found.num_candidates:,} candidates"),
         ("parameters", f"{found.num_params:,} ({found.dtype})"),
         ("loss", f"{three(found.loss)} on the sample{held_out}"),
         ("gradient norm", f"{found.gradient_norm:.3g}"),
@@ -113,9 +114,12 @@ def _floors(validity: QuadraticValidity, dtype: str) -> list[tuple[str, str]]:
 
 
 def _eigenspace(spectrum: Spectrum) -> list[tuple[str, str]]:
-    values, more = spectrum.eigenvalues[:SHOWN_VALUES].tolist(), ", ..." * (spectrum.dim > SHOWN_VALUES)
+    more = ", ..." * (spectrum.dim > SHOWN_VALUES)
+    reaches = [math.nan] * spectrum.dim if spectrum.reach is None else spectrum.reach.tolist()
+    both = zip(spectrum.eigenvalues.tolist(), reaches, strict=True)
+    values = [_with_reach(value, reach) for value, reach in both][:SHOWN_VALUES]
     return [
-        ("eigenvalues", ", ".join(_brief(value) for value in values) + more),
+        ("eigenvalues", ", ".join(values) + more),
         ("next", f"about {_brief(spectrum.next_eigenvalue)}"),
         (
             "certified",
@@ -223,7 +227,9 @@ def _first_candidate(found: Analysis) -> tuple[str | Columns, ...]:
     if found.isotropic_closed_form is not None and found.isotropic_controlled is not None:
         error = RowError.of_total(found.isotropic_closed_form, found.isotropic_controlled)
         told.append(f"The truth against the isotropic one: {error}")
-    if found.isotropic is None:
+    if found.drawn is not None:
+        told.append("(The isotropic criterion is known from all examples only.)")
+    elif found.isotropic is None:
         told.append("(The isotropic criterion was left out: stages = 'full' has it.)")
     return tuple(told)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from curvprobe.analysis.analyze import LEAST
 from curvprobe.analysis.conditions import NAMES, Condition
 from curvprobe.cli.formats import ReportFormat
 from curvprobe.errors import ArgumentError
@@ -88,6 +89,14 @@ Candidates = Annotated[
 ]
 K = Annotated[
     int | None, typer.Option(min=1, help="Examples in the sample: the first K of the task's data. Default: all.")
+]
+MaxExamples = Annotated[
+    int | None,
+    typer.Option(
+        min=LEAST,
+        help="Differentiate at most so many of the sample's examples, drawn by the seed; what is told is still of all, "
+        "with the error of the draw in the intervals. Default: all.",
+    ),
 ]
 Dim = Annotated[int, typer.Option(min=1, help="Dimension D of the top eigenspace of the Hessian.")]
 Sigma = Annotated[

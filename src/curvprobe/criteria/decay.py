@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from curvprobe.criteria.distribution import absolute_moments
+from curvprobe.criteria.drawn import draw_error
 from curvprobe.criteria.draws import check_sigma
 from curvprobe.criteria.estimators import check_power, moment_parts
 from curvprobe.criteria.increment import QuadraticIncrement, fresh_increments, prefix_increments
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError
+from curvprobe.numerics.strata import errors
 from curvprobe.runtime.plain import brief, numbers
 
 
@@ -96,7 +98,7 @@ def decay_curve(
 
     Args:
         sample: n examples in order.
-        ks: sample sizes; None is every one.
+        ks: sample sizes; None is every one. Of m examples that were drawn of k: up to m, and k itself.
         sigma: one or several standard deviations in parameter units.
         dims: dimensions D'; None is the sample's own D.
         fresh: examples outside the sample; each is tried as the next one and the criteria are averaged. None takes
@@ -137,16 +139,35 @@ def decay_curve(
             rows.append(
                 (values.mean(0), by_candidate.mean(1), increments.level.abs().mean(), spread / math.sqrt(len(fresh)))
             )
-        found, means, firsts, errors = zip(*rows, strict=True)
+        found, means, firsts, spreads = zip(*rows, strict=True)
         value, parts, first, stderr = (
             torch.stack(found),
             torch.stack(means, dim=1),
             torch.stack(firsts),
-            torch.stack(errors, dim=1),
+            _with_draw(torch.stack(spreads, dim=1), sample, fresh, chosen_ks, chosen_dims, sigmas),
         )
     at = (torch.as_tensor(chosen_ks, device="cpu"), sigmas, torch.as_tensor(chosen_dims, device="cpu"))
     level, slope, curvature = parts
     return DecayCurve(*at, first, value, level, slope, curvature, stderr[0], stderr[1], p)
+
+
+def _with_draw(
+    stderr: Tensor, sample: ProjectedSample, fresh: ProjectedSample, ks: list[int], dims: list[int], sigmas: Tensor
+) -> Tensor:
+    """Standard errors (2, K, M, S), at the whole sample with that of having drawn its examples."""
+    if sample.design is None:
+        return stderr
+    of_draw = torch.stack(
+        [
+            torch.stack(
+                [errors(draw_error(sample.truncate(dim), fresh.truncate(dim), sigma)) for sigma in sigmas], dim=1
+            )
+            for dim in dims
+        ],
+        dim=1,
+    )
+    whole = torch.tensor([k == sample.size for k in ks], device="cpu")[:, None, None]
+    return torch.where(whole, torch.hypot(stderr, of_draw[:, None]), stderr)
 
 
 def _checked_sigmas(sigma: float | Sequence[float]) -> Tensor:

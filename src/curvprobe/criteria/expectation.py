@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from curvprobe.criteria.distribution import absolute_moments
+from curvprobe.criteria.drawn import DrawnError, with_draw
 from curvprobe.criteria.draws import check_sigma
 from curvprobe.criteria.estimators import check_power
 from curvprobe.criteria.expected import ExpectedCriterion
+from curvprobe.criteria.features import along_directions, features, membership
 from curvprobe.criteria.increment import fresh_increments, last_increments
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.weighted_sets import ratio_of_sets
@@ -27,17 +29,6 @@ FEWEST = 5
 
 UNKNOWN = (0.0, math.inf)
 """An interval that says nothing."""
-
-
-def features(sample: ProjectedSample, sigma: float | Tensor) -> Tensor:
-    r"""Feature vectors whose squared distance is the closed form, float64 (n, 1 + D + D^2).
-
-    .. math:: \psi_i = ( l_i + \sigma^2 \mathrm{tr} B_i / 2, \; \sigma c_i, \; \sigma^2 \mathrm{vec} B_i / \sqrt 2 )
-    """
-    scale = check_sigma(sigma, sample.dim).expand(sample.dim)
-    scaled = sample.hessian * scale[:, None] * scale
-    level = sample.loss + scaled.diagonal(dim1=-2, dim2=-1).sum(-1) / 2
-    return torch.cat([level[:, None], sample.gradient * scale, scaled.flatten(1) / math.sqrt(2)], dim=1)
 
 
 def expected_criterion(
@@ -96,7 +87,7 @@ def expected_criterion(
         raise ArgumentTypeError("several samples of candidates came for one sample; expected one, or as many samples")
     if k is not None and (fresh is not None or not isinstance(k, Integral) or k < 1):
         raise ArgumentError(f"k is {k!r}; expected a positive number, and only without candidates")
-    size = len(sample) if k is None else int(k)
+    size = sample.size if k is None else int(k)
     count = size if grow_by == "double" else grow_by
     if not isinstance(count, Integral) or count < 1:
         raise ArgumentError(f"grow_by is {grow_by!r}; expected a positive number of examples or 'double'")
@@ -104,6 +95,7 @@ def expected_criterion(
     if fresh is not None:
         check_fresh(sample, fresh, allow_overlap=allow_overlap)
     if p != 2:
+        sample.expect_whole()
         if count != 1 or k is not None:
             raise ArgumentError(
                 f"p is {p:g}; the expectation of another order than 2 is known for one that joins, at k"
@@ -111,8 +103,10 @@ def expected_criterion(
         return _of_order(sample, fresh, check_sigma(sigma, sample.dim), p)
     if fresh is None:
         return _over_pool(sample, sigma, size, int(count))
-    moves, b = _moves(sample, fresh, sigma, int(count)), int(count)
+    (moves, factor), b = _moves(sample, fresh, sigma, int(count)), int(count)
     found = _over_candidates(moves, sample.dim, b)
+    if sample.design is not None:
+        found = with_draw(found, DrawnError.of(sample, sigma, factor, moves), b)
     if b == 1 or bool((fresh.weight == fresh.weight[0]).all()):
         return found
     return _scaled(found, *ratio_of_sets(moves, fresh.weight, float(sample.weight.sum()), b))
@@ -120,7 +114,7 @@ def expected_criterion(
 
 def _of_order(sample: ProjectedSample, fresh: ProjectedSample | None, sigma: Tensor, p: float) -> ExpectedCriterion:
     """The moment of order p, each next example by itself."""
-    increments = last_increments(sample) if fresh is None else next(fresh_increments(sample, fresh, [len(sample)]))
+    increments = last_increments(sample) if fresh is None else next(fresh_increments(sample, fresh, [sample.size]))
     terms = absolute_moments(increments, sigma, p)
     table = torch.full((2, 3), math.nan, dtype=torch.float64, device="cpu")
     return ExpectedCriterion(
@@ -233,25 +227,14 @@ def check_fresh(sample: ProjectedSample, fresh: ProjectedSample, *, allow_overla
         )
 
 
-def membership(dim: int) -> Tensor:
-    """Which part each feature belongs to, float64 (1 + D + D^2, 3)."""
-    part = torch.tensor([0] + [1] * dim + [2] * dim**2, device="cpu")
-    return torch.nn.functional.one_hot(part, 3).double()
-
-
-def along_directions(dim: int) -> Tensor:
-    """Which direction each feature belongs to, float64 (1 + D + D^2, D): its slope, and its row of the curvature."""
-    own = torch.eye(dim, dtype=torch.float64, device="cpu")
-    level = torch.zeros(1, dim, dtype=torch.float64, device="cpu")
-    return torch.cat([level, own, own.repeat_interleave(dim, dim=0)])
-
-
-def _moves(sample: ProjectedSample, fresh: ProjectedSample, sigma: float | Tensor, b: int) -> Tensor:
-    """What each candidate adds to the features of the risk when it is one of ``b`` that join, (m, P)."""
+def _moves(sample: ProjectedSample, fresh: ProjectedSample, sigma: float | Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """What each candidate adds to the features of the risk when it is one of ``b`` that join, (m, P), and its factor
+    (m,)."""
     share = sample.weight / sample.weight.sum()
     distance = features(fresh, sigma) - share @ features(sample, sigma)
     weight = fresh.weight if b == 1 else b * fresh.weight.mean()
-    return (fresh.weight / (sample.weight.sum() + weight))[:, None] * distance  # where b join, each for its own part
+    factor = fresh.weight / (sample.weight.sum() + weight)  # where b join, each for its own part
+    return factor[:, None] * distance, factor
 
 
 def squared_mean(moves: Tensor) -> Tensor:
@@ -283,6 +266,7 @@ def pool_squares(sample: ProjectedSample, sigma: float | Tensor) -> Tensor:
     n, weight, total = len(sample), sample.weight, sample.weight.sum()
     if n < 2:
         raise ArgumentError("the sample has one example; without candidates the expectation needs at least 2")
+    sample.expect_whole()
     psi = features(sample, sigma)
     others = (weight @ psi - weight[:, None] * psi) / (total - weight)[:, None]
     moves = (weight / total)[:, None] * (psi - others)

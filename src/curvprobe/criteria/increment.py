@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -125,6 +126,7 @@ def prefix_increments(sample: ProjectedSample, ks: Sequence[int] | None = None) 
         >>> prefix_increments(sample).level
         tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
+    sample.expect_whole()
     chosen = _prefix_lengths(ks, len(sample) - 1)
     before, following = prefix_means(sample, chosen), sample[chosen]
     factor = joining_factor(before.weight, following.weight)
@@ -137,6 +139,7 @@ def prefix_increments(sample: ProjectedSample, ks: Sequence[int] | None = None) 
 
 def last_increments(sample: ProjectedSample) -> QuadraticIncrement:
     """The increments (n,) when each example is the next one of all others."""
+    sample.expect_whole()
     if len(sample) < 2:
         raise ArgumentError("the sample has one example; without candidates the expectation needs at least 2")
     rest, mean = sample.weight.sum() - sample.weight, sample.mean()
@@ -156,7 +159,7 @@ def fresh_increments(
     """For every prefix of the sample, the increments (m,) when each of m fresh examples is the next one."""
     if sample.dim != fresh.dim:
         raise ArgumentError(f"the sample is projected on {sample.dim} directions and the fresh examples on {fresh.dim}")
-    before = prefix_means(sample, _prefix_lengths(ks, len(sample)))
+    before = prefix_means(sample, _prefix_lengths(ks, len(sample), sample.size))
     for i in range(len(before)):
         factor = joining_factor(before.weight[i], fresh.weight)
         yield QuadraticIncrement(
@@ -166,20 +169,33 @@ def fresh_increments(
         )
 
 
-def _prefix_lengths(ks: Sequence[int] | None, last: int) -> list[int]:
+def _prefix_lengths(ks: Sequence[int] | None, last: int, whole: int | None = None) -> list[int]:
     chosen = list(range(1, last + 1)) if ks is None else [int(k) for k in ks]
-    if not chosen or min(chosen) < 1 or max(chosen) > last:
-        raise ArgumentError(f"ks is {chosen}; expected prefix lengths from 1 to {last}")
+    if not chosen or min(chosen) < 1 or any(k > last and k != whole for k in chosen):
+        beyond = "" if whole in (None, last) else f", or {whole}"
+        raise ArgumentError(f"ks is {chosen}; expected prefix lengths from 1 to {last}{beyond}")
     return chosen
 
 
+def spaced_sizes(sample: ProjectedSample, count: int) -> list[int]:
+    """Some prefix lengths on a logarithmic scale, the last one the whole sample."""
+    sizes = torch.logspace(0, math.log10(len(sample)), count, dtype=torch.float64, device="cpu").round()
+    return sorted({*(min(len(sample), int(size)) for size in sizes), sample.size})
+
+
 def prefix_means(sample: ProjectedSample, ks: list[int]) -> ProjectedSample:
-    """Weighted mean of the first k examples for every k, as examples that carry the prefixes' total weights."""
-    rows = torch.as_tensor(ks, device="cpu") - 1
-    total = sample.weight.cumsum(0)[rows]
+    """Weighted mean of the first k examples for every k, as examples that carry the prefixes' total weights.
+
+    Of drawn examples the first k are k of their kind, each of a weight as the whole has it on average; and what all
+    stand for is the prefix of the whole.
+    """
+    sizes, n = torch.as_tensor(ks, device="cpu"), len(sample)
+    rows = sizes.clamp_max(n) - 1
+    sums = sample.weight.cumsum(0)[rows]
 
     def mean(values: Tensor) -> Tensor:
         column = (-1, *[1] * (values.dim() - 1))
-        return (sample.weight.view(column) * values).cumsum(0)[rows] / total.view(column)
+        return (sample.weight.view(column) * values).cumsum(0)[rows] / sums.view(column)
 
+    total = sums if sample.design is None else torch.where(sizes == sample.size, sums, sums * n / sample.size)
     return ProjectedSample(mean(sample.loss), total, mean(sample.gradient), mean(sample.hessian))

@@ -143,7 +143,7 @@ def rank_candidates(
         gradient_norms = torch.full((len(fresh),), torch.nan, dtype=torch.float64, device="cpu")
     if gradient_norms.shape != fresh.loss.shape:
         raise ArgumentError(f"{len(gradient_norms)} gradient norms came for {len(fresh)} candidates; expected as many")
-    increments = next(fresh_increments(sample, fresh, [len(sample)]))
+    increments = next(fresh_increments(sample, fresh, [sample.size]))
     level, slope, curvature = moment_parts(increments, check_sigma(sigma, sample.dim))
     return Ranking(
         total=level + slope + curvature,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.rows import resolve_rows
+from curvprobe.numerics.strata import deviations, whole_size
 from curvprobe.runtime.plain import brief
 from curvprobe.runtime.store import write_atomically
 
@@ -33,6 +34,9 @@ class ProjectedSample:
         gradient: (n, D), ``U^T g_i``.
         hessian: (n, D, D), ``U^T H_i U``, symmetric.
         digests: content hash of every example; empty when unknown.
+        design: int (n, 2), where the examples were drawn of a larger sample: for each its stratum, and how many of all
+            are in that. The weights are then what each stands for, and a constant in the losses makes their mean that
+            of all. None for a sample of its own.
 
     Example:
         >>> import torch
@@ -46,6 +50,7 @@ class ProjectedSample:
     gradient: Tensor
     hessian: Tensor
     digests: tuple[str, ...] = ()
+    design: Tensor | None = None
 
     __repr__ = brief
 
@@ -61,6 +66,8 @@ class ProjectedSample:
             )
         if self.digests and len(self.digests) != n:
             raise ArgumentError(f"{len(self.digests)} digests came for {n} examples")
+        if self.design is not None and self.design.shape != (n, 2):
+            raise ArgumentError(f"the design has shape {tuple(self.design.shape)}; expected ({n}, 2)")
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -69,6 +76,24 @@ class ProjectedSample:
     def dim(self) -> int:
         """D."""
         return self.gradient.shape[1]
+
+    @property
+    def size(self) -> int:
+        """How many examples it stands for: k, where they are the sample of a risk."""
+        return len(self) if self.design is None else whole_size(self.design)
+
+    def expect_whole(self) -> None:
+        """Refuse drawn examples where each stands for itself."""
+        if self.design is not None:
+            raise ArgumentError(
+                f"the sample is {len(self)} examples that were drawn of {self.size}; without candidates, and for "
+                "another order than 2, expected all of them"
+            )
+
+    def deviations(self, terms: Tensor) -> Tensor:
+        """What each example adds to the error of the mean of terms (n, J) for having been drawn; zero where all are
+        there."""
+        return torch.zeros_like(terms) if self.design is None else deviations(terms, self.weight, self.design)
 
     def __getitem__(self, selection: int | slice | Sequence[int] | Tensor) -> ProjectedSample:
         """Some of the examples; a single position gives a sample of one."""
@@ -81,12 +106,14 @@ class ProjectedSample:
         if not 1 <= dim <= self.dim:
             raise ArgumentError(f"dim is {dim}; expected 1 to {self.dim}")
         return ProjectedSample(
-            self.loss, self.weight, self.gradient[:, :dim], self.hessian[:, :dim, :dim], self.digests
+            self.loss, self.weight, self.gradient[:, :dim], self.hessian[:, :dim, :dim], self.digests, self.design
         )
 
     def save(self, path: str | Path) -> None:
         """Write the sample to a safetensors file, for work on a machine without the model."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
+        if self.design is not None:
+            tensors["design"] = self.design
         write_atomically(
             Path(path), save(tensors, metadata={"version": FILE_VERSION, "digests": json.dumps(self.digests)})
         )
@@ -107,12 +134,13 @@ class ProjectedSample:
                         f"it has version {found['version']}; this version of curvprobe reads {FILE_VERSION}"
                     )
                 digests = json.loads(found["digests"])
+                design = file.get_tensor("design") if "design" in file.keys() else None  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ArgumentError(
                 f"no projected sample could be read from {str(path)!r}: {error}; expected a file of "
                 "ProjectedSample.save, or a run's folder for curvprobe.load"
             ) from error
-        return cls(**tensors, digests=tuple(digests))
+        return cls(**tensors, digests=tuple(digests), design=design)
 
     def mean(self) -> ProjectedSample:
         """The weighted mean of the examples, as one example that carries their total weight."""

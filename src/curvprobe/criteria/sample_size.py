@@ -11,8 +11,10 @@ import numpy
 import torch
 from torch import Tensor
 
+from curvprobe.criteria.drawn import DrawnError
 from curvprobe.criteria.draws import check_sigma
-from curvprobe.criteria.expectation import FEWEST, check_fresh, features, pool_dispersion, squared_mean
+from curvprobe.criteria.expectation import FEWEST, check_fresh, pool_dispersion, squared_mean
+from curvprobe.criteria.features import features
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.stationarity import Stationarity, moving, moving_ratio
 from curvprobe.criteria.verdicts import QuadraticValidity
@@ -163,8 +165,7 @@ def required_sample_size(
     refused = _refusal(sample, sigma, tolerance, validity, stationarity)
     bounded = not refused and math.isfinite(interval[1])
     observed = math.ceil(size - 1e-9) if math.isfinite(size) else None
-    weight = (sample if fresh is None else fresh).weight
-    unequal = bool((weight != weight[0]).any()) or bool((sample.weight != weight[0]).any())
+    unequal = _unequal(sample, sample if fresh is None else fresh)
     parts = [ASSUMPTIONS, *([OF_MEAN_WEIGHT] if unequal else []), *([SUBSPACE_ONLY] if stationarity is None else [])]
     return RequiredSampleSize(
         value=observed if bounded else None,
@@ -177,6 +178,12 @@ def required_sample_size(
         unseen=MISSED / len(sample if fresh is None else fresh),
         of=of,
     )
+
+
+def _unequal(sample: ProjectedSample, others: ProjectedSample) -> bool:
+    """Whether the examples' weights differ; drawn ones stand for others too, each for as many."""
+    own, one = sample.weight * (len(sample) / sample.size), others.weight[0]
+    return bool((others.weight != one).any()) or bool(((own - one).abs() > 1e-9 * one).any())
 
 
 def check_request(tolerance: float, examples: int) -> None:
@@ -203,10 +210,15 @@ def size_with(
     sample: ProjectedSample, fresh: ProjectedSample, sigma: float | Tensor, tolerance: float, of: Of = "total"
 ) -> tuple[float, tuple[float, float]]:
     """The size that the tolerance needs when candidates join, and the sizes at which the mean square's ends meet it."""
-    share, k = sample.weight / sample.weight.sum(), len(sample)
-    distance = features(fresh, sigma) - share @ features(sample, sigma)
-    moves = (fresh.weight / fresh.weight.mean())[:, None] * distance[:, _first_part(of) :]
+    share, k, first = sample.weight / sample.weight.sum(), sample.size, _first_part(of)
+    distance, factor = features(fresh, sigma) - share @ features(sample, sigma), fresh.weight / fresh.weight.mean()
+    moves = factor[:, None] * distance[:, first:]
     shift, spread = float(squared_mean(moves).sum()), float(moves.var(0).sum())
+    bounds: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = ShiftAndSpread(moves).intervals
+    if sample.design is not None:
+        error = DrawnError.of(sample, sigma, factor, factor[:, None] * distance).from_feature(first)
+        bounds = error.widening(bounds, shift, spread)
+        shift, spread = shift - float(error.bias_of_shift.sum()), spread - float(error.bias_of_spread.sum())
 
     def weights(sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Of the squared shift and of the spread, in the mean square at these sizes."""
@@ -228,7 +240,7 @@ def size_with(
     )
     low, high = (
         float(numpy.exp(numpy.interp(-2 * math.log(tolerance), -end.log(), sizes.log(), left=0.0, right=math.inf)))
-        for end in ShiftAndSpread(moves).intervals(*weights(sizes))
+        for end in bounds(*weights(sizes))
     )
     return size, (low, high)
 

@@ -22,9 +22,11 @@ Compiled = Callable[[Microbatch], Linearisation]
 def compile_hessian(model: ProbedModel) -> Compiled:
     """The Hessian products of this model's microbatches, compiled at the first of each shape."""
 
-    def product(at: dict[str, Tensor], batch: Any, rows: int, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
+    def product(
+        at: dict[str, Tensor], batch: Any, rows: int, scale: Tensor | None, tangents: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         def summed(w: dict[str, Tensor]) -> Tensor:
-            return model.batch_losses(w, Microbatch(batch, slice(0, rows)))[0].sum()
+            return model.batch_losses(w, Microbatch(batch, slice(0, rows), scale))[0].sum()
 
         pushed: dict[str, Tensor] = jvp(grad(summed), (at,), (tangents,))[1]
         return pushed
@@ -39,7 +41,7 @@ def compile_hessian(model: ProbedModel) -> Compiled:
             if not compiled:
                 compiled.append(torch.compile(product))
             named = model.trained(dict(zip(params, tangents, strict=True)))
-            return list(compiled[0](params, microbatch.batch, len(microbatch), named).values())
+            return list(compiled[0](params, microbatch.batch, len(microbatch), microbatch.scale, named).values())
 
         return Linearisation(model, "compiled", kind_of(model, microbatch), derivative)
 

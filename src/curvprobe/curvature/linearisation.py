@@ -126,7 +126,8 @@ def output_slopes(
     at = [i for i, z in enumerate(outputs.tensors) if z.requires_grad]
     free = [outputs.tensors[i].detach().requires_grad_() for i in at]
     given = {i: z.clone() for i, z in zip(at, free, strict=True)}  # a loss may change them in place
-    loss_sum = microbatch.total(model.losses_of_outputs(leaves, outputs.rebuild(given), batch, len(microbatch)))
+    losses = model.losses_of_outputs(leaves, outputs.rebuild(given), batch, len(microbatch))
+    loss_sum = microbatch.total(losses if microbatch.scale is None else losses * microbatch.scale.to(losses))
     if loss_sum.requires_grad and any(t is not None for t in _reached(loss_sum, list(leaves.values()))):
         raise CannotProbeError(
             "the loss reaches parameters of the model other than through its outputs, such as by a penalty over "

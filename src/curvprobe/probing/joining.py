@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvprobe.criteria.increment import joining_factor
 from curvprobe.curvature.matrix import hessian
-from curvprobe.risk.displaced import displaced_losses
+from curvprobe.risk.displaced import displaced_losses, displaced_values
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 
 
@@ -66,10 +66,10 @@ class Joining:
 
     def increments(self, block: Tensor) -> Tensor:
         """True increments at displacements (b, N) when all join at once, float64 (b,)."""
-        values = displaced_losses(self.risk, block) @ self.risk.shares
-        return self.factor * (displaced_losses(self.new, block) @ self.new.shares - values)
+        values = displaced_values(self.risk, block)
+        return self.factor * (displaced_values(self.new, block) - values)
 
     def single_increments(self, block: Tensor) -> Tensor:
         """True increments at displacements (b, N) when each of the m joins alone, float64 (b, m)."""
-        values = displaced_losses(self.risk, block) @ self.risk.shares
+        values = displaced_values(self.risk, block)
         return self.factors * (displaced_losses(self.new, block) - values[:, None])

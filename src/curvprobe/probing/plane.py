@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.errors import ArgumentError, ArgumentTypeError, NotFiniteError
-from curvprobe.risk.displaced import displaced_losses, in_blocks
+from curvprobe.risk.displaced import displaced_values, in_blocks
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime import progress
 from curvprobe.runtime.plain import brief
@@ -219,6 +219,6 @@ def _losses(risk: EmpiricalRisk, two: Subspace, z: Tensor) -> Tensor:
     found: list[Tensor] = []
     with progress.bar("plane (points)", len(z)) as advance:
         for block in in_blocks(map(two.at, z), risk):
-            found.append(displaced_losses(risk, block, finite=False) @ risk.shares)
+            found.append(displaced_values(risk, block, finite=False))
             advance(len(block))
     return torch.cat(found)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from curvprobe.criteria.drawn import draw_error, widened
 from curvprobe.criteria.expectation import FEWEST, UNKNOWN
-from curvprobe.criteria.increment import QuadraticIncrement, fresh_increments, joining_factor, prefix_means
+from curvprobe.criteria.increment import (
+    QuadraticIncrement,
+    fresh_increments,
+    joining_factor,
+    prefix_means,
+    spaced_sizes,
+)
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.numerics.intervals import mean_intervals
+from curvprobe.numerics.strata import reaches
 from curvprobe.runtime.plain import brief, plain
 
 POINTS = 40
@@ -80,9 +87,8 @@ CELLS = (
 
 def aggregates(sample: ProjectedSample, fresh: ProjectedSample, sigmas: Tensor) -> Aggregates:
     """Of a projected sample and the candidates; intervals and quantiles at some sigmas (G,)."""
-    k, m = len(sample), len(fresh)
-    sizes = torch.logspace(0, math.log10(k), POINTS, dtype=torch.float64, device="cpu").round()
-    ks = sorted({*(min(k, int(size)) for size in sizes), k})
+    m = len(fresh)
+    ks = spaced_sizes(sample, POINTS)
     before = prefix_means(sample, ks)
     last = next(fresh_increments(before[-1:], fresh, [1]))  # the whole sample as one example
     few, coefficients = min(PLANE, sample.dim), _coefficients(last)
@@ -99,7 +105,7 @@ def aggregates(sample: ProjectedSample, fresh: ProjectedSample, sigmas: Tensor) 
         joined=(1 - share) * risk[-1] + share * mean,
         num_candidates=m,
         sigmas=sigmas,
-        intervals=_intervals(coefficients, sigmas),
+        intervals=_with_draw(_intervals(coefficients, sigmas), coefficients, sample, fresh, sigmas),
         quantiles=_quantiles(coefficients, sigmas),
     )
 
@@ -172,6 +178,25 @@ def _intervals(coefficients: Tensor, sigmas: Tensor) -> Tensor:
         return torch.tensor(2 * UNKNOWN, dtype=torch.float64, device="cpu").expand(dim, len(sigmas), 4)
     parts, (whole, shape) = coefficients.movedim(0, 2).movedim(1, 0), _powers(sigmas)
     return torch.stack([*mean_intervals(parts[..., :3], whole), *mean_intervals(parts[..., 3:], shape)], dim=2)
+
+
+def _with_draw(
+    intervals: Tensor, coefficients: Tensor, sample: ProjectedSample, fresh: ProjectedSample, sigmas: Tensor
+) -> Tensor:
+    """The same with the error of having drawn the sample's examples."""
+    if sample.design is None:
+        return intervals
+    wider, whole, shape = intervals.clone(), *_powers(sigmas)
+    for d in range(sample.dim):
+        means = coefficients[:, :, d].mean(1)
+        values = torch.stack([whole @ means[:3], shape @ means[3:]], dim=1)
+        for g, sigma in enumerate(sigmas):
+            reach = reaches(draw_error(sample.truncate(d + 1), fresh.truncate(d + 1), sigma))
+            for what in range(2):
+                low, high = intervals[d, g, 2 * what : 2 * what + 2].tolist()
+                ends = widened(float(values[g, what]), 0.0, (low, high), float(reach[what]))
+                wider[d, g, 2 * what : 2 * what + 2] = torch.tensor(ends, dtype=torch.float64, device="cpu")
+    return wider
 
 
 def _quantiles(coefficients: Tensor, sigmas: Tensor) -> Tensor:

@@ -31,6 +31,11 @@ def in_blocks(displacements: Iterable[Tensor], *risks: EmpiricalRisk) -> Iterato
         yield torch.stack(block)
 
 
+def displaced_values(risk: EmpiricalRisk, block: Tensor, *, finite: bool = True) -> Tensor:
+    """The risk at every point ``w* + block[j]``; float64 (b,)."""
+    return displaced_losses(risk, block, finite=finite) @ risk.shares + risk.sample.offset
+
+
 def displaced_losses(risk: EmpiricalRisk, block: Tensor, *, finite: bool = True) -> Tensor:
     """Mean loss of every example at every point ``w* + block[j]``; float64 (b, n), on the CPU.
 

@@ -314,7 +314,7 @@ class EmpiricalRisk:
     def value(self, displacement: Tensor | None = None) -> float:
         """The risk at ``w* + displacement``, accumulated in float64."""
         losses = self.losses(displacement)
-        return float((self.weights * losses).sum() / self.weights.sum())
+        return float((self.weights * losses).sum() / self.weights.sum()) + self.sample.offset
 
     def gradient(self, displacement: Tensor | None = None) -> Tensor:
         """Gradient of the risk at ``w* + displacement``; flat (N,) in the model's dtype, accumulated in float64."""

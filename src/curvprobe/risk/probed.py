@@ -264,7 +264,10 @@ class ProbedModel:
         """
         batch = microbatch.batch
         result = self.within(params, lambda module: self.loss(self.call(module, batch), batch))
-        return split_loss(result, len(microbatch))
+        loss_sum, weight = split_loss(result, len(microbatch))
+        if microbatch.scale is None:
+            return loss_sum, weight
+        return loss_sum * microbatch.scale.to(loss_sum), weight * microbatch.scale
 
     def losses_of_outputs(self, params: Mapping[str, Tensor], outputs: Any, batch: Batch, rows: int) -> Tensor:
         """Summed loss of each of a batch's examples for outputs at hand."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from curvprobe.numerics.strata import Draw, whole_size
 from curvprobe.risk.examples import Batch, Examples, fresh, to_model
 
 
@@ -20,11 +21,13 @@ class Microbatch:
     Attributes:
         data: the batch, which may share memory with the user's data.
         rows: where they stand in their sample.
+        scale: what each one's loss and weight are multiplied by, since it stands for others too; None is 1.
         counted: how many of them count, the first ones; None for all. The others keep the pace of other processes.
     """
 
     data: Batch
     rows: slice
+    scale: Tensor | None = None
     counted: int | None = None
 
     def total(self, loss_sum: Tensor) -> Tensor:
@@ -89,6 +92,9 @@ class Sample:
         dtype, device: what floating-point tensors are brought to.
         is_selection: whether it is a part of a larger sample, and need not say anything of the parameters by itself.
         known: what is remembered.
+        scale: float64 (n,), what each weight is multiplied by in a sample that stands for a larger one; None is 1.
+        design: int (n, 2), how such a sample was drawn, see :class:`curvprobe.numerics.strata.Draw`; else None.
+        offset: what is added to its mean loss at any point, so that it is the larger one's own at the solution.
         counted: how many of the examples count, the first ones; None for all.
     """
 
@@ -97,15 +103,25 @@ class Sample:
     device: torch.device
     is_selection: bool = False
     known: Known = field(default_factory=Known)
+    scale: Tensor | None = None
+    design: Tensor | None = None
+    offset: float = 0.0
     counted: int | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def size(self) -> int:
+        """How many examples it stands for."""
+        return len(self) if self.design is None else whole_size(self.design)
+
     def read(self, start: int, stop: int) -> Microbatch:
         """The examples from ``start`` to ``stop``."""
         data = to_model(self.examples.batch(start, stop), self.dtype, self.device)
-        return Microbatch(data, slice(start, stop), None if self.counted is None else max(0, self.counted - start))
+        scale = None if self.scale is None else self.scale[start:stop].to(self.device)
+        counted = None if self.counted is None else max(0, self.counted - start)
+        return Microbatch(data, slice(start, stop), scale, counted)
 
     def microbatches(self, size: int) -> Iterator[Microbatch]:
         """All examples, ``size`` at a time."""
@@ -114,7 +130,18 @@ class Sample:
 
     def select(self, rows: Sequence[int]) -> Sample:
         """Some of the examples."""
-        return replace(self, examples=self.examples.select(rows), is_selection=True, known=self.known.of(rows))
+        scale = None if self.scale is None else self.scale[rows]
+        known = self.known.of(rows)
+        return replace(
+            self, examples=self.examples.select(rows), is_selection=True, known=known, scale=scale, design=None
+        )
+
+    def standing(self, found: Draw, offset: float) -> Sample:
+        """Those of the examples that were drawn, for all of them."""
+        part = self.select(found.rows.tolist())
+        return replace(
+            part, known=Known(part.known.losses, found.weight), scale=found.scale, design=found.design, offset=offset
+        )
 
     def padded(self, rows: range, count: int) -> Sample:
         """So many examples: those at ``rows``, and others that do not count."""

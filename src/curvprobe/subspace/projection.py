@@ -76,12 +76,13 @@ def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
     """
     expect_risk(risk)
     _check(risk, subspace)
-    loss, weight = risk.losses(), risk.weights
+    loss, weight, design = risk.losses(), risk.weights, risk.sample.design
     check_second_derivatives(risk, "hessian")
     gradient, curved = _in_blocks(risk, subspace, loss)
     if not bool(curved.isfinite().all() and gradient.isfinite().all()):
         raise NotFiniteError("a projected derivative is not finite; the loss has no finite second derivative at w*")
-    return ProjectedSample(loss, weight, gradient, (curved + curved.mT) / 2, risk.digests())
+    curved = (curved + curved.mT) / 2
+    return ProjectedSample(loss + risk.sample.offset, weight, gradient, curved, risk.digests(), design)
 
 
 def _in_blocks(risk: EmpiricalRisk, subspace: Subspace, loss: Tensor) -> Projected:
