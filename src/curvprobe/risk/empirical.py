@@ -46,8 +46,8 @@ class EmpiricalRisk:
 
     Args:
         model: a deterministic module, usually in eval mode. A wrapper of torch.compile, DataParallel or
-            DistributedDataParallel is taken off. Weights that ``fully_shard`` has divided stay divided: then every vector
-            of the parameters, also a displacement or a gradient here, is what this process holds of it.
+            DistributedDataParallel is taken off. Weights that ``fully_shard`` has divided stay divided; a vector of the
+            parameters, a displacement or a gradient say, is then what this process holds of it.
         loss: ``loss(outputs, batch)`` giving one mean loss per example (n,), or ``(loss_sum (n,), weight (n,))``;
             see :mod:`curvprobe.losses`.
         data: a map-style dataset, a tensor, a tuple of tensors or a dict of tensors, in fixed order. A batch is
