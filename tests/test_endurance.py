@@ -124,11 +124,15 @@ for name in ("first.json", "second.json", "figure.png"):
 """A run in name only: three stages, one after the other."""
 
 
-def test_every_stage_is_killed_as_often_as_every_other():
-    for count in (1, 3, 11):
-        times = Counter(kills.aims(STAGES, count, random.Random(0)))
-        assert times.total() == count
-        assert max(times.values()) - min(times[stage] for stage in STAGES) <= 1
+def test_every_stage_is_aimed_at_until_a_kill_fell_in_it():
+    rng, fell, aimed = random.Random(0), Counter(), Counter()
+    for _ in range(12):
+        stage = kills.next_aim(fell, aimed, STAGES, rng)
+        aimed[stage] += 1
+        fell[STAGES[1] if stage == STAGES[0] else stage] += 1  # the first one is always missed
+    assert fell.total() == 12
+    assert aimed[STAGES[0]] > aimed[STAGES[1]]
+    assert 2 <= fell[STAGES[2]] <= aimed[STAGES[2]]
 
 
 def test_a_kill_falls_in_the_stage_it_is_meant_for_and_its_stage_is_told(tmp_path):

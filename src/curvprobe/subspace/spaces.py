@@ -41,7 +41,7 @@ class Subspace:
     """
 
     basis: Tensor
-    space: Space | None = field(default=None, kw_only=True)
+    space: Space | None = field(default=None, kw_only=True, repr=False)
 
     __repr__ = brief
 
