@@ -146,7 +146,7 @@ def table(result: dict[str, Any]) -> str:
         "| speed-up of the three | peak a process | the model says |"
     )
     rows = (
-        f"| {row['processes']}{', weights divided' if row.get('divided') else ''} "
+        f"| {row['processes']}{', weights divided' if row['divided'] else ''} "
         f"| {row['seconds']['product']:.3g} | {row['model_seconds']:.3g} "
         f"| {row['seconds']['exchanges']:.2g} | {row['seconds']['eigenspace']:.3g} "
         f"| {row['seconds']['projection']:.3g} | {', '.join(f'{times:.2f}' for times in row['speedup'].values())} "
