@@ -13,12 +13,15 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 import curvprobe as cp
 from curvprobe.analysis.scale import EXCHANGED
+from curvprobe.analysis.stages import Job, Settings, eigenspace
 from curvprobe.risk import divided
 from curvprobe.runtime.plain import to_json
+from curvprobe.runtime.store import Store
 from tests import cases, several
 from tests.analysis.test_several_processes import assert_same, plain
 
 NAMES = ("layer_norm", "tied", "weighted", "convolution")
+SETTINGS = Settings(2, 0.01, "algebraic", 1e-8, None, 4, 0, False)
 
 
 def sharded(model):
@@ -95,20 +98,36 @@ def test_every_number_is_that_of_the_whole_model(world, names, microbatch_size):
                     assert one[name][what] == value, (name, what)
 
 
-def analysed(group, folder, name="layer_norm"):
-    case = cases.make(name)
+def analysed(group, folder):
+    case = cases.make("layer_norm")
     found = cp.analyze(risk_of(case, group), case.candidates, dim=2, tol=1e-8, num_probes=8, surface=5, out=folder)
-    finished = json.loads((folder / "eigenspace.json").read_text())["seconds"]
-    return json.loads(to_json(found.to_json())), finished
+    return json.loads(to_json(found.to_json()))
 
 
-def test_a_whole_analysis_is_that_of_the_whole_model_and_is_found_again(tmp_path):
-    first, second = several.values(2, analysed, tmp_path / "two")
+def test_a_whole_analysis_is_that_of_the_whole_model(tmp_path):
+    first, second = several.values(2, analysed, str(tmp_path / "two"))
     assert json.dumps(first) == json.dumps(second)
-    assert_same(plain(first[0]), plain(analysed(None, tmp_path / "one")[0]))
-    for again, seconds in several.values(3, analysed, tmp_path / "two"):
-        assert seconds == first[1]  # the stage that two have written
-        assert_same(plain(again), plain(first[0]))
+    assert_same(plain(first), plain(analysed(None, str(tmp_path / "one"))))
+    assert (tmp_path / "two" / "result.json").is_file()
+
+
+def found_in(group, folder):
+    """Whether an eigenspace was found there, all its coordinates, and the rows that are held."""
+    case = cases.make("layer_norm")
+    risk = risk_of(case, group)
+    store = Store.at(folder, risk.ranks)
+    space = store.result(eigenspace(Job(risk, risk.on(case.candidates), SETTINGS), None))
+    return store.finished["eigenspace"].found, flat(risk, space.columns()), len(space.basis) == risk.probed.held
+
+
+def test_a_stage_is_found_by_another_number_of_processes(tmp_path):
+    folder = str(tmp_path / "run")
+    first, then = (several.values(world, found_in, folder) for world in (2, 3))
+    for rows, found in ((first, False), (then, True)):
+        for row in rows:
+            assert row[0] is found
+            assert torch.equal(row[1], first[0][1])
+            assert row[2]
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from tests.benchmarks.test_benchmarks import rows_of, run
 def test_two_processes_find_what_one_finds(tmp_path):
     import processes
 
-    result = run(processes, tmp_path, "--model mlp --k 8 --dim 2 --repeats 1")
+    result = run(processes, tmp_path, "--model mlp --k 8 --dim 1 --repeats 1 --worlds 1 2")
     one, two, divided = result["rows"]
     assert [(row["processes"], row["divided"]) for row in result["rows"]] == [(1, False), (2, False), (2, True)]
     assert divided["eigenvalues_apart"] < 1e-5
