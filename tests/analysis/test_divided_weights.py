@@ -18,7 +18,7 @@ from curvprobe.risk import divided
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import Store
 from tests import cases, several
-from tests.analysis.test_several_processes import assert_same, plain
+from tests.analysis.test_several_processes import assert_close, assert_same, plain
 
 NAMES = ("layer_norm", "tied", "weighted", "convolution")
 SETTINGS = Settings(2, 0.01, "algebraic", 1e-8, None, 4, 0, False)
@@ -90,12 +90,7 @@ def test_every_number_is_that_of_the_whole_model(world, names, microbatch_size):
     for name in names:
         expected = numbers(None, name, microbatch_size)
         for one in found:
-            for what, value in expected.items():
-                if isinstance(value, torch.Tensor):
-                    size = float(value.abs().max())
-                    assert float((one[name][what] - value).abs().max()) <= 1e-10 * size, (name, what)
-                else:
-                    assert one[name][what] == value, (name, what)
+            assert_close(one[name], expected)
 
 
 def analysed(group, folder):
@@ -220,7 +215,13 @@ def refusals(group):
     def two_ways():
         x = torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [-1.0, 0, 0], [-2.0, 0, 0]])
         model = sharded(Gate())
-        return cp.EmpiricalRisk(model, cp.losses.mse, (x, x), group=group, microbatch_size=1).losses()
+        hooks, before = [list(part._forward_pre_hooks) for part in model.modules()], torch.get_rng_state()
+        try:
+            return cp.EmpiricalRisk(model, cp.losses.mse, (x, x), group=group, microbatch_size=1).losses()
+        finally:
+            assert [list(part._forward_pre_hooks) for part in model.modules()] == hooks
+            assert any(hooks)
+            assert torch.equal(torch.get_rng_state(), before)
 
     risk = risk_of(case, group)
     tries = {

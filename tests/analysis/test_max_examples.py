@@ -72,6 +72,8 @@ def test_curvatures_are_of_all_along_directions_that_others_gave(given, drawn):
 def test_the_answer_and_the_table_say_from_how_many(drawn):
     assert "k = 600 (from 150 of 600 examples, seed 4), 40 candidates" in str(drawn)
     assert "as far as 150 examples tell" in str(drawn)
+    assert "2 of 2, of 150 drawn" in str(drawn) or "3 of 3, of 150 drawn" in str(drawn)
+    assert " drawn)" in next(part for part in str(drawn).split(" | ") if part.startswith("quadratic"))
     assert "600 in the sample (seen by 150 that were drawn)" in drawn.table()
     assert "The isotropic criterion is known from all examples only" in drawn.table()
     assert any("150 examples that were drawn of 600" in note for note in drawn.notes)

@@ -62,13 +62,16 @@ def test_every_number_is_that_of_one_process(world, names, microbatch_size):
     for name in names:
         expected = numbers(None, name, microbatch_size)
         for one in found:
-            for what, value in expected.items():
-                if isinstance(value, torch.Tensor):
-                    assert one[name][what].dtype == value.dtype
-                    size = float(value.abs().max())
-                    assert float((one[name][what] - value).abs().max()) <= 1e-10 * size, (name, what)
-                else:
-                    assert one[name][what] == value, (name, what)
+            assert_close(one[name], expected)
+
+
+def assert_close(found, expected):
+    for what, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert found[what].dtype == value.dtype, what
+            assert float((found[what] - value).abs().max()) <= 1e-10 * float(value.abs().max()), what
+        else:
+            assert found[what] == value, what
 
 
 def all_numbers(group, names, microbatch_size):

@@ -281,8 +281,8 @@ def _model(analysis: Analysis) -> Mark:
         return Mark("quadratic", _WORDS[total], f"{100 * analysis.validity.error_at(analysis.sigma):.2g} %")
     error = analysis.errors.expected
     said = f"{_within(error.total, error.total_reach)} of the whole"
-    if not math.isnan(error.shape):
-        said += f", {_within(error.shape, error.shape_reach)} of tilt and bend"
+    said += "" if math.isnan(error.shape) else f", {_within(error.shape, error.shape_reach)} of tilt and bend"
+    said += analysis.of_those_drawn
     word = _WORDS[total] if shape == "valid" or total == "invalid" else "doubt"
     return Mark("quadratic", word, said)
 
@@ -296,7 +296,7 @@ def _within(error: float, reach: float) -> str:
 def _eigenspace(analysis: Analysis) -> Mark:
     found = analysis.spectrum
     certified, dim = int(found.converged.sum()), found.dim
-    said = f"{certified} of {dim}"
+    said = f"{certified} of {dim}{analysis.of_those_drawn}"
     if not found.cut_decided:
         said += f", cut after {dim} not decided"
     whole = certified == dim and found.cut_decided

@@ -217,7 +217,7 @@ def _notes(seen: Seen) -> list[str]:
         notes.append(
             f"Estimated from {len(seen.sample):,} examples that were drawn of {seen.sample.size:,}; what is told is of "
             "all of these, with the error of the draw in the intervals. The eigenspace is that of as many others, and "
-            "certified for them; the errors of rows and the rate bound are of what was drawn."
+            "certified for them; the validity, the errors of rows and the rate bound are of what was drawn."
         )
     moving = seen.stationarity.refusal()
     if moving:

@@ -343,6 +343,11 @@ class Analysis:
         where = "all that are probed" if self.config.get("num_other_params") else "whole space"
         return where if self.drawn is None else f"{where}, as far as {self.drawn:,} examples tell"
 
+    @property
+    def of_those_drawn(self) -> str:
+        """What is said beside a verdict that holds of drawn examples."""
+        return "" if self.drawn is None else f", of {self.drawn:,} drawn"
+
     def __repr__(self) -> str:
         return f"Analysis(k={self.k}, num_params={self.num_params}, dim={self.spectrum.dim}, sigma={self.sigma:.3g})"
 

@@ -8,7 +8,7 @@ and cosine in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,17 +38,25 @@ def normal_vector(
     Source: Box & Muller (1958) on the two halves of a hash; the hash is that of Steele, Lea & Flood (2014), "Fast
     splittable pseudorandom number generators".
     """
-    parts, key = [slice(0, size)] if part is None else part, _key(generator)
-    vector = torch.empty(sum(some.stop - some.start for some in parts), dtype=dtype, device=device)
-    first = 0
-    for some in parts:
-        _draw(vector[first : first + some.stop - some.start], key, some.start)
-        first += some.stop - some.start
+    key = _key(generator)
+    return _filled([slice(0, size)] if part is None else part, dtype, device, lambda *place: _put_normal(key, *place))
+
+
+def _filled(
+    parts: Sequence[slice],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    put: Callable[[Tensor, int], None],
+) -> Tensor:
+    """Parts of a long vector, one after the other, into each of which numbers are put from its place on."""
+    sizes = [part.stop - part.start for part in parts]
+    vector = torch.empty(sum(sizes), dtype=dtype, device=device)
+    for piece, part in zip(torch.split(vector, sizes), parts, strict=True):
+        put(piece, part.start)
     return vector
 
 
-def _draw(vector: Tensor, key: int, begin: int) -> None:
-    """Put the numbers from the place ``begin`` on into a vector."""
+def _put_normal(key: int, vector: Tensor, begin: int) -> None:
     for start, found in hashes(key, (begin + len(vector) + 1) // 2, vector.device, begin // 2):
         upper = ((found >> 32) & _HALF).double().add_(0.5).mul_(2.0**-32)  # never zero
         angle = (found & _HALF).double().mul_(2 * math.pi * 2.0**-32)
@@ -68,15 +76,13 @@ def sign_vector(
     part: Sequence[slice] | None = None,
 ) -> Tensor:
     """Random signs (size,), with a key that is drawn from ``generator``; or some parts of them only."""
-    parts, key = [slice(0, size)] if part is None else part, _key(generator)
-    vector = torch.empty(sum(some.stop - some.start for some in parts), dtype=dtype, device=device)
-    first = 0
-    for some in parts:
-        for start, found in hashes(key, some.stop, vector.device, some.start):
-            place = first + start - some.start
-            vector[place : place + len(found)] = (found >> 63).mul_(2).add_(1)  # the highest bit, -1 or 0
-        first += some.stop - some.start
-    return vector
+    key = _key(generator)
+    return _filled([slice(0, size)] if part is None else part, dtype, device, lambda *place: _put_signs(key, *place))
+
+
+def _put_signs(key: int, vector: Tensor, begin: int) -> None:
+    for start, found in hashes(key, begin + len(vector), vector.device, begin):
+        vector[start - begin :][: len(found)] = (found >> 63).mul_(2).add_(1)  # the highest bit, -1 or 0
 
 
 def _key(generator: torch.Generator) -> int:

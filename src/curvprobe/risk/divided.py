@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from curvprobe.errors import ArgumentError, CannotProbeError
 from curvprobe.numerics.linalg import quick_inner
 from curvprobe.numerics.space import Space
 from curvprobe.runtime.ranks import Ranks
+
+Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class Divided:
     def whole(self, shard: Tensor, name: str) -> Tensor:
         """A parameter, or several tensors of its shape (..., D), from the rows that each process holds."""
         columns = shard.shape[max(1, len(self.shapes[name])) :]
-        return self.ranks.whole(shard, self._count(name), name).view(*self.shapes[name], *columns)
+        return self.ranks.whole(shard, self._count(name), name).view((*self.shapes[name], *columns))
 
     def shard(self, whole: Tensor, name: str) -> Tensor:
         """The rows that this process holds of a parameter's derivative."""
@@ -74,15 +76,21 @@ class Divided:
 
     def used(self, shard: Tensor, name: str) -> Tensor:
         """The whole parameter, differentiable in the rows that this process holds, and in z where that moves it."""
-        found: Tensor = _Gather.apply(shard, self, name)  # type: ignore[no-untyped-call]
-        if self.moved is not None and name in self.moved[1]:
-            found = found + _Spread.apply(self.moved[0], self, name)  # type: ignore[no-untyped-call]
-        return found
+        found = _linear(shard, partial(self.whole, name=name), partial(self.shard, name=name))
+        if self.moved is None or name not in self.moved[1]:
+            return found
+        z, rows = self.moved[0], self.moved[1][name]
 
-    def columns(self, name: str) -> Tensor:
-        """The directions (..., D) along which a parameter is moved."""
-        assert self.moved is not None
-        return self.whole(self.moved[1][name], name)
+        def spread(z: Tensor) -> Tensor:
+            """What coordinates (D,) make of the directions, which are whole while it is made."""
+            return self.whole(rows, name) @ z.to(rows.dtype)
+
+        def contract(derivative: Tensor) -> Tensor:
+            """Inner products (D,), float64, with the directions."""
+            columns = self.whole(rows, name)
+            return quick_inner(columns.reshape(-1, columns.shape[-1]).T, derivative.reshape(-1))
+
+        return found + _linear(z, spread, contract)
 
     def space(self, probed: Sequence[str]) -> Space:
         """The space of vectors of the probed parameters, of which each process holds what it holds of these."""
@@ -120,58 +128,22 @@ class Divided:
         return {name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}
 
 
-class _Gather(torch.autograd.Function):
-    """A whole parameter from the rows that each process holds."""
+class _Linear(torch.autograd.Function):
+    """A linear map, whose derivative is its transpose, whose derivative is the map again."""
 
     @staticmethod
-    def forward(ctx: Any, shard: Tensor, divided: Divided, name: str) -> Tensor:
-        ctx.divided, ctx.name = divided, name
-        return divided.whole(shard, name)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _Scatter.apply(gradient, ctx.divided, ctx.name), None, None  # type: ignore[no-untyped-call]
-
-
-class _Scatter(torch.autograd.Function):
-    """The rows that each process holds of a derivative: its transpose."""
-
-    @staticmethod
-    def forward(ctx: Any, whole: Tensor, divided: Divided, name: str) -> Tensor:
-        ctx.divided, ctx.name = divided, name
-        return divided.shard(whole, name)
+    def forward(ctx: Any, value: Tensor, there: Map, back: Map) -> Tensor:
+        ctx.maps = back, there
+        return there(value)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _Gather.apply(gradient, ctx.divided, ctx.name), None, None  # type: ignore[no-untyped-call]
+        return _linear(gradient, *ctx.maps), None, None
 
 
-class _Spread(torch.autograd.Function):
-    """What coordinates (D,) make of directions that are divided, in one parameter; these are whole while it is made."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, divided: Divided, name: str) -> Tensor:
-        ctx.divided, ctx.name = divided, name
-        columns = divided.columns(name)
-        return columns @ z.to(columns.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _Contract.apply(gradient, ctx.divided, ctx.name), None, None  # type: ignore[no-untyped-call]
-
-
-class _Contract(torch.autograd.Function):
-    """Inner products (D,), float64, of a parameter's derivative with the directions: its transpose."""
-
-    @staticmethod
-    def forward(ctx: Any, whole: Tensor, divided: Divided, name: str) -> Tensor:
-        ctx.divided, ctx.name = divided, name
-        columns = divided.columns(name)
-        return quick_inner(columns.reshape(-1, columns.shape[-1]).T, whole.reshape(-1))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _Spread.apply(gradient, ctx.divided, ctx.name), None, None  # type: ignore[no-untyped-call]
+def _linear(value: Tensor, there: Map, back: Map) -> Tensor:
+    found: Tensor = _Linear.apply(value, there, back)  # type: ignore[no-untyped-call]
+    return found
 
 
 def of_model(module: nn.Module, probed: Sequence[str], ranks: Ranks) -> Divided | None:
