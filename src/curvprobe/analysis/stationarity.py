@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.criteria.sample import ProjectedSample
-from curvprobe.criteria.stationarity import MOVING, Stationarity, over_scatter
+from curvprobe.criteria.stationarity import MOVING, Stationarity, explained, over_scatter
 from curvprobe.curvature.matrix import hessian
 from curvprobe.numerics.strata import deviations, errors, reaches
 from curvprobe.risk.displaced import displaced_losses, in_blocks
@@ -73,15 +73,15 @@ def stationarity(
         decrement = float((squares / (subspace.eigenvalues + damping)).sum() / 2)
     scatter = float((others.gradient - slope).square().sum(1).mean())
     length = risk.probed.vectors.norm(risk.gradient())
-    explained = _explained(square := length**2, gradient_norms(risk), risk.shares)
+    noise = explained(square := length**2, gradient_norms(risk), risk.shares)
     found = _descend(risk if steps is None else steps, mean.hessian[0], judged=risk)
-    told = square if steps is None else max(0.0, square - MOVING * explained)
+    told = square if steps is None else max(0.0, square - MOVING * noise)
     return Stationarity(
         gradient_norm=length,
         projected_gradient_norm=float(slope.norm()),
         newton_decrement=decrement,
         step_decrease=_promised(told, found.steepest),
-        moving_ratio=over_scatter(square, explained, len(sample)),
+        moving_ratio=over_scatter(square, noise, len(sample)),
         slope_share=float(squares.sum()) / scatter if scatter > 0 else 0.0,
         descent=found.descent,
         least_curvature=found.least_curvature,
@@ -163,9 +163,3 @@ def _promised(square: float, curvature: float) -> float:
     if square == 0:
         return 0.0
     return square / (2 * curvature) if curvature > 0 else math.inf
-
-
-def _explained(square: float, norms: Tensor, shares: Tensor) -> float:
-    """What the examples' scatter explains of the squared mean gradient, ``sum s_i^2 (|g_i|^2 - |g|^2)``: for equal
-    shares s_i, its expectation at a minimiser of the population's risk."""
-    return float((shares.cpu().square() * (norms.double().square() - square)).sum())

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.runtime.plain import number
@@ -110,6 +111,12 @@ def moving_ratio(sample: ProjectedSample) -> float:
     mean = share @ sample.gradient
     scatter = float((share.square()[:, None] * (sample.gradient - mean).square()).sum())
     return over_scatter(float(torch.sum(mean.square())), scatter, len(sample))
+
+
+def explained(square: float, norms: Tensor, shares: Tensor) -> float:
+    """What the examples' scatter explains of the squared mean gradient, ``sum s_i^2 (|g_i|^2 - |g|^2)``: for equal
+    shares s_i, its expectation at a minimiser of the population's risk."""
+    return float((shares.cpu().square() * (norms.double().square() - square)).sum())
 
 
 def over_scatter(square: float, scatter: float, count: int) -> float:

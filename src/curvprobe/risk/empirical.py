@@ -255,6 +255,10 @@ class EmpiricalRisk:
             )  # longer sequences take more memory
         return self._but(sample=sample, budget=budget, most=None)
 
+    def on_those_of(self, other: EmpiricalRisk) -> EmpiricalRisk:
+        """The same model, loss and parameters on another risk's examples."""
+        return self._but(sample=other.sample.anew())
+
     def _but(self, **others: Any) -> EmpiricalRisk:
         """The same risk but for some of its parts, by the names of :meth:`of`."""
         parts = {"probed": self.probed, "sample": self.sample, "budget": self.budget, "ranks": self.ranks}
