@@ -23,6 +23,7 @@ from forecast_cells import DECAY, SETS, Cell, cell, refits
 from curvprobe.forecasting import rules
 from curvprobe.forecasting.gates import gates
 from curvprobe.forecasting.refits import Refits
+from curvprobe.forecasting.result import SHIPPED
 from curvprobe.forecasting.rules import GainEstimate
 
 OPTIONS = {
@@ -198,7 +199,6 @@ def table(result: dict[str, Any]) -> str:
 
 
 FEWER = ("one split", "first k only")
-SHIPPED = "calibrated"
 
 
 def _line(rule: str, found: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import coverage_of_intervals
 import curve
 import demo
 import extremality
+import forecast
 import front_door
 import gates
 import gpu
@@ -49,6 +50,7 @@ SCRIPTS = (
     curve,
     demo,
     extremality,
+    forecast,
     front_door,
     gates,
     gpu,

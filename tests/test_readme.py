@@ -48,12 +48,15 @@ EXAMPLES = {
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "examples").glob("*.py")))
 def test_the_examples_run_as_their_docstrings_say(name, tmp_path, capsys):
     path = ROOT / "examples" / f"{name}.py"
-    program, *command = re.search(r"Run: (.*)", path.read_text())[1].split()
+    first, *others = re.findall(r"^(?:Run|or): +(.*)", path.read_text(), flags=re.MULTILINE)
+    program, *command = first.split()
     if program == "curvprobe":
-        command[1], command[-1] = str(ROOT / command[1]), str(tmp_path)
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 0, result.output
-        printed = result.output
+        printed = ""
+        for _, *words in (command_line.split() for command_line in (first, *others)):
+            words[1], words[-1] = str(ROOT / words[1]), str(tmp_path / words[0])
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == 0, result.output
+            printed += result.output
     else:
         assert (program, ROOT / command[0]) == ("python", path)
         with torch.random.fork_rng():

@@ -109,11 +109,11 @@ from .errors import (
 )
 from .errors import UserCodeError as UserCodeError
 from .errors import WriteError as WriteError
+from .forecasting.forecast import forecast as forecast
+from .forecasting.result import Forecast as Forecast
 from .numerics.power_law import PowerLaw as PowerLaw
 from .numerics.traces import TraceMoments as TraceMoments
 from .numerics.traces import trace_moments as trace_moments
-from .forecasting.forecast import forecast as forecast
-from .forecasting.result import Forecast as Forecast
 from .probing.deltas import delta1 as delta1
 from .probing.deltas import delta2 as delta2
 from .probing.deltas import delta2_subspace as delta2_subspace

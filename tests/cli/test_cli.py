@@ -310,7 +310,7 @@ def test_a_trajectory_is_followed_and_goes_on(tmp_path):
     again = invoke("report", tmp_path / "out", "--title", "Sizes", "--out", tmp_path / "sizes.html")
     assert again.exit_code == 0, again.output
     assert "<title>Sizes</title>" in (tmp_path / "sizes.html").read_text()
-    assert "ranks no candidates" in invoke("report", tmp_path / "out", "--names", path).output
+    assert "a trajectory; it goes with an analysis" in invoke("report", tmp_path / "out", "--names", path).output
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.safetensors")}
     assert len(stamps) == 9
     assert invoke(*arguments, "--allow-overlap").exit_code == 0

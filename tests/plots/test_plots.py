@@ -11,9 +11,11 @@ import torch
 import curvprobe as cp
 from curvprobe.analysis.answer import short
 from curvprobe.criteria.expected import PARTS
+from curvprobe.forecasting.rules import Reason
 from curvprobe.report import style
 from tests import cases
 from tests.analysis.sound import sized, without_doubts
+from tests.forecasting import HELD_OUT, least_squares
 
 plots = pytest.importorskip("curvprobe.plots")
 pytest.importorskip("matplotlib")
@@ -266,6 +268,19 @@ def test_a_concentration_curve_and_a_trajectory_are_drawn():
     assert figure.axes[0].containers[0].lines[0].get_ydata().tolist() == path.dispersion.tolist()
     assert {"whole V", *PARTS} <= set(said(figure))
     assert overlapping(figure) == ([], [])
+
+
+def test_a_forecast_is_drawn_and_a_refusal_says_so():
+    found = cp.forecast(least_squares, 200, HELD_OUT, splits=1)
+    figure = plots.plot_forecast(found)
+    measured, ahead = figure.axes[0].containers
+    assert measured.lines[0].get_ydata().tolist() == found.losses.tolist()
+    assert ahead.lines[0].get_ydata().tolist() == [loss for _, loss, _ in found.ahead()]
+    assert {"measured", "forecast"} <= set(said(figure))
+    assert overlapping(figure) == ([], [])
+    refused = plots.plot_forecast(replace(found, refusals=(Reason("drift", "said"),)))
+    assert len(refused.axes[0].containers) == 1
+    assert "no forecast: see the text" in said(refused)
 
 
 def test_figures_are_drawn_on_given_axes(analysis):

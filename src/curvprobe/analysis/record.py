@@ -13,13 +13,17 @@ from curvprobe.analysis.trajectory import TRAJECTORY_VERSION, Trajectory
 from curvprobe.criteria.expected import PARTS, SOURCES
 from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.errors import ArgumentError, ArgumentTypeError
+from curvprobe.forecasting.result import FORECAST_VERSION, Forecast
 from curvprobe.probing.plane import Plane
 from curvprobe.runtime.plain import numbers
 from curvprobe.runtime.store import RESULT, read_stage
 from curvprobe.subspace.spaces import Eigenspace
 
+_NEWEST = {"forecast": FORECAST_VERSION, "trajectory": TRAJECTORY_VERSION}
+"""Of the records that are not of an analysis."""
 
-def load(path: str | Path) -> Analysis | Trajectory:
+
+def load(path: str | Path) -> Analysis | Trajectory | Forecast:
     """A finished run, from its folder or its result file; no model is needed.
 
     Args:
@@ -27,8 +31,8 @@ def load(path: str | Path) -> Analysis | Trajectory:
             rests on lie beside it, the eigenspace and the projected examples come too.
 
     Returns:
-        What :func:`curvprobe.analyze` or :func:`curvprobe.trajectory` returned then. A number that was not finite comes
-        back as NaN, or as infinity where nothing else makes sense.
+        What :func:`curvprobe.analyze`, :func:`curvprobe.trajectory` or :func:`curvprobe.forecast` returned. A number
+        that was not finite comes back as NaN, or as infinity where nothing else makes sense.
 
     Raises:
         ValueError: where nothing is found, or something else than such a result.
@@ -46,9 +50,11 @@ def load(path: str | Path) -> Analysis | Trajectory:
     """
     file = _result_file(path)
     record = _read(file)
-    found: Analysis | Trajectory
+    found: Analysis | Trajectory | Forecast
     try:
-        if "trajectory" in record:
+        if "forecast" in record:
+            found = Forecast.from_json(record["forecast"])
+        elif "trajectory" in record:
             found = Trajectory.from_json(_upgraded_trajectory(record)["trajectory"])
         else:
             found = Analysis.from_json(_upgraded(record), **_bulk(record, file.parent))
@@ -56,10 +62,12 @@ def load(path: str | Path) -> Analysis | Trajectory:
         return found
     except Exception as error:  # whatever a number makes of a text in its place
         reason = f"{error!r:.200}"
-        raise ArgumentError(f"{str(file)!r} is not a whole result of an analysis or a trajectory: {reason}") from error
+        raise ArgumentError(
+            f"{str(file)!r} is not a whole result of an analysis, a trajectory or a forecast: {reason}"
+        ) from error
 
 
-def _tell(found: Analysis | Trajectory) -> None:
+def _tell(found: Analysis | Trajectory | Forecast) -> None:
     """Say all of it, to see that it can be: a file's entries may be of any kind."""
     str(found)
     if isinstance(found, Analysis):
@@ -79,11 +87,12 @@ def _read(file: Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArgumentError(f"no result could be read from {str(file)!r}: {error}; expected a run's folder") from error
-    if not isinstance(record, dict) or not {"trajectory", "first_candidate"} & record.keys():
+    if not isinstance(record, dict) or not {*_NEWEST, "first_candidate"} & record.keys():
         raise ArgumentError(
-            f"{str(file)!r} is of something else than an analysis or a trajectory; read it with json.load"
+            f"{str(file)!r} is of something else than an analysis, a trajectory or a forecast; read it with json.load"
         )
-    version, newest = record.get("schema_version"), TRAJECTORY_VERSION if "trajectory" in record else RESULT_VERSION
+    version = record.get("schema_version")
+    newest = next((newest for name, newest in _NEWEST.items() if name in record), RESULT_VERSION)
     if type(version) is not int or not 1 <= version <= newest:
         raise ArgumentError(
             f"{str(file)!r} has schema version {version!r}; this version of curvprobe reads 1 to {newest}"

@@ -25,6 +25,7 @@ from curvprobe.criteria.stationarity import Stationarity
 from curvprobe.criteria.theory import TheoryChecks
 from curvprobe.criteria.verdicts import QuadraticValidity, Verdict
 from curvprobe.errors import ArgumentError
+from curvprobe.forecasting.result import Forecast
 from curvprobe.probing.plane import Plane
 from curvprobe.runtime.plain import number
 from curvprobe.runtime.store import write_atomically
@@ -352,7 +353,13 @@ class Analysis:
         return f"Analysis(k={self.k}, num_params={self.num_params}, dim={self.spectrum.dim}, sigma={self.sigma:.3g})"
 
     def to_html(
-        self, path: str | Path, *, title: str = "", names: Sequence[str] | None = None, pictures: Any = None
+        self,
+        path: str | Path,
+        *,
+        title: str = "",
+        names: Sequence[str] | None = None,
+        pictures: Any = None,
+        forecast: Forecast | None = None,
     ) -> Path:
         """Write one self-contained page: the answer, the landscape settling, sliders that recompute, and all the rest.
 
@@ -362,6 +369,7 @@ class Analysis:
             names: of the candidates, in their order, for the ranking; None numbers them.
             pictures: of the candidates, for the first hundred rows of the ranking: (n, H, W) or (n, C, H, W) numbers
                 with one channel or three, or a sequence of such arrays.
+            forecast: of :func:`curvprobe.forecast` for the same model, which gets a panel apart from the criteria.
 
         Raises:
             ImportError: without ``pip install 'curvprobe[report]'``.
@@ -371,9 +379,8 @@ class Analysis:
         from curvprobe.report.page import page
 
         file = Path(path)
-        write_atomically(
-            file, page(self, title=title or file.resolve().parent.name, names=names, pictures=pictures).encode()
-        )
+        title = title or file.resolve().parent.name
+        write_atomically(file, page(self, title=title, names=names, pictures=pictures, forecast=forecast).encode())
         return file
 
     def table(self) -> str:

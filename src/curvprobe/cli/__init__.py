@@ -5,12 +5,12 @@ Imports everything; nothing imports it.
 
 import sys
 
-from curvprobe.cli import analysis, experiment, plan, results, surface, trajectory
+from curvprobe.cli import analysis, experiment, forecast, plan, results, surface, trajectory
 from curvprobe.cli.app import app
 from curvprobe.cli.processes import together
 from curvprobe.runtime.memory import freed_memory_kept
 
-__all__ = ["analysis", "app", "experiment", "main", "plan", "results", "surface", "trajectory"]
+__all__ = ["analysis", "app", "experiment", "forecast", "main", "plan", "results", "surface", "trajectory"]
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def forecast(
     Another question than that of the other commands, which tell how stable the landscape is and forecast nothing. The
     answer comes with the share of such answers that were right in a study, or is refused with the reason.
 
-    Example: curvprobe forecast examples/my_training.py:train --k 200 --out runs/forecast
+    Example: curvprobe forecast examples/my_training.py:fit --k 200 --out runs/forecast
     """
     with plain_errors(quiet=as_json):
         from curvprobe.forecasting.forecast import FEWEST

@@ -12,6 +12,7 @@ from curvprobe.cli.app import app
 from curvprobe.cli.messages import plain_errors, say, tell
 from curvprobe.cli.options import AsJson
 from curvprobe.errors import ArgumentError
+from curvprobe.forecasting.result import Forecast
 from curvprobe.runtime.plain import to_json
 
 
@@ -23,8 +24,11 @@ def report(
     names: Annotated[
         Path | None, typer.Option(help="Text file with a name for every candidate, a line each, for the ranking.")
     ] = None,
+    forecast: Annotated[
+        Path | None, typer.Option(help="Folder of a forecast for the same model, which gets a panel apart.")
+    ] = None,
 ) -> None:
-    """Write the report of a finished run or trajectory anew: one page that opens from disk and asks for nothing.
+    """Write the report of a finished run, trajectory or forecast anew: one page that opens from disk, by itself.
 
     Example: curvprobe report runs/mine --title "Recipe B" --names labels.txt
     """
@@ -34,9 +38,14 @@ def report(
         found = load(folder)
         file, called = out or folder / REPORT, title or folder.resolve().name
         if isinstance(found, Analysis):
-            written = found.to_html(file, title=called, names=None if names is None else _lines(names))
-        elif names is not None:
-            raise ArgumentError(f"--names came with {str(folder)!r}, a trajectory, which ranks no candidates")
+            ahead = None if forecast is None else load(forecast)
+            if not isinstance(ahead, Forecast | None):
+                raise ArgumentError(f"--forecast is {str(forecast)!r}, which is the folder of no forecast")
+            labels = None if names is None else _lines(names)
+            written = found.to_html(file, title=called, names=labels, forecast=ahead)
+        elif names is not None or forecast is not None:
+            kind, option = type(found).__name__.lower(), "--names" if names is not None else "--forecast"
+            raise ArgumentError(f"{option} came with {str(folder)!r}, a {kind}; it goes with an analysis")
         else:
             written = found.to_html(file, title=called)
         tell(f"written to {written}")

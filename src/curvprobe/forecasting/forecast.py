@@ -15,15 +15,13 @@ from typing import Any
 import torch
 
 from curvprobe.errors import ArgumentError
+from curvprobe.forecasting.of_trajectory import of_trajectory
 from curvprobe.forecasting.refits import Refits, expect_one_content, joined
-from curvprobe.forecasting.result import Forecast, told
+from curvprobe.forecasting.result import FORECAST_VERSION, Forecast, told
 from curvprobe.forecasting.training import Trained, Training
 from curvprobe.runtime import progress
 from curvprobe.runtime.store import Stage, Store
 from curvprobe.version import __version__
-
-FORECAST_VERSION = 1
-"""Of a forecast's ``result.json``."""
 
 LOG = logging.getLogger("curvprobe")
 
@@ -32,8 +30,8 @@ FEWEST = 16
 
 
 def forecast(
-    train: Callable[[Any], Trained],
-    k: int,
+    train: Callable[[Any], Trained] | str | Path,
+    k: int | None = None,
     held_out: Any = None,
     *,
     splits: int = 4,
@@ -52,14 +50,17 @@ def forecast(
         train: ``train(rows)`` trains a new model on these rows of the sample, a list of positions below ``k``, and
             returns the :class:`curvprobe.EmpiricalRisk` on them at the weights it ends in; or the pair of that and the
             held-out examples. A function whose first parameter is called ``k`` is asked for the first k, k / 2 and
-            k / 4 examples instead. The generators of torch, NumPy and Python are seeded before each call.
+            k / 4 examples instead. The generators of torch, NumPy and Python are seeded before each call. Or the
+            folder of a trajectory with candidates, and with k and k / 2 among its sizes: nothing is trained then, and
+            nothing else is looked at.
         k: examples in the sample.
         held_out: examples that no training sees, in any form that the risk takes; at least 40.
         splits: of the sample into halves; each costs as much as a training on k examples.
         processes: that train beside one another; ``train`` must then be a function of a module.
         seed: of the splits and of what each training draws.
         out: folder for ``result.json`` and the finished trainings, which are found again when it is repeated, as long
-            as the file that holds ``train`` is the same; what it imports or reads is not looked at.
+            as the file that holds ``train``, and the numbers, texts and tensors outside it that it names, are the same;
+            what it imports or reads from files is not looked at.
         say: is given a sentence on what it costs, before the first training and after it.
 
     Raises:
@@ -77,7 +78,9 @@ def forecast(
         >>> round(found.gain, 2), found.refusals    # theory: 1 / (1 - 21 / 100) - 1 / (1 - 21 / 200) = 0.15
         (0.13, ())
     """
-    if k < FEWEST or splits < 1 or processes < 1:
+    if not callable(train):
+        return told(of_trajectory(Path(train)))
+    if k is None or k < FEWEST or splits < 1 or processes < 1:
         raise ArgumentError(
             f"k is {k}, splits {splits}, processes {processes}; expected k of at least {FEWEST}, the others of 1"
         )
@@ -87,8 +90,9 @@ def forecast(
     with store.held(), progress.bar("trainings, in units of one on k", round(_work(jobs, k))) as advance:
         full = store.result(_stage(training, jobs[0], seed, None))
         advance(1)
-        left = float(full.seconds.sum()) * _work(jobs[1:], k) / processes
-        say(f"The training on {k:,} examples took {full.seconds.sum():.3g} s: about {left:.3g} s for the others.")
+        seconds = float(full.seconds.sum())
+        left = seconds * _work(jobs[1:], k) / processes
+        say(f"The training on {k:,} examples took {seconds:.3g} s: about {left:.3g} s for what is not finished yet.")
         parts = []
         with _side_by_side(processes) as (each, executor):
             stages = [_stage(training, job, seed, executor) for job in jobs[1:]]

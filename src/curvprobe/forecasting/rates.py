@@ -31,5 +31,5 @@ class Rate:
         )
 
 
-RATES: tuple[Rate, ...] = ()
-"""For twice and for four times the examples."""
+RATES: Mapping[str, tuple[Rate, ...]] = {"splits": (), "one split": (), "first k only": ()}
+"""For twice and for four times the examples, by what was trained: halves of four splits, of one, or the first half."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +18,23 @@ from curvprobe.forecasting.refits import Mean, Refits
 from curvprobe.forecasting.rules import GainEstimate, Reason
 from curvprobe.runtime.markup import table
 from curvprobe.runtime.plain import brief, number, numbers
+from curvprobe.runtime.store import write_atomically
+
+FORECAST_VERSION = 1
+"""Of a forecast's ``result.json``."""
 
 SHIPPED = "calibrated"
 """The rule that answers."""
 
+STUDIED = 8
+"""Halves on which models were trained in the study, at the most."""
+
 AHEAD = (2, 4)
 """How many times the examples."""
 
-HEAD = ("examples", "models", "held-out loss", "below that at k")
+HEAD = ("examples", "models", "held-out loss", "above that at k")
+
+REFUSED = "NO FORECAST of what more examples would take off the held-out loss"
 
 NO_CRITERION = "This is a forecast of the held-out loss, and no criterion: how stable the landscape is, `run` tells."
 
@@ -92,51 +102,80 @@ class Forecast:
 
     @property
     def rates(self) -> tuple[Rate, ...]:
-        """How often forecasts like this one were right in the study, for twice and four times the examples."""
-        return RATES
+        """How often forecasts from as many halves were right in the study, for twice and four times the examples."""
+        halves = int(self.models[1])
+        return RATES["first k only" if halves == 1 else "one split" if halves < STUDIED else "splits"]
 
-    def __str__(self) -> str:
-        return "\n".join([*self._found(), *self._rests_on(), NO_CRITERION])
-
-    def _found(self) -> list[str]:
+    def ahead(self) -> list[tuple[int, float, tuple[float, float]]]:
+        """Examples, forecast loss and its 90 % interval, for twice and four times the examples; none where refused."""
         if self.reasons:
-            return ["NO FORECAST of what more examples would take off the held-out loss:"] + [
-                f"  {reason}" for reason in self.reasons
-            ]
+            return []
         gains = (self.answer.gain, self.answer.further)
         intervals = (self.answer.interval, self.answer.further_interval)
-        lines = []
-        for i, (times, gain, (low, high)) in enumerate(zip(AHEAD, gains, intervals, strict=True)):
-            often = "twice" if times == 2 else "four times"
+        loss = self.held_out_loss
+        return [
+            (times * self.k, loss - gain, (loss - high, loss - low))
+            for times, gain, (low, high) in zip(AHEAD, gains, intervals, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        refused = [f"{REFUSED}:", *(f"  {reason}" for reason in self.reasons)]
+        return "\n".join([*(refused if self.reasons else self.findings()), *self.grounds(), NO_CRITERION])
+
+    def findings(self) -> list[str]:
+        """What is forecast, and how often such forecasts were right; none where it is refused."""
+        loss, lines = self.held_out_loss, list[str]()
+        for i, (size, ahead, (low, high)) in enumerate(self.ahead()):
+            often = "twice" if i == 0 else "four times"
             lines.append(
-                f"{often} the examples ({self.k:,} to {times * self.k:,}) would take {gain:.2g} "
-                f"[{low:.2g}, {high:.2g}] off the held-out loss, which is {self.held_out_loss:.3g}"
+                f"{often} the examples ({self.k:,} to {size:,}) would take {loss - ahead:.2g} "
+                f"[{loss - high:.2g}, {loss - low:.2g}] off the held-out loss, which is {loss:.3g}"
             )
             lines += [f"  {rate}" for rate in self.rates[i : i + 1]]
         return lines
 
-    def _rests_on(self) -> list[str]:
+    def grounds(self) -> list[str]:
+        """What it rests on: the rules, what they assume, and the losses."""
         found = [
             f"{estimate.rule} {estimate.gain:.2g}{' (refused)' if estimate.reasons else ''}"
             for estimate in self.estimates
             if math.isfinite(estimate.gain)
         ]
-        lines = [f"gain of twice the examples by each rule: {', '.join(found)}"]
         fell = "it did not fall from k / 4 over k / 2 to k so that this could be seen"
         if math.isfinite(self.exponent):
             fell = f"from k / 4 over k / 2 to k it fell as k^-{self.exponent:.2g} +- {2 * self.exponent_stderr:.1g}"
-        lines.append(f"assumed: the loss in excess of the best falls as 1 / k; {fell}")
-        lines.append(
+        losses = zip(self.sizes.tolist(), self.losses.tolist(), strict=True)
+        return [
+            f"gain of twice the examples by each rule: {', '.join(found)}",
+            f"assumed: the loss in excess of the best falls as 1 / k; {fell}",
             f"loss {self.sample_loss:.3g} on the sample; on {self.num_held_out:,} held-out examples, when trained on "
-            + ", ".join(
-                f"{size:,} {loss:.3g}" for size, loss in zip(self.sizes.tolist(), self.losses.tolist(), strict=True)
-            )
-        )
-        return lines
+            + ", ".join(f"{size:,} {loss:.3g}" for size, loss in losses),
+        ]
 
     def _repr_html_(self) -> str:
         """For a notebook."""
         return table(HEAD, self.rows(), str(self).split("\n"))
+
+    def to_html(self, path: str | Path, *, title: str = "") -> Path:
+        """Write one self-contained page: what is forecast, what it rests on, and the held-out loss over the examples.
+
+        Args:
+            path: of the file; an earlier one is replaced.
+            title: of the page.
+
+        Raises:
+            ImportError: without ``pip install 'curvprobe[report]'``.
+        """
+        from curvprobe.report.ahead import page
+
+        file = Path(path)
+        write_atomically(file, page(self, title=title).encode())
+        return file
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Names of the columns of :meth:`rows`."""
+        return HEAD
 
     def rows(self) -> list[tuple[str, ...]]:
         """Of a table of what was trained, under :data:`HEAD`."""
@@ -188,7 +227,8 @@ def told(sizes: Sequence[Refits]) -> Forecast:
     estimates = [gap, halves, rules.mean(gap, halves), rules.calibrated(gap, halves)]
     if len(sizes) >= rules.FEWEST_SIZES:
         estimates.append(rules.power_law(sizes))
-    fell = rules.exponent(*sizes[:3]) if len(sizes) > 2 else (math.nan, math.nan)
+    quarter = next((one for one in sizes[2:] if one.size == full.size // 4), None)
+    fell = (math.nan, math.nan) if quarter is None else rules.exponent(full, half, quarter)
     stderr = [full.test.stderr, *((one.test - full.test).stderr for one in sizes[1:])]
     return Forecast(
         sizes=torch.tensor([one.size for one in sizes], device="cpu"),

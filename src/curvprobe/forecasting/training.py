@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import random
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,16 +55,10 @@ class Training:
         except (TypeError, ValueError):
             return False
 
-    def content(self) -> tuple[str, ...]:
-        """What tells one training from another in a later run: the file that holds its function, and held-out data."""
-        asked = inspect.unwrap(getattr(self.train, "asked", self.train))
-        try:
-            file = inspect.getsourcefile(asked)
-            text = "" if file is None else Path(file).read_text(encoding="utf-8")
-        except (OSError, TypeError):
-            text = ""
+    def content(self) -> tuple[Any, ...]:
+        """What tells one training from another in a later run: its code, what that names, and held-out data."""
         held_out = () if self.held_out is None else Examples(self.held_out).digests()
-        return (getattr(asked, "__qualname__", type(asked).__qualname__), text, *held_out)
+        return (*_code(inspect.unwrap(getattr(self.train, "asked", self.train))), held_out)
 
     def refits(self, pieces: Sequence[Sequence[int]], seed: int) -> Refits:
         """Train on each of these rows of the sample, and see what comes of it.
@@ -113,6 +108,25 @@ class Training:
                 "a gain that is told from these is none"
             )
         return risk, new, seconds
+
+
+def _code(function: Any) -> tuple[Any, ...]:
+    """The file that holds a function, and the plain values and tensors outside it that it names.
+
+    Where there is no source, it is like nothing else: no later run takes what it has trained for its own.
+    """
+    try:
+        file = inspect.getsourcefile(function)
+        text = Path(file).read_text(encoding="utf-8") if file and Path(file).is_file() else inspect.getsource(function)
+        named = inspect.getclosurevars(function)
+    except (OSError, TypeError):
+        return (uuid.uuid4().hex,)
+    around = {**named.globals, **named.nonlocals}
+    kept = {name: value for name, value in around.items() if isinstance(value, _PLAIN)}
+    return (function.__qualname__, text, sorted(kept), [kept[name] for name in sorted(kept)])
+
+
+_PLAIN = (int, float, str, Tensor, numpy.ndarray)
 
 
 def _moving(risk: EmpiricalRisk) -> float:

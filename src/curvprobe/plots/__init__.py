@@ -17,7 +17,7 @@ Example:
     True
 """
 
-from curvprobe.plots.curves import plot_concentration, plot_monitor, plot_trajectory
+from curvprobe.plots.curves import plot_concentration, plot_forecast, plot_monitor, plot_trajectory
 from curvprobe.plots.drawing import map_panel, panels
 from curvprobe.plots.of_analysis import plot_decay, plot_eigenvalues, plot_expected, plot_shares, plot_validity
 from curvprobe.plots.planes import plot_plane, plot_surface
@@ -31,6 +31,7 @@ __all__ = [
     "plot_decay",
     "plot_eigenvalues",
     "plot_expected",
+    "plot_forecast",
     "plot_monitor",
     "plot_plane",
     "plot_shares",

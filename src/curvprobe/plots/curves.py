@@ -1,4 +1,4 @@
-"""The figures of a concentration curve, of a trajectory, and of what a monitor has seen."""
+"""The figures of a concentration curve, of a trajectory, of a forecast, and of what a monitor has seen."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from curvprobe.analysis.concentration import ConcentrationCurve
     from curvprobe.analysis.trajectory import Trajectory
+    from curvprobe.forecasting.result import Forecast
 
 _MARKERS = "osD^vP*X"
 
@@ -64,6 +65,24 @@ def plot_trajectory(path: Trajectory, ax: Axes | None = None) -> Figure:
     at_ends(axes, labels)
     fitted = f"dashed: k^{path.fit.exponent:.2f} [{low:.2f}, {high:.2f}]; bars: stderr"
     dress(axes, style.K, "dispersion V (squared loss units)", fitted)
+    return figure
+
+
+def plot_forecast(forecast: Forecast, ax: Axes | None = None) -> Figure:
+    """Held-out loss against the examples trained on, and what is forecast for twice and four times as many."""
+    figure, axes = on(ax, right=0.55)
+    look: dict[str, Any] = {"markersize": 4, "capsize": 2, "elinewidth": 0.8}
+    sizes, losses = forecast.sizes.numpy(), forecast.losses.numpy()
+    axes.errorbar(sizes, losses, yerr=forecast.stderr.numpy(), fmt="o-", linewidth=0.8, color=style.MUTED, **look)
+    labels = [(float(sizes[0]), float(losses[0]), "measured", style.MUTED)]
+    if ahead := forecast.ahead():
+        ks, found = numpy.array([k for k, *_ in ahead]), numpy.array([loss for _, loss, _ in ahead])
+        low, high = numpy.array([ends for *_, ends in ahead]).T
+        axes.errorbar(ks, found, yerr=numpy.stack([found - low, high - found]), fmt="s", color=style.WHOLE, **look)
+        labels.append((float(ks[-1]), float(found[-1]), "forecast", style.WHOLE))
+    logarithmic(axes.xaxis)
+    at_ends(axes, labels)
+    dress(axes, style.K, style.HELD_OUT, "no forecast: see the text" if forecast.reasons else "bars: stderr; of the forecast 90 %")
     return figure
 
 

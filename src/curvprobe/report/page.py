@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvprobe.errors import ArgumentError
 from curvprobe.report.aggregates import PLANE, Aggregates, aggregates
+from curvprobe.report.ahead import chart
 from curvprobe.report.charts import charts
 from curvprobe.report.document import document
 from curvprobe.report.pictures import thumbnails
@@ -18,6 +19,7 @@ from curvprobe.runtime.plain import plain
 
 if TYPE_CHECKING:
     from curvprobe.analysis.result import Analysis
+    from curvprobe.forecasting.result import Forecast
 
 STEPS = 5
 """Stops of the slider for sigma in a decade: what is known at each of them takes a bootstrap, and room."""
@@ -26,7 +28,14 @@ LISTED = 5000
 """Candidates in the ranking's table, at most: those that would move it most."""
 
 
-def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = None, pictures: Any = None) -> str:
+def page(
+    analysis: Analysis,
+    *,
+    title: str = "",
+    names: Sequence[str] | None = None,
+    pictures: Any = None,
+    forecast: Forecast | None = None,
+) -> str:
     """The whole page.
 
     Args:
@@ -34,6 +43,7 @@ def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = N
         title: of the page.
         names: of the candidates, for the ranking; None numbers them.
         pictures: of the candidates, see :func:`curvprobe.report.pictures.thumbnails`.
+        forecast: for a panel apart.
 
     Raises:
         ValueError: where there are not as many names or pictures as candidates.
@@ -44,7 +54,7 @@ def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = N
     return document(
         "page",
         "page",
-        _data(analysis, found, names, pictures),
+        _data(analysis, found, names, pictures, forecast),
         analysis=analysis,
         answer=analysis.answer,
         title=title or "curvprobe report",
@@ -52,10 +62,17 @@ def page(analysis: Analysis, *, title: str = "", names: Sequence[str] | None = N
         ks=found.ks,
         of="total" if analysis.required is None else analysis.required.of,
         number=_number,
+        forecast=forecast,
     )
 
 
-def _data(analysis: Analysis, found: Aggregates, names: Sequence[str] | None, pictures: Any) -> dict[str, Any]:
+def _data(
+    analysis: Analysis,
+    found: Aggregates,
+    names: Sequence[str] | None,
+    pictures: Any,
+    forecast: Forecast | None,
+) -> dict[str, Any]:
     """What the page's script is given."""
     return {
         "aggregates": found.to_json(),
@@ -71,7 +88,7 @@ def _data(analysis: Analysis, found: Aggregates, names: Sequence[str] | None, pi
         if pictures is None
         else thumbnails(pictures, analysis.ranking.order.tolist(), analysis.num_candidates),
         "of": "total" if analysis.required is None else analysis.required.of,
-        "charts": charts(analysis, found),
+        "charts": charts(analysis, found) | ({} if forecast is None else {"forecast": chart(forecast)}),
     }
 
 

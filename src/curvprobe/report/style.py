@@ -38,6 +38,7 @@ DIRECTIONS = "directions D"
 CONCENTRATION = "share of the shape signal"
 RISE = "loss above the solution"
 INCREMENT, LOSS = "increment", "loss"
+HELD_OUT = "held-out loss"
 
 
 def spans(validity: QuadraticValidity, low: float, high: float) -> list[tuple[Verdict, float, float]]:
