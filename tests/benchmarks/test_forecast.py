@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+import curvprobe as cp
+from curvprobe.criteria.stationarity import explained
 from curvprobe.forecasting.rates import RATES
 from curvprobe.forecasting.result import SHIPPED
 from tests.benchmarks.test_benchmarks import rows_of
@@ -55,17 +57,11 @@ def test_networks_side_by_side_are_those_that_are_trained_one_by_one():
         model.parameters(), (weights[0][2].T, weights[1][2, 0], weights[2][2].T, weights[3][2, 0]), strict=True
     ):
         parameter.data = value.contiguous()
-    losses = torch.nn.functional.cross_entropy(model(x[2]), y[2], reduction="none")
-    assert torch.allclose(losses, together[0].own[1])  # the second piece of the first seed
-    gradients = torch.func.vmap(
-        torch.func.grad(
-            lambda p, a, b: torch.nn.functional.cross_entropy(torch.func.functional_call(model, p, (a[None],)), b[None])
-        ),
-        in_dims=(None, 0, 0),
-    )(dict(model.named_parameters()), x[2], y[2])
-    flat = torch.cat([g.flatten(1) for g in gradients.values()], 1)
-    scatter = (flat.square().sum(1).mean() - flat.mean(0).square().sum()) / 50
-    assert float(together[0].moving[1]) == pytest.approx(float(flat.mean(0).square().sum() / scatter), rel=1e-6)
+    risk = cp.EmpiricalRisk(model, cp.losses.cross_entropy, (x[2], y[2]))
+    assert torch.allclose(risk.losses(), together[0].own[1])  # the second piece of the first seed
+    square = float(risk.gradient().norm()) ** 2
+    noise = explained(square, cp.gradient_norms(risk), risk.shares)
+    assert float(together[0].moving[1]) == pytest.approx(square / noise, rel=1e-6)
     assert tested.shape == (2, 2)
 
 
