@@ -29,6 +29,8 @@ directions.
 - `curvprobe report runs/mine` writes its report anew, with names for the candidates.
 - `curvprobe surface my_task.py:task --out runs/surface` draws the loss over a plane: eigenvectors, random filters,
   or to other checkpoints.
+- `curvprobe forecast my_training.py:fit --k 400` answers another question, whether more data helps, and says how often
+  such answers are right.
 - `curvprobe run my_task.py:task --out runs/mine` analyses your own model: `task` is a function that returns
   `curvprobe.Task(model, loss, data, candidates)`.
 - `curvprobe run --hf my_model --text corpus.txt --out runs/lm` analyses a language model or a classifier of Hugging
