@@ -35,8 +35,8 @@ class Divided:
         ranks: the processes; the r-th holds the r-th share of the rows of each.
         summed: whether the processes differentiate other examples each, so that a derivative is the sum of theirs; else
             all do the same, and each keeps its rows of it.
-        moved: coordinates z (D,), float64, by which the parameters are moved along D directions, and the rows
-            (..., D) that this process holds of these, by name; None where they stay.
+        moved: coordinates (W, D), float64, by which each of W processes moves the parameters along D directions, and
+            the rows (..., D) that this one holds of these, by name; None where they stay.
     """
 
     shapes: Mapping[str, torch.Size]
@@ -47,6 +47,20 @@ class Divided:
     def summing(self) -> Divided:
         """The same for processes that differentiate other examples each."""
         return replace(self, summed=True)
+
+    def moving(self, z: Tensor, rows: Mapping[str, Tensor]) -> Divided:
+        """The same, each process's parameters moved by its own coordinates z (D,) along directions, by their rows.
+
+        All learn of all coordinates here, and inner products with whole directions are summed here: once for a
+        derivative, however many parameters there are.
+        """
+        told = partial(self.ranks.whole, count=self.ranks.world, what="coordinates")
+        summed = partial(self.ranks.share_of_total, what="coordinates")
+        return replace(self, moved=(_linear(z[None], told, summed), rows))
+
+    def moves(self, name: str) -> bool:
+        """Whether a parameter is moved."""
+        return self.moved is not None and name in self.moved[1]
 
     def rows(self, name: str) -> slice:
         """The rows of a parameter that this process holds."""
@@ -77,20 +91,30 @@ class Divided:
     def used(self, shard: Tensor, name: str) -> Tensor:
         """The whole parameter, differentiable in the rows that this process holds, and in z where that moves it."""
         found = _linear(shard, partial(self.whole, name=name), partial(self.shard, name=name))
-        if self.moved is None or name not in self.moved[1]:
-            return found
-        z, rows = self.moved[0], self.moved[1][name]
+        return found if self.moved is None or name not in self.moved[1] else found + self._along(*self.moved, name)
+
+    def _along(self, z: Tensor, directions: Mapping[str, Tensor], name: str) -> Tensor:
+        """What coordinates (W, D) add to the whole parameter in this process.
+
+        Each process combines its rows of the directions for every other one, and what is exchanged is the combination:
+        as many numbers as the parameter has, whatever D is. Derivatives go the same way back.
+        """
+        shape, columns = self.shapes[name], directions[name].flatten(0, -2)
 
         def spread(z: Tensor) -> Tensor:
-            """What coordinates (D,) make of the directions, which are whole while it is made."""
-            return self.whole(rows, name) @ z.to(rows.dtype)
+            """Of all coordinates, what this process's make."""
+            if not bool(z.any()):  # in none of them: at the start, and nothing is exchanged
+                return columns.new_zeros(()).expand(shape)
+            parts = z.to(columns.dtype) @ columns.T
+            each = parts.view(len(z), -1, *shape[1:])
+            return self.ranks.from_each(each, self._count(name), f"{name} along directions").view(shape)
 
         def contract(derivative: Tensor) -> Tensor:
-            """Inner products (D,), float64, with the directions."""
-            columns = self.whole(rows, name)
-            return quick_inner(columns.reshape(-1, columns.shape[-1]).T, derivative.reshape(-1))
+            """What this process's rows make of the inner products (W, D), float64, of each one's derivative."""
+            rows = derivative.reshape(self._count(name), *shape[1:])
+            return quick_inner(self.ranks.share_of_each(rows, f"a derivative of {name}").flatten(1), columns)
 
-        return found + _linear(z, spread, contract)
+        return _linear(z, spread, contract)
 
     def space(self, probed: Sequence[str]) -> Space:
         """The space of vectors of the probed parameters, of which each process holds what it holds of these."""
