@@ -37,6 +37,10 @@ VECTORS_IN_CHECK = 9
 TANGENTS_AT_ONCE = 16
 """Tangents that an accelerator takes through the graph together, at most."""
 
+WHOLE_AT_ONCE = 4
+"""Tensors of a divided parameter's size that are held while its derivative is exchanged: the derivative, what is sent,
+what comes, and that in another order."""
+
 POINTS_TOGETHER = 32 * 2**20
 """Bytes that displaced points evaluated together may hold. Together saves the overhead of small models' many
 operations; a model that fills the processor by itself gains nothing."""
@@ -232,6 +236,12 @@ class Budget:
         if self.device.type == "cpu":
             return 1
         return max(1, min(TANGENTS_AT_ONCE, self.half // (self.footprint.example * rows)))
+
+    def directions_at_once(self, largest: int) -> int:
+        """Directions along which an example is differentiated together where weights are divided, on a CPU too: they
+        exchange once. The largest parameter, of so many numbers, is whole for each of them, as it goes and comes."""
+        each = self.footprint.example + WHOLE_AT_ONCE * largest * self.footprint.itemsize
+        return max(1, min(TANGENTS_AT_ONCE, self.half // each))
 
     def points_at_once(self, rows: int) -> int:
         """Displaced points that are evaluated together, on ``rows`` examples each."""

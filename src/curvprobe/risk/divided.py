@@ -54,8 +54,13 @@ class Divided:
         All learn of all coordinates here, and inner products with whole directions are summed here: once for a
         derivative, however many parameters there are.
         """
-        told = partial(self.ranks.whole, count=self.ranks.world, what="coordinates")
-        summed = partial(self.ranks.share_of_total, what="coordinates")
+
+        def told(z: Tensor) -> Tensor:
+            return self.ranks.whole(z.movedim(-2, 0), self.ranks.world, "coordinates").movedim(0, -2)
+
+        def summed(parts: Tensor) -> Tensor:
+            return self.ranks.share_of_total(parts.movedim(-2, 0), "coordinates").movedim(0, -2)
+
         return replace(self, moved=(_linear(z[None], told, summed), rows))
 
     def moves(self, name: str) -> bool:
@@ -69,6 +74,10 @@ class Divided:
     def _count(self, name: str) -> int:
         shape = self.shapes[name]
         return shape[0] if shape else 1  # a single number is one row
+
+    def largest(self, names: Sequence[str]) -> int:
+        """Numbers of the largest of some parameters, which is whole while it is used."""
+        return max(self.shapes[name].numel() for name in names)
 
     def whole(self, shard: Tensor, name: str) -> Tensor:
         """A parameter, or several tensors of its shape (..., D), from the rows that each process holds."""
@@ -100,19 +109,25 @@ class Divided:
         as many numbers as the parameter has, whatever D is. Derivatives go the same way back.
         """
         shape, columns = self.shapes[name], directions[name].flatten(0, -2)
+        count, world = self._count(name), self.ranks.world
 
         def spread(z: Tensor) -> Tensor:
-            """Of all coordinates, what this process's make."""
+            """Of all coordinates, or several (..., W, D), what this process's make."""
+            lead = z.shape[:-2]
             if not bool(z.any()):  # in none of them: at the start, and nothing is exchanged
-                return columns.new_zeros(()).expand(shape)
-            parts = z.to(columns.dtype) @ columns.T
-            each = parts.view(len(z), -1, *shape[1:])
-            return self.ranks.from_each(each, self._count(name), f"{name} along directions").view(shape)
+                return columns.new_zeros(()).expand(*lead, *shape)
+            parts = torch.einsum("na,kwa->wnk", columns, z.to(columns.dtype).reshape(-1, *z.shape[-2:]))
+            each = parts.reshape(world, -1, *shape[1:], parts.shape[-1])
+            found = self.ranks.from_each(each, count, f"{name}, moved")
+            return found.movedim(-1, 0).reshape(*lead, *shape)
 
         def contract(derivative: Tensor) -> Tensor:
-            """What this process's rows make of the inner products (W, D), float64, of each one's derivative."""
-            rows = derivative.reshape(self._count(name), *shape[1:])
-            return quick_inner(self.ranks.share_of_each(rows, f"a derivative of {name}").flatten(1), columns)
+            """What this process's rows make of the inner products (..., W, D), float64, of each one's derivative."""
+            lead = derivative.shape[: derivative.dim() - len(shape)]
+            rows = derivative.reshape(-1, count, shape[1:].numel()).transpose(0, 1)
+            parts = self.ranks.share_of_each(rows, f"derivatives of {name}").transpose(1, 2)
+            found = quick_inner(parts.reshape(world * parts.shape[1], -1), columns)
+            return found.view(world, -1, found.shape[-1]).transpose(0, 1).reshape(*lead, world, -1)
 
         return _linear(z, spread, contract)
 
@@ -153,16 +168,26 @@ class Divided:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear map, whose derivative is its transpose, whose derivative is the map again."""
+    """A linear map, whose derivative is its transpose, whose derivative is the map again.
+
+    Within vmap it is given all values at once, in a leading dimension.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, there: Map, back: Map) -> Tensor:
-        ctx.maps = back, there
+    def forward(value: Tensor, there: Map, _: Map) -> Tensor:
         return there(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Map, Map], _: Tensor) -> None:
+        ctx.maps = inputs[2], inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         return _linear(gradient, *ctx.maps), None, None
+
+    @staticmethod
+    def vmap(_: Any, in_dims: tuple[int, None, None], value: Tensor, there: Map, back: Map) -> tuple[Tensor, int]:
+        return _linear(value.movedim(in_dims[0], 0), there, back), 0
 
 
 def _linear(value: Tensor, there: Map, back: Map) -> Tensor:
