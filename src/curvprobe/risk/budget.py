@@ -127,7 +127,7 @@ class Footprint:
     Attributes:
         activation: bytes saved for the loss.
         graph: bytes saved for the loss and its gradient as a graph.
-        num_params: N, or what this process holds of a vector where the weights are divided.
+        num_params: N, or the most that a process holds of a vector where the weights are divided.
         itemsize: bytes of a number.
         shapes: of the tensors of the example that it was measured on.
         operations: floating-point operations of a forward pass of one example.
@@ -283,7 +283,7 @@ class Budget:
         Raises:
             ArgumentError: where a stated budget, or what is free, has no room for the smallest basis.
         """
-        vector, num_params = space.held * self.footprint.itemsize, space.size
+        vector, num_params = space.most * self.footprint.itemsize, space.size
         flying = 5 * self.footprint.vector
         for extra in (math.ceil(dim / 2) + 10, 10):
             size = min(num_params, dim + extra)

@@ -79,6 +79,10 @@ class Divided:
         """Numbers of the largest of some parameters, which is whole while it is used."""
         return max(self.shapes[name].numel() for name in names)
 
+    def most(self, names: Sequence[str]) -> int:
+        """Numbers of some parameters that the first process holds; no other one holds more."""
+        return sum(-(-self._count(name) // self.ranks.world) * self.shapes[name][1:].numel() for name in names)
+
     def whole(self, shard: Tensor, name: str) -> Tensor:
         """A parameter, or several tensors of its shape (..., D), from the rows that each process holds."""
         columns = shard.shape[max(1, len(self.shapes[name])) :]
@@ -159,7 +163,8 @@ class Divided:
             return torch.cat([self.ranks.share_of_firsts(piece).flatten() for piece in pieces])
 
         total, first = self.ranks.total, self.ranks.of_first
-        return Space(start, tuple(parts), total, first, gathered, handed_out, stays=True)
+        most = self.most(probed)
+        return Space(start, tuple(parts), total, first, gathered, handed_out, stays=True, share=most)
 
     @cached_property
     def meta(self) -> dict[str, Tensor]:

@@ -80,8 +80,8 @@ class Ranks:
         """The space of vectors of so many coordinates, of which each holds its share."""
         if not self.several:
             return Space(size)
-        part, gathered = (self.share(size),), lambda rows: self.whole(rows, size)
-        return Space(size, part, self.total, self.of_first, gathered, self.share_of_firsts)
+        part, gathered, most = (self.share(size),), lambda rows: self.whole(rows, size), -(-size // self.world)
+        return Space(size, part, self.total, self.of_first, gathered, self.share_of_firsts, share=most)
 
     # ---- how each fares
 
