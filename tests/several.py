@@ -13,7 +13,17 @@ import torch
 import torch.distributed as dist
 
 SERVER = multiprocessing.get_context("forkserver")  # imports once, and every process is a copy of it
-SERVER.set_forkserver_preload(["tests.several", "curvprobe.analysis.analyze", "torch._dynamo", "pytest"])
+SERVER.set_forkserver_preload(
+    [
+        "tests.several",
+        "curvprobe.analysis.analyze",
+        "pytest",
+        "rich.progress",
+        "scipy.stats",
+        "torch._decomp.decompositions_for_jvp",
+        "torch._dynamo",
+    ]
+)
 
 PATIENCE = 120
 

@@ -18,10 +18,13 @@ from curvprobe.risk import divided
 from curvprobe.runtime.plain import to_json
 from curvprobe.runtime.store import Store
 from tests import cases, several
-from tests.analysis.test_several_processes import assert_close, assert_same, plain
+from tests.analysis.test_several_processes import assert_close, assert_same, few_products, plain
 
 NAMES = ("layer_norm", "tied", "weighted", "convolution")
-SETTINGS = Settings(2, 0.01, "algebraic", 1e-8, None, 4, 0, False)
+CONVERGED = "convolution"
+"""Whose eigenspace is sought until it is found; of the others the solver's first products are enough to compare."""
+
+SETTINGS = Settings(1, 0.01, "algebraic", 1e-6, None, 4, 0, False)
 
 
 def sharded(model):
@@ -56,7 +59,7 @@ def numbers(group, name, microbatch_size):
     risk = risk_of(case, group, microbatch_size=microbatch_size)
     block = rows_of(risk, cases.block_of(risk.num_params, 2))
     H, few = cp.hessian(risk), risk[:1]
-    space = cp.top_eigenspace(risk, dim=1, tol=1e-9)
+    space = few_products(risk, 1) if name != CONVERGED else cp.top_eigenspace(risk, dim=1, tol=1e-9)
     sample = cp.project(risk, space)
     columns = flat(risk, space.columns())
     return {
@@ -94,8 +97,8 @@ def test_every_number_is_that_of_the_whole_model(world, names, microbatch_size):
 
 
 def analysed(group, folder):
-    case = cases.make("layer_norm")
-    found = cp.analyze(risk_of(case, group), case.candidates, dim=2, tol=1e-8, num_probes=8, surface=5, out=folder)
+    case = cases.make("mlp")
+    found = cp.analyze(risk_of(case, group), case.candidates, dim=2, tol=1e-6, num_probes=4, surface=5, out=folder)
     return json.loads(to_json(found.to_json()))
 
 
@@ -108,7 +111,7 @@ def test_a_whole_analysis_is_that_of_the_whole_model(tmp_path):
 
 def found_in(group, folder):
     """Whether an eigenspace was found there, all its coordinates, and the rows that are held."""
-    case = cases.make("layer_norm")
+    case = cases.make("convolution")
     risk = risk_of(case, group)
     store = Store.at(folder, risk.ranks)
     space = store.result(eigenspace(Job(risk, risk.on(case.candidates), SETTINGS), None))
@@ -317,7 +320,7 @@ def trained(group, analysed):
     for step in range(4):
         if step == 2 and analysed:
             risk = cp.EmpiricalRisk(whole, cp.losses.mse, (x, y), group=group)
-            found = cp.top_eigenspace(risk, dim=1).eigenvalues
+            found = few_products(risk, 1).eigenvalues
         if step == 0:
             risk = cp.EmpiricalRisk(whole, cp.losses.mse, (x, y), group=group)
             v = cases.block_of(risk.num_params, 1).float()
@@ -331,8 +334,12 @@ def trained(group, analysed):
     return losses, found
 
 
+def trained_twice(group):
+    return trained(group, True), trained(group, False)
+
+
 def test_a_training_goes_on_as_if_nothing_had_been():
-    with_it, without = (several.values(2, trained, analysed) for analysed in (True, False))
-    assert with_it[0][0] == without[0][0]
-    assert with_it[0][1] is not None
-    assert torch.equal(with_it[0][1], with_it[1][1])
+    (with_it, without), (other, _) = several.values(2, trained_twice)
+    assert with_it[0] == without[0]
+    assert with_it[1] is not None
+    assert torch.equal(with_it[1], other[1])

@@ -95,6 +95,8 @@ def test_weights_are_divided_where_the_whole_model_does_not_fit():
     assert parts["vectors of a product"] == 6 * 4 * 7e9 / 64 + 4 * 7e9  # one is whole
     assert "with its weights divided (fully_shard)" in divided.advice()[1]
     assert divided.operations()["projection"] == 6 * 10 * divided.forward
+    projection = divided.exchanged()["projection"] / (1e4 / 64 * 63 / 64 * 4 * 7e9)
+    assert projection == pytest.approx(2 * 10 + 1 + 4)  # there and back for each direction, slopes, and the weights
     passes = divided.exchanged()["eigenspace"] / (7 * 63 / 64 * 4 * 7e9 * 50)
     assert passes == pytest.approx(round(passes))
     assert 1 <= passes <= 1e4 / 64

@@ -204,6 +204,7 @@ def test_nothing_that_is_held_at_once_takes_more_than_half_of_the_budget(footpri
         "tangents": (there.tangents_at_once(rows), rows * example, 0),
         "points": (here.points_at_once(rows), 4 * vector + rows * footprint.activation, 0),
         "examples together": (here.examples_together(), 4 * vector + example, 0),
+        "directions at once": (here.directions_at_once(rows), example + 4 * rows * footprint.itemsize, 0),
         "products": (here.products_held(), vector, 0),
         "directions": (here.directions_held(), 2 * vector, 0),
         "probes": (here.probes_held(), 8 * vector, 0),
@@ -231,6 +232,8 @@ def test_as_much_is_held_as_half_of_the_budget_has_room_for():
     assert held(299_999).examples_at_once() == 5
     assert held(300_000).examples_at_once() == 6
     assert held(3 * 50_000, OTHER).tangents_at_once(5) == 3
+    assert held(3 * 42_000).directions_at_once(2_000) == 3
+    assert held(3 * 42_000 - 1).directions_at_once(2_000) == 2
     assert held(3 * 165_000 - 1).points_at_once(5) == 2
     assert held(3 * 165_000).points_at_once(5) == 3
     assert held(3 * 170_000).examples_together() == 3
@@ -242,7 +245,7 @@ def test_as_much_is_held_as_half_of_the_budget_has_room_for():
 
 def test_no_more_is_held_than_pays():
     boundless = Budget(2**50, True, SMALL, OTHER)
-    assert boundless.tangents_at_once(1) == budget.TANGENTS_AT_ONCE
+    assert boundless.tangents_at_once(1) == budget.TANGENTS_AT_ONCE == boundless.directions_at_once(1000)
     assert boundless.points_at_once(1) == budget.POINTS_TOGETHER // 41_000
     assert boundless.examples_together() == budget.EXAMPLES_TOGETHER // 170_000
     assert boundless.products_held() == budget.PRODUCTS_HELD

@@ -19,6 +19,10 @@ def exchanges(group):
         "total": ranks.total(torch.tensor([1.0, ranks.rank], dtype=torch.float64)).tolist(),
         "whole": ranks.whole(rows[part], 5).tolist(),
         "share": ranks.share_of_total((ranks.rank + 1) * rows).tolist(),
+        "share of each": ranks.share_of_each((ranks.rank + 1) * rows).tolist(),
+        "from each": ranks.from_each(
+            (ranks.rank + 1) * torch.stack([r + rows[part] for r in range(ranks.world)]), 5
+        ).tolist(),
         "least": ranks.least(7 - ranks.rank),
         "of first": ranks.of_first(torch.tensor(float(ranks.rank))).item(),
         "from first": ranks.from_first(lambda: ("made by", ranks.rank)),
@@ -61,6 +65,9 @@ def test_what_they_tell_one_another(world):
         assert one["total"] == [world, world * (world - 1) / 2]
         assert one["whole"] == rows.tolist()
         assert one["share"] == (world * (world + 1) / 2 * rows[start:stop]).tolist()
+        assert one["share of each"] == [((other + 1) * rows[start:stop]).tolist() for other in range(world)]
+        holders = torch.arange(5).div(each, rounding_mode="floor")[:, None]
+        assert one["from each"] == ((holders + 1) * (rank + rows)).tolist()
         assert one["least"] == 8 - world
         assert one["of first"] == 0.0
         assert one["from first"] == ("made by", 0)
@@ -73,6 +80,7 @@ def test_alone_nothing_is_sent():
     assert ALONE.total(part) is part
     assert ALONE.whole(part, 3) is part
     assert ALONE.share_of_total(part) is part
+    assert torch.equal(ALONE.from_each(ALONE.share_of_each(part), 3), part)
     assert (ALONE.share(5), ALONE.world, ALONE.rank, ALONE.several) == (slice(0, 5), 1, 0, False)
     with ALONE.together(), ALONE.told():
         assert ALONE.from_first(lambda: 3) == 3

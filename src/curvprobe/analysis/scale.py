@@ -9,7 +9,7 @@ from typing import Any
 
 from curvprobe.analysis.plan import rough_time
 from curvprobe.errors import ArgumentError
-from curvprobe.risk.budget import PEAK_OVER_SAVED, PRODUCT_OVER_FORWARD, VECTORS_IN_FLIGHT
+from curvprobe.risk.budget import PEAK_OVER_SAVED, PRODUCT_OVER_FORWARD, TANGENTS_AT_ONCE, VECTORS_IN_FLIGHT
 from curvprobe.runtime.plain import in_bytes
 
 SPEED = 2e13
@@ -168,14 +168,17 @@ class Scale:
         }
 
     def _exchanged_weights(self, away: float) -> dict[str, float]:
-        """The same of divided weights, which are gathered for every microbatch."""
+        """The same of divided weights, which are gathered for every microbatch; and for every projected example, beside
+        combinations of eigenvectors and derivatives."""
         spare = self.room - (self.bytes - self.example_bytes())
         passes = math.ceil(self.examples / self.gpus / max(1, spare // self.example_bytes()))
         weights = away * (self.vector if self.probed is None else 2 * self.num_params)
         product = GATHERED * weights + (EXCHANGED - GATHERED) * away * self.vector
+        together = math.ceil(self.dim / TANGENTS_AT_ONCE)
+        example = (2 * self.dim + 1) * away * self.vector + 2 * (1 + together) * weights
         return {
             "eigenspace": self.products * passes * product,
-            "projection": self.examples / self.gpus * self.dim * (2 * self.dim * away * self.vector + 2 * weights),
+            "projection": self.examples / self.gpus * example,
             "draws": POINTS * passes * weights,
             "stationarity": DESCENT / PRODUCT_OVER_FORWARD * passes * product,
         }

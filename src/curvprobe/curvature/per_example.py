@@ -11,11 +11,16 @@ from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
 from curvprobe.curvature.linearisation import Linearisation, derivatives, gradient_derivative, kind_of
+from curvprobe.errors import CurvprobeError
 from curvprobe.numerics.linalg import all_finite, quick_inner
 from curvprobe.risk.examples import Batch
-from curvprobe.risk.fast_paths import Compared, difference
+from curvprobe.risk.fast_paths import DIRECTIONS_TOGETHER, Compared, difference, quietly
 from curvprobe.risk.probed import ProbedModel
 from curvprobe.risk.sample import Microbatch
+from curvprobe.runtime.memory import ran_out
+
+CONFIRMED_OF = 8
+"""Of examples that are differentiated one by one, one in so many is confirmed by double backward."""
 
 TOGETHER, NORMS_TOGETHER = "examples projected together", "examples differentiated together"
 PRODUCTS_TOGETHER = "products of examples together"
@@ -52,15 +57,57 @@ def project_one(
     return (slope[None].cpu(), torch.cat(curved)[None].cpu()), (loss_sum / weight).detach().double().cpu()
 
 
-def project_divided(model: ProbedModel, example: Microbatch, basis: Tensor) -> tuple[Projected, Tensor]:
-    """A single example's where the weights are divided, and its loss: derivatives in the coordinates themselves."""
+def project_divided(model: ProbedModel, example: Microbatch, basis: Tensor, at_once: int) -> tuple[Projected, Tensor]:
+    """A single example's where the weights are divided, and its loss: derivatives in the coordinates themselves.
+
+    Along ``at_once`` directions together if that works, which then exchange weights and derivatives once.
+    """
     z = torch.zeros(basis.shape[1], dtype=torch.float64, device=basis.device, requires_grad=True)
     moved = model.moved(z, basis)
     with moved.undisturbed():
         loss_sum, weight = moved.batch_losses(moved.state.probed, example)
         slope = derivatives([(loss_sum / weight).sum()], [z], create_graph=True)[0]
-        curved = torch.stack([derivatives([part], [z])[0] for part in slope])
+        curved = _directions_together(moved, example, slope, z, at_once) if at_once > 1 else None
+        if curved is None:
+            curved = torch.stack([derivatives([part], [z])[0] for part in slope])
     return (slope.detach()[None].cpu(), curved[None].cpu()), (loss_sum / weight).detach().double().cpu()
+
+
+def _directions_together(
+    model: ProbedModel, example: Microbatch, slope: Tensor, z: Tensor, at_once: int
+) -> Tensor | None:
+    """Derivatives (D, D) of slopes (D,) in z, by vmap over so many of these.
+
+    None where one of the processes finds that this fails; or, in one of eight examples, that it disagrees with a
+    derivative by itself.
+    """
+    fast_paths, divided = model.fast_paths, model.divided
+    assert divided is not None
+    if not fast_paths.open(DIRECTIONS_TOGETHER) or not slope.requires_grad:
+        return None
+
+    def product(along: Tensor) -> Tensor:
+        return derivatives([slope], [z], [along])[0]
+
+    right = False
+    try:
+        with quietly():
+            blocks = torch.split(torch.eye(len(z), dtype=z.dtype, device=z.device), at_once)
+            found = torch.cat([vmap(product)(block) for block in blocks])
+    except Exception as error:  # whatever a batching rule raises, in all processes alike
+        if isinstance(error, CurvprobeError) or ran_out(error):
+            raise
+    else:
+        right = example.rows.start % CONFIRMED_OF > 0 or _agrees(model, example, found, product)
+    fast_paths.verdicts[DIRECTIONS_TOGETHER] = bool(divided.ranks.least(int(right)))
+    return found if fast_paths.open(DIRECTIONS_TOGETHER) else None
+
+
+def _agrees(model: ProbedModel, example: Microbatch, curved: Tensor, product: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a symmetric matrix (D, D) has this product with a random vector: an error in any entry shows there."""
+    along = torch.randn(len(curved), generator=_generator(example), dtype=torch.float64, device="cpu").to(curved)
+    both = along @ curved, product(along)
+    return difference(lambda: both, rtol=1e-3 if model.dtype == torch.float32 else 1e-8) is None
 
 
 def project_together(model: ProbedModel, examples: Microbatch, basis: Tensor) -> Projected:

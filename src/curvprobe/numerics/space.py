@@ -23,6 +23,7 @@ class Space:
         gathered: all coordinates (size, ...) of vectors of which each has those that it holds; None where there is one.
         handed_out: what each holds of a vector (size,) that the first one has; None where there is one.
         stays: whether vectors are never whole: the model's own weights are divided in the same way.
+        share: the most coordinates that any process holds, the same number in each; None where there is one.
     """
 
     size: int
@@ -32,6 +33,12 @@ class Space:
     gathered: Total | None = None
     handed_out: Callable[[Tensor | None], Tensor] | None = None
     stays: bool = False
+    share: int | None = None
+
+    @property
+    def most(self) -> int:
+        """Number of coordinates that every process reckons with, so that all make the same choices."""
+        return self.held if self.share is None else self.share
 
     @property
     def held(self) -> int:

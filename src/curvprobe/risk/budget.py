@@ -37,6 +37,10 @@ VECTORS_IN_CHECK = 9
 TANGENTS_AT_ONCE = 16
 """Tangents that an accelerator takes through the graph together, at most."""
 
+WHOLE_AT_ONCE = 4
+"""Tensors of a divided parameter's size that are held while its derivative is exchanged: the derivative, what is sent,
+what comes, and that in another order."""
+
 POINTS_TOGETHER = 32 * 2**20
 """Bytes that displaced points evaluated together may hold. Together saves the overhead of small models' many
 operations; a model that fills the processor by itself gains nothing."""
@@ -123,7 +127,7 @@ class Footprint:
     Attributes:
         activation: bytes saved for the loss.
         graph: bytes saved for the loss and its gradient as a graph.
-        num_params: N, or what this process holds of a vector where the weights are divided.
+        num_params: N, or the most that a process holds of a vector where the weights are divided.
         itemsize: bytes of a number.
         shapes: of the tensors of the example that it was measured on.
         operations: floating-point operations of a forward pass of one example.
@@ -233,6 +237,12 @@ class Budget:
             return 1
         return max(1, min(TANGENTS_AT_ONCE, self.half // (self.footprint.example * rows)))
 
+    def directions_at_once(self, largest: int) -> int:
+        """Directions along which an example is differentiated together where weights are divided, on a CPU too: they
+        exchange once. The largest parameter, of so many numbers, is whole for each of them, as it goes and comes."""
+        each = self.footprint.example + WHOLE_AT_ONCE * largest * self.footprint.itemsize
+        return max(1, min(TANGENTS_AT_ONCE, self.half // each))
+
     def points_at_once(self, rows: int) -> int:
         """Displaced points that are evaluated together, on ``rows`` examples each."""
         activations = rows * self.footprint.activation
@@ -273,7 +283,7 @@ class Budget:
         Raises:
             ArgumentError: where a stated budget, or what is free, has no room for the smallest basis.
         """
-        vector, num_params = space.held * self.footprint.itemsize, space.size
+        vector, num_params = space.most * self.footprint.itemsize, space.size
         flying = 5 * self.footprint.vector
         for extra in (math.ceil(dim / 2) + 10, 10):
             size = min(num_params, dim + extra)

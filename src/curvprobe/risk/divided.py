@@ -35,8 +35,8 @@ class Divided:
         ranks: the processes; the r-th holds the r-th share of the rows of each.
         summed: whether the processes differentiate other examples each, so that a derivative is the sum of theirs; else
             all do the same, and each keeps its rows of it.
-        moved: coordinates z (D,), float64, by which the parameters are moved along D directions, and the rows
-            (..., D) that this process holds of these, by name; None where they stay.
+        moved: coordinates (W, D), float64, by which each of W processes moves the parameters along D directions, and
+            the rows (..., D) that this one holds of these, by name; None where they stay.
     """
 
     shapes: Mapping[str, torch.Size]
@@ -48,6 +48,25 @@ class Divided:
         """The same for processes that differentiate other examples each."""
         return replace(self, summed=True)
 
+    def moving(self, z: Tensor, rows: Mapping[str, Tensor]) -> Divided:
+        """The same, each process's parameters moved by its own coordinates z (D,) along directions, by their rows.
+
+        All learn of all coordinates here, and inner products with whole directions are summed here: once for a
+        derivative, however many parameters there are.
+        """
+
+        def told(z: Tensor) -> Tensor:
+            return self.ranks.whole(z.movedim(-2, 0), self.ranks.world, "coordinates").movedim(0, -2)
+
+        def summed(parts: Tensor) -> Tensor:
+            return self.ranks.share_of_total(parts.movedim(-2, 0), "coordinates").movedim(0, -2)
+
+        return replace(self, moved=(_linear(z[None], told, summed), rows))
+
+    def moves(self, name: str) -> bool:
+        """Whether a parameter is moved."""
+        return self.moved is not None and name in self.moved[1]
+
     def rows(self, name: str) -> slice:
         """The rows of a parameter that this process holds."""
         return self.ranks.share(self._count(name))
@@ -55,6 +74,14 @@ class Divided:
     def _count(self, name: str) -> int:
         shape = self.shapes[name]
         return shape[0] if shape else 1  # a single number is one row
+
+    def largest(self, names: Sequence[str]) -> int:
+        """Numbers of the largest of some parameters, which is whole while it is used."""
+        return max(self.shapes[name].numel() for name in names)
+
+    def most(self, names: Sequence[str]) -> int:
+        """Numbers of some parameters that the first process holds; no other one holds more."""
+        return sum(-(-self._count(name) // self.ranks.world) * self.shapes[name][1:].numel() for name in names)
 
     def whole(self, shard: Tensor, name: str) -> Tensor:
         """A parameter, or several tensors of its shape (..., D), from the rows that each process holds."""
@@ -77,20 +104,36 @@ class Divided:
     def used(self, shard: Tensor, name: str) -> Tensor:
         """The whole parameter, differentiable in the rows that this process holds, and in z where that moves it."""
         found = _linear(shard, partial(self.whole, name=name), partial(self.shard, name=name))
-        if self.moved is None or name not in self.moved[1]:
-            return found
-        z, rows = self.moved[0], self.moved[1][name]
+        return found if self.moved is None or name not in self.moved[1] else found + self._along(*self.moved, name)
+
+    def _along(self, z: Tensor, directions: Mapping[str, Tensor], name: str) -> Tensor:
+        """What coordinates (W, D) add to the whole parameter in this process.
+
+        Each process combines its rows of the directions for every other one, and what is exchanged is the combination:
+        as many numbers as the parameter has, whatever D is. Derivatives go the same way back.
+        """
+        shape, columns = self.shapes[name], directions[name].flatten(0, -2)
+        count, world = self._count(name), self.ranks.world
 
         def spread(z: Tensor) -> Tensor:
-            """What coordinates (D,) make of the directions, which are whole while it is made."""
-            return self.whole(rows, name) @ z.to(rows.dtype)
+            """Of all coordinates, or several (..., W, D), what this process's make."""
+            lead = z.shape[:-2]
+            if not bool(z.any()):  # in none of them: at the start, and nothing is exchanged
+                return columns.new_zeros(()).expand(*lead, *shape)
+            parts = torch.einsum("na,kwa->wnk", columns, z.to(columns.dtype).reshape(-1, *z.shape[-2:]))
+            each = parts.reshape(world, -1, *shape[1:], parts.shape[-1])
+            found = self.ranks.from_each(each, count, f"{name}, moved")
+            return found.movedim(-1, 0).reshape(*lead, *shape)
 
         def contract(derivative: Tensor) -> Tensor:
-            """Inner products (D,), float64, with the directions."""
-            columns = self.whole(rows, name)
-            return quick_inner(columns.reshape(-1, columns.shape[-1]).T, derivative.reshape(-1))
+            """What this process's rows make of the inner products (..., W, D), float64, of each one's derivative."""
+            lead = derivative.shape[: derivative.dim() - len(shape)]
+            rows = derivative.reshape(-1, count, shape[1:].numel()).transpose(0, 1)
+            parts = self.ranks.share_of_each(rows, f"derivatives of {name}").transpose(1, 2)
+            found = quick_inner(parts.reshape(world * parts.shape[1], -1), columns)
+            return found.view(world, -1, found.shape[-1]).transpose(0, 1).reshape(*lead, world, -1)
 
-        return found + _linear(z, spread, contract)
+        return _linear(z, spread, contract)
 
     def space(self, probed: Sequence[str]) -> Space:
         """The space of vectors of the probed parameters, of which each process holds what it holds of these."""
@@ -120,7 +163,8 @@ class Divided:
             return torch.cat([self.ranks.share_of_firsts(piece).flatten() for piece in pieces])
 
         total, first = self.ranks.total, self.ranks.of_first
-        return Space(start, tuple(parts), total, first, gathered, handed_out, stays=True)
+        most = self.most(probed)
+        return Space(start, tuple(parts), total, first, gathered, handed_out, stays=True, share=most)
 
     @cached_property
     def meta(self) -> dict[str, Tensor]:
@@ -129,16 +173,26 @@ class Divided:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear map, whose derivative is its transpose, whose derivative is the map again."""
+    """A linear map, whose derivative is its transpose, whose derivative is the map again.
+
+    Within vmap it is given all values at once, in a leading dimension.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, there: Map, back: Map) -> Tensor:
-        ctx.maps = back, there
+    def forward(value: Tensor, there: Map, _: Map) -> Tensor:
         return there(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Map, Map], _: Tensor) -> None:
+        ctx.maps = inputs[2], inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         return _linear(gradient, *ctx.maps), None, None
+
+    @staticmethod
+    def vmap(_: Any, in_dims: tuple[int, None, None], value: Tensor, there: Map, back: Map) -> tuple[Tensor, int]:
+        return _linear(value.movedim(in_dims[0], 0), there, back), 0
 
 
 def _linear(value: Tensor, there: Map, back: Map) -> Tensor:

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+DIRECTIONS_TOGETHER = "directions of divided weights together"
+"""The only fast way where weights are divided: all processes try it together, and give it up together."""
+
 Compared = tuple[Tensor, Tensor]
 """What the fast way gives, and the slow one."""
 
@@ -41,7 +44,7 @@ class FastPaths:
     Attributes:
         verdicts: by name, whether the fast way is used; False is for good.
         compared: names and parts of the data that have been compared.
-        none: whether there is no fast way at all here.
+        none: whether there is none here that one process may try or give up by itself.
     """
 
     verdicts: dict[str, bool] = field(default_factory=dict)
@@ -72,7 +75,7 @@ class FastPaths:
 
     def open(self, name: str) -> bool:
         """Whether the fast way ``name`` may be tried: it has not been given up."""
-        return not self.none and self.verdicts.get(name, True)
+        return (not self.none or name == DIRECTIONS_TOGETHER) and self.verdicts.get(name, True)
 
     def give_up(self, name: str) -> None:
         """From now on the slow way, here: the fast one has failed on something new."""

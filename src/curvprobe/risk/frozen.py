@@ -87,11 +87,13 @@ class Raised:
 
     def of(self, low: Tensor, name: str = "") -> Tensor:
         """The tensor in the higher type; where a parameter of this name is divided, the whole of it."""
-        if self.divided is None or name not in self.divided.shapes:
-            return self._kept(low.to(self.dtype), low, name)
-        if low.requires_grad or self.divided.moved is not None:
-            return self._kept(self.divided.used(low, name), low.detach(), name)
-        whole = self.divided.whole(low, name)
+        if self.divided is None or not (low.requires_grad or self.divided.moves(name)):
+            return self._again(low, name)
+        return self._kept(self.divided.used(low, name), low.detach(), name)
+
+    def _again(self, low: Tensor, name: str) -> Tensor:
+        """Its numbers, without a derivative."""
+        whole = self.divided.whole(low, name) if self.divided is not None and self.divides(name) else low
         return self._kept(whole.to(self.dtype) if whole.is_floating_point() else whole, low, name)
 
     def _kept(self, made: Tensor, low: Tensor, name: str) -> Tensor:
@@ -114,7 +116,7 @@ class Raised:
         if isinstance(kept, Tensor):
             return kept
         source, *view = kept
-        return self.of(*source).as_strided(*view)
+        return self._again(*source).as_strided(*view)
 
 
 class RaisedInUse(TorchFunctionMode):

@@ -131,7 +131,7 @@ class ProbedModel:
         probed = self.state.probed
         pieces = torch.split(basis, [p.numel() for p in probed.values()])
         rows = {name: piece.view(*p.shape, len(z)) for (name, p), piece in zip(probed.items(), pieces, strict=True)}
-        return replace(self, divided=replace(self.divided, moved=(z, rows)))
+        return replace(self, divided=self.divided.moving(z, rows))
 
     def expect_whole(self, what: str) -> None:
         """Refuse what is not there yet for weights that are divided among processes."""

@@ -118,7 +118,7 @@ def measure(model: ProbedModel, sample: Sample, leaves: dict[str, Tensor]) -> tu
         slopes = [part.detach() for part in model.first_order(loss_sum.sum(), leaves, create_graph=True)]
     slopes = slopes or model.first_order(model.batch_losses(leaves, first)[0].sum(), leaves)
     itemsize, found = model.dtype.itemsize, operations.total
-    return Footprint(activation, kept.total, model.held, itemsize, first.shapes, found), slopes
+    return Footprint(activation, kept.total, model.vectors.most, itemsize, first.shapes, found), slopes
 
 
 def try_lean_graphs(model: ProbedModel, sample: Sample) -> None:

@@ -80,8 +80,8 @@ class Ranks:
         """The space of vectors of so many coordinates, of which each holds its share."""
         if not self.several:
             return Space(size)
-        part, gathered = (self.share(size),), lambda rows: self.whole(rows, size)
-        return Space(size, part, self.total, self.of_first, gathered, self.share_of_firsts)
+        part, gathered, most = (self.share(size),), lambda rows: self.whole(rows, size), -(-size // self.world)
+        return Space(size, part, self.total, self.of_first, gathered, self.share_of_firsts, share=most)
 
     # ---- how each fares
 
@@ -237,6 +237,32 @@ class Ranks:
             _scatter(found, sent, group=self.group)
         held = self.share(count)
         return found[: held.stop - held.start].to(rows.device)
+
+    def share_of_each(self, rows: Tensor, what: str = "rows") -> Tensor:
+        """This process's share (world, share, ...) of the rows (count, ...) that each has of its own."""
+        if not self.several:
+            return rows[None]
+        count, each = len(rows), -(-len(rows) // self.world)
+        found = self._traded(_padded(self._sent(rows), self.world * each), f"{what}, {tuple(rows.shape)}")
+        held = self.share(count)
+        return found.view(self.world, each, *rows.shape[1:])[:, : held.stop - held.start].to(rows.device)
+
+    def from_each(self, shares: Tensor, count: int, what: str = "rows") -> Tensor:
+        """The way back: all rows (count, ...), of which each has made its share for every one (world, share, ...)."""
+        if not self.several:
+            return shares[0]
+        each = -(-count // self.world)
+        sent = _padded(self._sent(shares).transpose(0, 1), each).transpose(0, 1).flatten(0, 1)
+        return self._traded(sent, f"{what}, {(count, *shares.shape[2:])}")[:count].to(shares.device)
+
+    def _traded(self, sent: Tensor, what: str) -> Tensor:
+        """Rows of which the r-th part is for the r-th process, and then those that are for this one."""
+        self._compare(None, doing=f"trade {what}")
+        sent = sent.contiguous()
+        found = torch.empty_like(sent)
+        with self._exchanging():
+            dist.all_to_all_single(found, sent, group=self.group)
+        return found
 
     def of_first(self, tensor: Tensor) -> Tensor:
         """The first process's values of a tensor that all have in this shape."""

@@ -18,6 +18,7 @@ from curvprobe.curvature.nodewise.examples import NODEWISE, Sweeps
 from curvprobe.curvature.nodewise.recording import UnknownOperationError
 from curvprobe.curvature.nodewise.sweep import Found
 from curvprobe.curvature.per_example import (
+    CONFIRMED_OF,
     TOGETHER,
     Projected,
     confirmed,
@@ -41,9 +42,6 @@ from curvprobe.subspace.spaces import Eigenspace, Subspace
 WORTH_SWEEPING = 3
 """Directions from which on sweeping a large example is faster than products along each, on a processor; an accelerator
 takes many tangents of one graph together, which is as fast."""
-
-CONFIRMED_OF = 8
-"""Of examples that are swept one by one, one in so many is confirmed by double backward."""
 
 
 def project(risk: EmpiricalRisk, subspace: Subspace) -> ProjectedSample:
@@ -146,7 +144,8 @@ def _projected(risk: EmpiricalRisk, basis: Tensor, loss: Tensor) -> Iterator[tup
     while start < len(risk):
         examples = risk.sample.read(start, min(start + size, len(risk)))
         if model.divided is not None:
-            found: tuple[Projected, Tensor] | None = project_divided(model, examples, basis)
+            directions = risk.budget.directions_at_once(model.divided.largest(model.names))
+            found: tuple[Projected, Tensor] | None = project_divided(model, examples, basis, directions)
         elif size == 1:
             found = project_one(model, examples, basis, held, at_once)
         else:
