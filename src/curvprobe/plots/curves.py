@@ -82,7 +82,8 @@ def plot_forecast(forecast: Forecast, ax: Axes | None = None) -> Figure:
         labels.append((float(ks[-1]), float(found[-1]), "forecast", style.WHOLE))
     logarithmic(axes.xaxis)
     at_ends(axes, labels)
-    dress(axes, style.K, style.HELD_OUT, "no forecast: see the text" if forecast.reasons else "bars: stderr; of the forecast 90 %")
+    title = "no forecast: see the text" if forecast.reasons else "bars: stderr; of the forecast 90 %"
+    dress(axes, style.K, style.HELD_OUT, title)
     return figure
 
 
