@@ -22,7 +22,7 @@ def test_forecasts_in_small(tmp_path):
     assert len(result["rows"]) == 2
     row = result["rows"][0]
     assert row["expected"]["four times"] > 0
-    assert row["told"]["gap"]["twice"][0] > 0
+    assert row["gains"]["gap"] > 0
     assert result["rates"]["told"]["no change"]["twice"]["expected"]["within"]["3.0"] == 0
     assert len(rows_of(forecast.table(result))) > 20
 
@@ -74,6 +74,7 @@ def test_the_library_says_what_the_study_found():
             found = result["rates"][name][SHIPPED][ahead]
             assert rate.answered == pytest.approx(found["answered"], abs=0.005)
             assert rate.covered == pytest.approx(found["expected"]["covered"], abs=0.005)
+            assert rate.realised == pytest.approx(found["realised"]["covered"], abs=0.005)
             assert {f"{factor}": share for factor, share in rate.within.items()} == pytest.approx(
                 found["expected"]["within"], abs=0.005
             )
