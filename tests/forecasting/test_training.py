@@ -87,6 +87,8 @@ def test_another_model_or_other_held_out_examples_are_refused():
         return least_squares(rows), (X[200 + rows[0] :], Y[200 + rows[0] :])
 
     pieces = [list(range(50)), list(range(50, 100))]
+    with pytest.raises(ArgumentError, match="the same examples for other rows"):
+        Training(lambda rows: least_squares(range(len(rows))), HELD_OUT).refits(pieces, 0)
     with pytest.raises(ArgumentError, match="models of 45 and of 67 parameters"):
         Training(other_model, HELD_OUT).refits(pieces, 0)
     with pytest.raises(ArgumentError, match="other held-out examples"):

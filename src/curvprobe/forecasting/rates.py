@@ -30,9 +30,9 @@ class Rate:
             f"{100 * share:.0f} %" for share in (self.within[2.0], self.covered, self.realised, self.answered)
         )
         return (
-            f"forecasts like this one were within a factor 2 of the average gain in {right}, their intervals held it in "
-            f"{held} (the gain of one training in {alone}): small networks, {self.cells} kinds of data and training, "
-            f"{answered} answered"
+            f"forecasts like this one were within a factor 2 of the average gain in {right}, their intervals held it "
+            f"in {held} (the gain of one training in {alone}): small networks, {self.cells} kinds of data and "
+            f"training, {answered} answered"
         )
 
 

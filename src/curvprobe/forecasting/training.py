@@ -142,6 +142,10 @@ def _stacked(parts: list[Tensor], count: int) -> Tensor:
 def _expect_one_kind(risks: list[EmpiricalRisk], held_out: list[EmpiricalRisk]) -> None:
     """Refuse trainings of which one had another model or other held-out examples."""
     first = risks[0]
+    if len(risks) > 1 and risks[1].digests() == first.digests():
+        raise ArgumentError(
+            "train returned the same examples for other rows; expected the risk on the rows that it is asked for"
+        )
     for risk, new in zip(risks, held_out, strict=True):
         if risk.num_params != first.num_params:
             raise ArgumentError(
