@@ -243,21 +243,18 @@ def test_a_product_that_fails_in_one_process_fails_in_all():
     assert str(first.error).startswith("rank 1, counting from example 3 on stopped with AttributeError")
 
 
-def along(group, folder):
-    risk = cases.make("regression").risk(group=group)
-    return cp.trajectory([risk[:3], risk[:6]], dim=1, sigma=0.01, out=folder).dispersion
+def along_and_examined(group, folder):
+    risk, case = cases.make("regression").risk(group=group), cases.make("mlp")
+    found = cp.trajectory([risk[:3], risk[:6]], dim=1, sigma=0.01, out=folder)
+    return found.dispersion, cp.examine(case.risk(group=group), case.candidates, dim=2).verdict
 
 
 def test_a_trajectory_and_a_doctor_in_several_processes(tmp_path):
-    expected = along(None, None)
-    for found in several.values(2, along, str(tmp_path / "path")):
+    expected, verdict = along_and_examined(None, None)
+    for found, said in several.values(2, along_and_examined, str(tmp_path / "path")):
         assert torch.allclose(found, expected, **cases.EXACT)
+        assert said == verdict
     assert (tmp_path / "path" / "result.json").is_file()
-    assert several.values(2, examined) == [examined(None)] * 2
-
-
-def examined(group):
-    return cp.examine(cases.make("mlp").risk(group=group), cases.make("mlp").candidates, dim=2).verdict
 
 
 def short_of_memory(group):

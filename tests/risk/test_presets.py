@@ -61,7 +61,7 @@ def test_lora():
 LAST = {
     "llama": (llama, "model.layers.2."),
     "residual": (residual, "2.1."),
-    "vision": (vision, "vit.layers.1."),
+    "vision": (vision, ("vit.layers.1.", "vit.encoder.layer.1.")),  # as versions of transformers call them
     "blocks alone": (lambda: nn.Sequential(Block(), Block()), "1."),
     "experts within blocks": (
         lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, num_local_experts=2)),
