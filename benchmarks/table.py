@@ -36,6 +36,7 @@ import scaling
 import solver
 import versions
 import vocabulary
+import which_candidates
 from benchmark import RESULTS, page, read
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,7 @@ SCRIPTS = (
     solver,
     versions,
     vocabulary,
+    which_candidates,
 )
 BENCHMARKS = tuple(script.BENCHMARK for script in SCRIPTS)
 

@@ -121,6 +121,9 @@ def rank_candidates(
 ) -> Ranking:
     """Every candidate's contribution to the expected criterion, beside its loss and gradient norms.
 
+    How far a candidate moves the landscape at these weights is not how much training on it helps: where some labels
+    were wrong, those that moved it most were mostly these (measured in docs/numbers.md).
+
     Args:
         sample: the k examples that define the risk, projected.
         fresh: the candidates, projected onto the same subspace.
