@@ -11,8 +11,9 @@ What counts was laid down before anything was measured. The test loss decides; t
 *beats random* in a cell where the interval of its test loss less that of random tenths (their mean), paired by seed, is
 below zero: mean and Student's t, at 95 % for all choices of a cell together, by Bonferroni; it *loses to random* where
 the interval is above zero. It *beats plain loss* where the same holds against the tenth of largest loss and against
-that of smallest loss, and *beats adding none* likewise. Cells are not corrected for one another: were no choice of any
-use, at most one cell in twenty would have one that differs from random.
+that of smallest loss, and *beats adding none* likewise (this comparison was added after a trial of one cell with two
+seeds). Cells are not corrected for one another: were no choice of any use, at most one cell in twenty would have one
+that differs from random.
 Run: python benchmarks/which_candidates.py
 """
 
