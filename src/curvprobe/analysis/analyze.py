@@ -123,8 +123,6 @@ def analyze(
     settings = checked_settings(dim, sigma, which, tol, max_matvecs, num_probes, seed, compile, allow_overlap, p)
     notes = [f"Parameters in {', '.join(risk.upcast_from)} were raised to float32."] if risk.upcast_from else []
     risk, new = sample_and_candidates(risk, candidates, settings, notes)
-    if laws or concentration:
-        risk.probed.expect_whole("laws= and concentration=")
     settings = limited(settings, max_examples, risk, new, compared=laws or concentration)
     surface = points_of_surface(surface, stages, settings.dim)
     _check_tolerance(tolerance, tolerance_on, risk, len(new))

@@ -63,6 +63,11 @@ class Space:
         """Euclidean norm."""
         return norm(vector, self.sum_over)
 
+    def norms(self, rows: Tensor) -> Tensor:
+        """Euclidean norms of the rows (n, coordinates), float64 (n,)."""
+        found = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return found if self.sum_over is None else self.sum_over(found.square()).sqrt()
+
     def orthogonalise(self, vector: Tensor, rows: Tensor) -> Tensor:
         """See :func:`curvprobe.numerics.linalg.orthogonalise`."""
         return orthogonalise(vector, rows, self.sum_over)

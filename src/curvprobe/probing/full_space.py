@@ -16,7 +16,6 @@ from curvprobe.curvature.matrix import hessian
 from curvprobe.curvature.per_example import products_together
 from curvprobe.errors import ArgumentError
 from curvprobe.numerics.intervals import freedom, standard_error
-from curvprobe.numerics.linalg import norm, quick_inner
 from curvprobe.numerics.noise import sign_vector
 from curvprobe.numerics.traces import TraceMoments, trace_moments
 from curvprobe.probing.joining import Joining
@@ -232,10 +231,9 @@ def full_space_parts(
     expect_risk(risk)
     if num_probes < 4:
         raise ArgumentError(f"num_probes is {num_probes}; expected at least 4")
-    risk.probed.expect_whole("the full space of every candidate")
     scale, joining = _scale(risk, sigma), Joining(risk, candidates)
     factor, m, gradient = joining.factors, len(candidates), risk.gradient()
-    slopes = factor * over_examples(candidates, work=lambda own: _lengths(own, scale, gradient))
+    slopes = factor * _of_each(candidates, work=lambda own: _lengths(own, scale, gradient))
     traces, squares = (torch.empty(m, num_probes, dtype=torch.float64, device="cpu") for _ in range(2))
     H = hessian(risk)
     with progress.bar("full space (examples x probes)", m * num_probes) as advance:
@@ -246,7 +244,7 @@ def full_space_parts(
             def seen(own: EmpiricalRisk, columns: Tensor = columns, of: Tensor = of_sample) -> Tensor:
                 return _bends(own, scale, columns, of, advance)
 
-            bends = factor[:, None, None] * over_examples(candidates, 2, count, work=seen)
+            bends = factor[:, None, None] * _of_each(candidates, 2, count, work=seen)
             traces[:, first : first + count], squares[:, first : first + count] = bends[:, 0], bends[:, 1].square()
     raised, terms = _raised(factor * (candidates.losses() - risk.value()), traces)
     return FullSpaceParts(
@@ -258,8 +256,17 @@ def full_space_parts(
     )
 
 
+def _of_each(candidates: EmpiricalRisk, *shape: int, work: Callable[[EmpiricalRisk], Tensor]) -> Tensor:
+    """Rows (m, *shape) that ``work`` makes of the examples, of which each process has its own; where the weights are
+    divided all go through every example together."""
+    if candidates.probed.divided is not None:
+        return work(candidates)
+    return over_examples(candidates, *shape, work=work)
+
+
 def _lengths(candidates: EmpiricalRisk, scale: Tensor, gradient: Tensor) -> Tensor:
     """Length of each example's gradient less the sample's, float64 (m,)."""
+    norm = candidates.probed.vectors.norm
     found = [norm(scale * (candidates[[j]].gradient() - gradient)) for j in range(len(candidates))]
     return torch.tensor(found, dtype=torch.float64, device="cpu")
 
@@ -269,10 +276,11 @@ def _bends(
 ) -> Tensor:
     """What each example's Hessian, less the sample's, makes of scaled signs (N, b): (m, 2, b) along them and in all."""
     found = torch.empty(len(candidates), 2, columns.shape[1], dtype=torch.float64, device="cpu")
+    space = candidates.probed.vectors
     for rows, s, products in _products_of_each(candidates, columns):
         images = products - of_sample[:, s]
-        found[rows, 0, s] = quick_inner(images, columns[:, s].contiguous()).cpu()
-        found[rows, 1, s] = torch.linalg.vector_norm(scale * images, dim=1, dtype=torch.float64).cpu()
+        found[rows, 0, s] = space.inner(images, columns[:, s].contiguous(), quick=True).cpu()
+        found[rows, 1, s] = space.norms(scale * images).cpu()
         advance(len(products))
     return found
 
@@ -280,6 +288,7 @@ def _bends(
 def _products_of_each(candidates: EmpiricalRisk, columns: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
     """Which examples, which column of (N, b), and the products (n, N) of the examples' own Hessians with it."""
     start, size = 0, min(candidates.budget.examples_together(), candidates.microbatch_size)
+    size = 1 if candidates.probed.divided is not None else size
     while start < len(candidates):
         rows = slice(start, min(start + size, len(candidates)))
         if size > 1 and (yield from _together(candidates, rows, columns)):
@@ -310,7 +319,8 @@ def _sign_blocks(risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[tu
     generator, held = torch.Generator().manual_seed(seed), risk.budget.probes_held()
     for first in range(0, num_probes, held):
         count = min(held, num_probes - first)
-        signs = torch.empty(count, risk.num_params, dtype=risk.dtype, device=risk.device)
+        signs = torch.empty(count, risk.probed.held, dtype=risk.dtype, device=risk.device)
         for row in signs:
-            row.copy_(sign_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device))
+            part = risk.probed.vectors.part
+            row.copy_(sign_vector(generator, risk.num_params, dtype=risk.dtype, device=risk.device, part=part))
         yield first, signs.T

@@ -179,13 +179,12 @@ class NormalizedProbe:
 
     def deviation(self, risk: EmpiricalRisk) -> Tensor:
         """Standard deviation of each parameter (N,)."""
-        risk.probed.expect_whole("a law that goes by filters or tensors")
         sizes = []
-        for p in risk.probed.state.probed.values():
-            square = p.detach().double().square()
-            filters = self.by == "filter" and p.dim() > 1
-            mean = square.flatten(1).mean(1).view(-1, *[1] * (p.dim() - 1)) if filters else square.mean()
-            sizes.append(mean.sqrt().to(p.dtype).expand_as(p))
+        for p, whole in zip(risk.probed.state.probed.values(), risk.probed.sizes(), strict=True):
+            size = torch.tensor(whole, dtype=torch.float64, device=p.device)
+            if self.by == "filter" and p.dim() > 1:  # a filter is a row, and one process has all of it
+                size = p.detach().double().square().flatten(1).mean(1).sqrt().view(-1, *[1] * (p.dim() - 1))
+            sizes.append(size.to(p.dtype).expand_as(p))
         return self.sigma * risk.probed.flatten(sizes)
 
     def displacements(self, risk: EmpiricalRisk, num_probes: int, seed: int) -> Iterator[Tensor]:

@@ -55,8 +55,8 @@ def law_makers(
         )
     makers["gradients"] = lambda: SubspaceProbe(gradient_subspace(risk[: min(dim, k)]), sigma)
     makers["random"] = lambda: SubspaceProbe(random_subspace(risk, dim, seed=seed), sigma)
-    squares = (float(p.detach().double().square().sum()) for p in risk.probed.state.probed.values())
-    size = math.sqrt(sum(squares) / risk.num_params)
+    model = risk.probed
+    size = model.vectors.norm(model.flatten(list(model.state.probed.values()))) / math.sqrt(risk.num_params)
     if size > 0:
         makers["normalised by tensor"] = lambda: NormalizedProbe(sigma / size, by="tensor")
         makers["normalised by filter"] = lambda: NormalizedProbe(sigma / size, by="filter")

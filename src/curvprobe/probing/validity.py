@@ -16,7 +16,6 @@ from curvprobe.criteria.sample import ProjectedSample
 from curvprobe.criteria.verdicts import QuadraticValidity, is_clear, verdict_of
 from curvprobe.curvature.matrix import hessian
 from curvprobe.errors import ArgumentError
-from curvprobe.numerics.linalg import inner
 from curvprobe.probing.joining import Joining
 from curvprobe.risk.displaced import displaced_losses, in_blocks
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
@@ -85,9 +84,8 @@ def quadratic_validity(
     _check_grid(sigmas, num_probes, threshold)
     if new is not None:
         Joining(risk, new)  # refuses another model's
-    risk.probed.expect_whole("validity along isotropic directions")
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.empty(risk.num_params, num_probes, dtype=risk.dtype, device=risk.device)
+    directions = torch.empty(risk.probed.held, num_probes, dtype=risk.dtype, device=risk.device)
     for column in directions.T:
         column.copy_(risk.probed.draw(generator))
     others = [] if new is None else [new[[i]] for i in range(len(new))]
@@ -150,6 +148,7 @@ class _Along:
 
 
 def _along(risk: EmpiricalRisk, directions: Tensor) -> _Along:
+    inner = risk.probed.vectors.inner
     slope = inner(directions.T, risk.gradient()).cpu()
     products = hessian(risk) @ directions
     pairs = zip(directions.T, products.T, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from curvprobe.curvature.covariance import covariance_product
@@ -44,13 +46,13 @@ def deformation_subspace(
         tensor([1., 0., 0.])
     """
     expect_risk(risk)
-    risk.probed.expect_whole("the subspace of the deformation")
     if not 1 <= dim < len(risk):
         raise ArgumentError(
             f"dim is {dim}; the gradients of {len(risk)} examples span at most {len(risk) - 1} directions"
         )
     slim, basis_size, device = plan_memory(risk, dim)
     check_second_derivatives(risk, "hessian")  # the derivative along a vector differentiates a backward pass
+    space = risk.probed.vectors
     pairs = lanczos(
         lambda block: torch.stack([covariance_product(slim, column) for column in block.T], dim=1),
         risk.num_params,
@@ -61,5 +63,7 @@ def deformation_subspace(
         dtype=risk.dtype,
         device=device,
         basis_size=basis_size,
+        space=space if space.stays else None,
     )
-    return spanned(pairs, "gradient covariance", risk)
+    found = spanned(pairs, "gradient covariance", risk)
+    return replace(found, space=space) if space.stays else found

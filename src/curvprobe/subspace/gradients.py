@@ -7,7 +7,6 @@ from torch import Tensor
 
 from curvprobe.curvature.per_example import NORMS_TOGETHER, norms_together
 from curvprobe.errors import ArgumentError
-from curvprobe.numerics.linalg import norm, orthogonalise
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.risk.fast_paths import quietly
 from curvprobe.risk.passes import over_examples
@@ -85,19 +84,19 @@ def gradient_subspace(risk: EmpiricalRisk) -> Subspace:
                 [0., 0.]])
     """
     expect_risk(risk)
-    risk.probed.expect_whole("the span of gradients")
     if len(risk) > risk.num_params:
         raise ArgumentError(f"{len(risk)} gradients of {risk.num_params} parameters; select fewer examples: risk[:D]")
-    rows = torch.empty(len(risk), risk.num_params, dtype=risk.dtype, device=risk.device)
+    space = risk.probed.vectors
+    rows = torch.empty(len(risk), space.held, dtype=risk.dtype, device=risk.device)
     count, largest = 0, 0.0
     for i in range(len(risk)):
         direction = risk[[i]].gradient()
-        largest = max(largest, norm(direction))
-        orthogonalise(direction, rows[:count])
-        left = norm(direction)
+        largest = max(largest, space.norm(direction))
+        space.orthogonalise(direction, rows[:count])
+        left = space.norm(direction)
         if left > 100 * torch.finfo(risk.dtype).eps * largest:  # a dependent gradient leaves rounding only
             rows[count] = direction / left
             count += 1
     if count == 0:
         raise ArgumentError("all these gradients are zero; they span nothing")
-    return Subspace(rows[:count].T)
+    return Subspace(rows[:count].T, space=space if space.stays else None)

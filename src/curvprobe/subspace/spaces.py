@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from curvprobe.errors import ArgumentError, ArgumentTypeError
-from curvprobe.numerics.linalg import inner, norm, orthogonalise, rotate, straightening
+from curvprobe.numerics.linalg import inner, rotate, straightening
 from curvprobe.numerics.space import Space
 from curvprobe.risk.empirical import EmpiricalRisk, expect_risk
 from curvprobe.runtime.digest import digest
@@ -189,11 +189,10 @@ def random_subspace(risk: EmpiricalRisk, dim: int, *, seed: int = 0) -> Subspace
     expect_risk(risk)
     if not 1 <= dim <= risk.num_params:
         raise ArgumentError(f"dim is {dim}; expected 1 to the number of parameters, {risk.num_params}")
-    risk.probed.expect_whole("a random subspace")
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.empty(dim, risk.num_params, dtype=risk.dtype, device=risk.device)
+    generator, space = torch.Generator().manual_seed(seed), risk.probed.vectors
+    rows = torch.empty(dim, space.held, dtype=risk.dtype, device=risk.device)
     for count in range(dim):
         direction = risk.probed.draw(generator)
-        orthogonalise(direction, rows[:count])
-        rows[count] = direction / norm(direction)
-    return Subspace(rows.T)
+        space.orthogonalise(direction, rows[:count])
+        rows[count] = direction / space.norm(direction)
+    return Subspace(rows.T, space=space if space.stays else None)
