@@ -196,7 +196,7 @@ def power_law(sizes: Sequence[Refits]) -> GainEstimate:
         )
     twice, four = (float(c * (1 - factor**-power)) for factor in (2.0, 4.0))
     slopes = torch.tensor([0.0, 1 - 2.0**-power, c * math.log(2) * 2.0**-power], dtype=torch.float64, device="cpu")
-    variance = float(slopes @ torch.as_tensor(covariance) @ slopes)
+    variance = float(slopes @ torch.as_tensor(covariance, device="cpu") @ slopes)
     stderr = math.sqrt(max(0.0, variance))
     return GainEstimate("power law", twice, stderr, four, _unsure("the power law", twice, stderr))
 
