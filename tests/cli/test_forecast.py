@@ -26,6 +26,10 @@ def bare(rows):
     made = fit(rows)
     return cp.Task(made.model, made.loss, made.data)
 
+def equal(rows):
+    made = fit(rows)
+    return cp.Task(made.model, made.loss, made.data, (x[150:], y[150:]))
+
 def wrong(rows):
     return 3
 """
@@ -61,10 +65,15 @@ def test_a_function_of_k_and_several_processes(training):
     assert "when trained on 200" in ended.stdout
 
 
+def test_equal_examples_are_taken_on_request(training):
+    assert invoke("forecast", f"{training}:equal", "--k", 200, "--allow-overlap").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("function", "k", "said"),
     [
         ("bare", 200, "returned a Task without candidates; expected examples that no training sees"),
+        ("equal", 200, "50 of the 650 held-out examples are among those that were trained on"),
         ("wrong", 200, "returned a int; expected a curvprobe.Task"),
         ("fit", 12, "--k is 12; expected at least 16"),
         ("none", 200, "has no function 'none'"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import curvprobe as cp
-from curvprobe.errors import ArgumentError
+from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.forecasting.result import NO_CRITERION, told
 from curvprobe.forecasting.rules import Reason
 from tests.forecasting import HELD_OUT, WIDTH, first, least_squares, refits
@@ -43,6 +43,7 @@ def test_what_is_printed(found):
     assert f"would take {found.gain:.2g} [{low:.2g}, {high:.2g}] off the held-out loss" in text
     assert "assumed: the loss in excess of the best falls as 1 / k" in text
     assert "within a factor 2" in text
+    assert "was not looked at" not in text
     assert text.endswith(NO_CRITERION)
     assert found._repr_html_().count("<tr>") == 4
     assert "Forecast(sizes=" in repr(found)
@@ -83,8 +84,25 @@ def test_several_processes_find_the_same(found):
     assert torch.allclose(beside.losses, found.losses)
 
 
+def test_what_other_processes_cannot_be_given_is_refused_before_anything_is_trained():
+    with pytest.raises(ArgumentTypeError, match="cannot be given to other processes"):
+        cp.forecast(lambda rows: pytest.fail("trained"), 200, HELD_OUT, processes=2)
+
+
+def failing(rows):
+    if len(rows) == 100:
+        raise ZeroDivisionError(f"in {len(rows)} rows")
+    return least_squares(rows)
+
+
+def test_an_error_in_another_process_is_the_users_own():
+    with pytest.raises(ZeroDivisionError, match="in 100 rows"):
+        cp.forecast(failing, 200, HELD_OUT, processes=2)
+
+
 def test_the_first_k_alone_do_too():
     found = cp.forecast(first, 200, HELD_OUT)
+    assert "was not looked at: that takes both halves" in str(found)
     assert found.models.tolist() == [1, 1, 1]
     assert float(found.losses[1]) == pytest.approx(first(100).on(HELD_OUT).value())
 
@@ -115,6 +133,7 @@ def test_it_is_read_back_as_it_was(tmp_path, found):
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["forecast"]["answered"] is True
     assert record["config"]["k"] == 200
+    assert record["forecast"]["estimates"][3]["further_interval"] == list(again.answer.further_interval)
     record["forecast"]["estimates"] = "none"
     (tmp_path / "result.json").write_text(json.dumps(record))
     with pytest.raises(ArgumentError, match="not a whole result"):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy
 import pytest
 import torch
 
@@ -81,6 +82,31 @@ def test_what_is_within_its_error_is_no_answer():
     assert "at most" in reason.said
     found = rules.mean(rules.gap(full), GainEstimate("halves", 0.02, 0.01, 0.03))
     assert [reason.kind for reason in found.reasons] == ["the held-out gap is noise"]
+
+
+def test_no_gain_without_noise_is_no_answer_either():
+    losses = torch.ones(50, dtype=torch.float64)
+    full, half = refits(K, losses, 1.0), refits(K // 2, losses, 1.0, count=2)
+    found = rules.calibrated(rules.gap(full), rules.halves(full, half))
+    assert [reason.kind for reason in found.reasons] == ["the held-out gap is noise", "the halving is noise"]
+
+
+def test_a_power_law_that_is_not_found_or_not_known_is_no_answer(monkeypatch):
+    sizes = [at(K // parts, noise=0.01) for parts in (1, 2, 4, 8)]
+
+    def fails(*_, **__):
+        raise RuntimeError("Optimal parameters not found")
+
+    monkeypatch.setattr("scipy.optimize.curve_fit", fails)
+    assert (
+        rules.power_law(sizes).reasons[0].said == "no power law with an offset was found through the losses at 4 sizes"
+    )
+    unknown = numpy.full((3, 3), numpy.inf)
+    monkeypatch.setattr("scipy.optimize.curve_fit", lambda *_, **__: ((0.5, 0.1, 1.0), unknown))
+    found = rules.power_law(sizes)
+    assert found.stderr == math.inf
+    assert found.reasons[0].kind == "the power law is noise"
+    assert found.interval == (-math.inf, math.inf)
 
 
 def test_two_that_are_apart_are_no_answer():

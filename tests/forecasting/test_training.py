@@ -77,6 +77,12 @@ def test_what_a_training_may_not_do(train, held_out, error, said):
         Training(train, held_out).refits([list(range(100))], 0)
 
 
+def test_equal_examples_are_taken_where_they_are_others():
+    held_out = (X[90:140], Y[90:140])
+    found = Training(least_squares, held_out, allow_overlap=True).refits([list(range(100))], 0)
+    assert found.held_out.shape == (1, 50)
+
+
 def test_another_model_or_other_held_out_examples_are_refused():
     def other_model(rows):
         width = 2 + rows[0] // 50

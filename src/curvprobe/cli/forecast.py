@@ -39,6 +39,12 @@ def forecast(
     ] = 4,
     processes: Annotated[int, typer.Option(min=1, help="Trainings beside one another, each in one thread.")] = 1,
     seed: Seed = 0,
+    allow_overlap: Annotated[
+        bool,
+        typer.Option(
+            "--allow-overlap", help="Take held-out examples that equal some of the sample: others with equal rows."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Forecast what twice the examples would take off the held-out loss, by training anew on parts of the sample.
@@ -55,7 +61,8 @@ def forecast(
         if k < FEWEST:
             raise ArgumentError(f"--k is {k}; expected at least {FEWEST}")
         with Store.at(out).held():
-            found = ahead(TrainedTask(train), k, splits=splits, processes=processes, seed=seed, out=out, say=say)
+            options: dict[str, Any] = {"splits": splits, "processes": processes, "seed": seed}
+            found = ahead(TrainedTask(train), k, **options, allow_overlap=allow_overlap, out=out, say=say)
             if as_json:
                 typer.echo(to_json(found.to_json()), nl=False)
                 return

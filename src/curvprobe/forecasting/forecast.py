@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from curvprobe.errors import ArgumentError
+from curvprobe.errors import ArgumentError, ArgumentTypeError
 from curvprobe.forecasting.of_trajectory import of_trajectory
 from curvprobe.forecasting.refits import Refits, expect_one_content, joined
 from curvprobe.forecasting.result import FORECAST_VERSION, Forecast, told
@@ -37,6 +37,7 @@ def forecast(
     splits: int = 4,
     processes: int = 1,
     seed: int = 0,
+    allow_overlap: bool = False,
     out: str | Path | None = None,
     say: Callable[[str], object] = LOG.info,
 ) -> Forecast:
@@ -56,8 +57,10 @@ def forecast(
         k: examples in the sample.
         held_out: examples that no training sees, in any form that the risk takes; at least 40.
         splits: of the sample into halves; each costs as much as a training on k examples.
-        processes: that train beside one another; ``train`` must then be a function of a module.
+        processes: that train beside one another; ``train`` must then be a function of a module, and a script that calls
+            this must do so under ``if __name__ == "__main__":``.
         seed: of the splits and of what each training draws.
+        allow_overlap: take held-out examples that equal some of the sample's too, as tables of few values have them.
         out: folder for ``result.json`` and the finished trainings, which are found again when it is repeated, as long
             as the file that holds ``train``, and the numbers, texts and tensors outside it that it names, are the same;
             what it imports or reads from files is not looked at.
@@ -86,7 +89,9 @@ def forecast(
         raise ArgumentError(
             f"k is {k}, splits {splits}, processes {processes}; expected k of at least {FEWEST}, the others of 1"
         )
-    training = Training(train, held_out)
+    training = Training(train, held_out, allow_overlap)
+    if processes > 1:
+        _expect_portable(training)
     store, jobs = Store.at(out), _jobs(training, k, splits, seed)
     say(cost(train, k, splits=splits, processes=processes))
     with store.held(), progress.bar("trainings, in units of one on k", round(_work(jobs, k))) as advance:
@@ -116,6 +121,17 @@ def cost(train: Callable[[Any], Trained], k: int, *, splits: int = 4, processes:
     models = sum(len(job.pieces) for job in jobs)
     beside = f", {processes} at a time" if processes > 1 else ""
     return f"{models} models are trained{beside}: as much work as {_work(jobs, k):.3g} trainings on {k:,} examples."
+
+
+def _expect_portable(training: Training) -> None:
+    """Refuse a function that other processes cannot be given, before anything is trained."""
+    try:
+        pickle.dumps(training)
+    except Exception as error:  # whatever the user's objects raise
+        raise ArgumentTypeError(
+            f"train, or held_out, cannot be given to other processes ({error!r:.200}); expected a function of a "
+            "module, or processes=1"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -175,4 +191,9 @@ def _side_by_side(processes: int) -> Iterator[tuple[Each, Executor | None]]:
         return
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawned) as executor, ThreadPoolExecutor(processes) as waiting:
-        yield waiting.map, executor
+        try:
+            yield waiting.map, executor
+        except BaseException:  # what has not begun is not to be waited for
+            waiting.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise

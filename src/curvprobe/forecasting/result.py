@@ -145,11 +145,13 @@ class Forecast:
         if math.isfinite(self.exponent):
             fell = f"from k / 4 over k / 2 to k it fell as k^-{self.exponent:.2g} +- {2 * self.exponent_stderr:.1g}"
         losses = zip(self.sizes.tolist(), self.losses.tolist(), strict=True)
+        unseen = "whether the held-out examples are of the sample's kind was not looked at: that takes both halves"
         return [
             f"gain of twice the examples by each rule: {', '.join(found)}",
             f"assumed: the loss in excess of the best falls as 1 / k; {fell}",
             f"loss {self.sample_loss:.3g} on the sample; on {self.num_held_out:,} held-out examples, when trained on "
             + ", ".join(f"{size:,} {loss:.3g}" for size, loss in losses),
+            *([unseen] if int(self.models[1]) == 1 else []),
         ]
 
     def _repr_html_(self) -> str:
@@ -190,7 +192,10 @@ class Forecast:
         return {
             **{name: getattr(self, name) for name in (*_TENSORS, *_NUMBERS)},
             "num_held_out": self.num_held_out,
-            "estimates": [asdict(estimate) | {"interval": estimate.interval} for estimate in self.estimates],
+            "estimates": [
+                asdict(one) | {"interval": one.interval, "further_interval": one.further_interval}
+                for one in self.estimates
+            ],
             "refusals": [asdict(reason) for reason in self.refusals],
             "answered": not self.reasons,
             "rates": [asdict(rate) for rate in self.rates],

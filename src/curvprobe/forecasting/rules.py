@@ -151,7 +151,7 @@ def _mean(rule: str, first: GainEstimate, second: GainEstimate, *, factor: float
 
 
 def _unsure(what: str, value: float, stderr: float) -> tuple[Reason, ...]:
-    if value >= SURE * stderr:
+    if value > SURE * stderr:  # nothing without noise is no gain either
         return ()
     said = (
         f"{what} makes the gain {value:.2g} with a standard error of {stderr:.2g}: fewer than {SURE:g} of them above "
@@ -182,21 +182,26 @@ def power_law(sizes: Sequence[Refits]) -> GainEstimate:
     x = torch.tensor([one.size / sizes[0].size for one in sizes], dtype=torch.float64, device="cpu")
     y = torch.tensor([one.test.value for one in sizes], dtype=torch.float64, device="cpu")
     rise = max(float(y.max() - y[0]), 1e-9)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", OptimizeWarning)  # at a bound nothing is known of the errors
-        (_, c, power), covariance = curve_fit(
-            lambda x, offset, c, power: offset + c * x**-power,
-            x.numpy(),
-            y.numpy(),
-            p0=(float(y[0]) - rise / 4, rise / 4, 1.0),
-            sigma=_errors(sizes).numpy(),
-            absolute_sigma=True,
-            bounds=((-math.inf, 0.0, 0.1), (math.inf, math.inf, 3.0)),
-            max_nfev=10_000,
-        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OptimizeWarning)  # at a bound nothing is known of the errors
+            (_, c, power), covariance = curve_fit(
+                lambda x, offset, c, power: offset + c * x**-power,
+                x.numpy(),
+                y.numpy(),
+                p0=(float(y[0]) - rise / 4, rise / 4, 1.0),
+                sigma=_errors(sizes).numpy(),
+                absolute_sigma=True,
+                bounds=((-math.inf, 0.0, 0.1), (math.inf, math.inf, 3.0)),
+                max_nfev=10_000,
+            )
+    except RuntimeError:
+        said = f"no power law with an offset was found through the losses at {len(sizes)} sizes"
+        return GainEstimate("power law", math.nan, math.nan, math.nan, (Reason("the power law is noise", said),))
     twice, four = (float(c * (1 - factor**-power)) for factor in (2.0, 4.0))
     slopes = torch.tensor([0.0, 1 - 2.0**-power, c * math.log(2) * 2.0**-power], dtype=torch.float64, device="cpu")
-    variance = float(slopes @ torch.as_tensor(covariance, device="cpu") @ slopes)
+    known = torch.as_tensor(covariance, device="cpu")
+    variance = float(slopes @ known @ slopes) if bool(known.isfinite().all()) else math.inf
     stderr = math.sqrt(max(0.0, variance))
     return GainEstimate("power law", twice, stderr, four, _unsure("the power law", twice, stderr))
 
