@@ -15,9 +15,10 @@ from curvprobe.cli.app import app
 from curvprobe.cli.messages import plain_errors, reported, saved, say, tell
 from curvprobe.cli.options import AsJson, Seed
 from curvprobe.errors import ArgumentError
+from curvprobe.forecasting.result import Forecast
 from curvprobe.risk.empirical import EmpiricalRisk
 from curvprobe.runtime.plain import to_json
-from curvprobe.runtime.store import Store
+from curvprobe.runtime.store import RESULT, Store
 from curvprobe.tasks import Task, load_function
 
 
@@ -68,9 +69,14 @@ def forecast(
                 return
             tell(str(found))
             if out is not None:
-                figures = saved(lambda: _figures(found, out))
-                report = [REPORT] if reported(lambda: found.to_html(out / REPORT, title=out.resolve().name)) else []
-                typer.echo(f"\nWritten to {out}/: {', '.join(['result.json', *report, *figures])}")
+                typer.echo(f"\nWritten to {out}/: {', '.join(_written(found, out))}")
+
+
+def _written(found: Forecast, out: Path) -> list[str]:
+    """Names of the files: the result, and the page and the figures where what draws them is installed."""
+    figures = saved(lambda: _figures(found, out))
+    report = [REPORT] if reported(lambda: found.to_html(out / REPORT, title=out.resolve().name)) else []
+    return [RESULT, *report, *figures]
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def _function(spec: str) -> Callable[..., Any]:
     return load_function(spec)
 
 
-def _figures(found: Any, out: Path) -> list[Path]:
+def _figures(found: Forecast, out: Path) -> list[Path]:
     from curvprobe.plots import plot_forecast, save
 
     return save({"forecast": plot_forecast(found)}, out)

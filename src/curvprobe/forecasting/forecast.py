@@ -93,8 +93,21 @@ def forecast(
     if processes > 1:
         _expect_portable(training)
     store, jobs = Store.at(out), _jobs(training, k, splits, seed)
-    say(cost(train, k, splits=splits, processes=processes))
-    with store.held(), progress.bar("trainings, in units of one on k", round(_work(jobs, k))) as advance:
+    say(_cost(jobs, k, processes))
+    with store.held():
+        found = told(_trained(store, training, jobs, processes, seed, say))
+        config = {"k": k, "splits": splits, "seed": seed, "allow_overlap": allow_overlap}
+        record = {"config": config, "forecast": found.to_json()}
+        store.write_result({"schema_version": FORECAST_VERSION, "version": __version__, **record})
+    return found
+
+
+def _trained(
+    store: Store, training: Training, jobs: Sequence[_Job], processes: int, seed: int, say: Callable[[str], object]
+) -> list[Refits]:
+    """Trainings of each size, the largest first, found or made."""
+    k = len(jobs[0].pieces[0])
+    with progress.bar("trainings, in units of one on k", round(_work(jobs, k))) as advance:
         full = store.result(_stage(training, jobs[0], seed, None))
         advance(1)
         seconds = float(full.seconds.sum())
@@ -106,18 +119,13 @@ def forecast(
             for job, part in zip(jobs[1:], each(store.result, stages), strict=True):
                 parts.append(part)
                 advance(round(_work([job], k)))
-        sizes = [full, *(joined([part for part in parts if part.size == size]) for size in (k // 2, k // 4))]
-        expect_one_content(sizes)
-        found = told(sizes)
-        config = {"k": k, "splits": splits, "seed": seed}
-        record = {"config": config, "forecast": found.to_json()}
-        store.write_result({"schema_version": FORECAST_VERSION, "version": __version__, **record})
-    return found
+    sizes = [full, *(joined([part for part in parts if part.size == size]) for size in (k // 2, k // 4))]
+    expect_one_content(sizes)
+    return sizes
 
 
-def cost(train: Callable[[Any], Trained], k: int, *, splits: int = 4, processes: int = 1) -> str:
-    """What a forecast will train, in a sentence."""
-    jobs = _jobs(Training(train), k, splits, 0)
+def _cost(jobs: Sequence[_Job], k: int, processes: int) -> str:
+    """What is trained, in a sentence."""
     models = sum(len(job.pieces) for job in jobs)
     beside = f", {processes} at a time" if processes > 1 else ""
     return f"{models} models are trained{beside}: as much work as {_work(jobs, k):.3g} trainings on {k:,} examples."
