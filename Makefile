@@ -94,7 +94,7 @@ runs/docs/report.html: .venv/dev
 	$(BIN)/curvprobe demo --quiet --tolerance 1e-4 --out runs/docs
 
 bench: .venv/bench
-	for name in demo monitor monte_carlo concentration coverage_of_errors coverage_of_intervals coverage_of_draws forecast gates extremality paper curve peers projection report_page scale scaling limit load plan processes solver misses more_data which_candidates front_door vocabulary adapters; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in demo monitor monte_carlo concentration coverage_of_errors coverage_of_intervals coverage_of_draws forecast forecast_factor gates extremality paper curve peers projection report_page scale scaling limit load plan processes solver misses more_data which_candidates front_door vocabulary adapters; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
 # One trained network under several versions of torch, threads and processes.

@@ -186,7 +186,7 @@ RULE_HEAD = (
     "| forecast of {ahead} | answered | within 1.5 | within 2 | within 3 | 90 % interval holds it | median error | "
     "realised: within 2 | holds it |"
 )
-KIND_HEAD = "| kind of cell | tries | answered | within 1.5 | within 2 | within 3 | 90 % interval holds it |"
+KIND_HEAD = "| {kind} | tries | answered | within 1.5 | within 2 | within 3 | 90 % interval holds it |"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -197,8 +197,10 @@ def table(result: dict[str, Any]) -> str:
             (f"{rule}, {fewer}", result["rates"][fewer][rule][ahead]) for fewer in FEWER for rule in ("halves", SHIPPED)
         ]
         tables.append(markdown(RULE_HEAD.format(ahead=f"{ahead} the examples"), [_line(*one) for one in found]))
-    tables.append(markdown(KIND_HEAD, [_kind_line(*one) for one in _kinds(rows)]))
-    tables.append(markdown("| refused because | share of all tries |", _why(rows)))
+    kinds = _kinds(rows)
+    lines = [rate_line(kind, rate(found, SHIPPED, "twice")) for kind, found in kinds]
+    tables.append(markdown(KIND_HEAD.format(kind="kind of cell"), lines))
+    tables.append(markdown(WHY_HEAD, [_why(kind, found) for kind, found in [("all", rows), *kinds]]))
     cells = {(row["set"], row["noise"], row["how"]): row for row in rows}.values()
     unknown = sum(map(unseen, cells))
     note = (
@@ -225,8 +227,8 @@ def _line(rule: str, found: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _kinds(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """The shipped rule's rates by what a cell is."""
+def _kinds(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The rows by what a cell is."""
     ways: dict[str, Callable[[dict[str, Any]], str]] = {
         "kind": lambda row: str(row["kind"]),
         "noise": lambda row: f"{100 * row['noise']:.0f} % of the labels replaced",
@@ -246,7 +248,7 @@ def _kinds(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     )
     groups.append(("no gain to be seen, even on average", [row for row in rows if unseen(row)]))
     groups.append(("a gain to be seen on average", [row for row in rows if not unseen(row)]))
-    return [(kind, rate(found, SHIPPED, "twice")) for kind, found in groups if found]
+    return [(kind, found) for kind, found in groups if found]
 
 
 def unseen(row: dict[str, Any]) -> bool:
@@ -254,16 +256,24 @@ def unseen(row: dict[str, Any]) -> bool:
     return bool(row["expected"]["twice"] < 2 * row["expected_stderr"]["twice"])
 
 
-def _kind_line(kind: str, found: dict[str, Any]) -> str:
+def rate_line(kind: str, found: dict[str, Any]) -> str:
+    """A row below `KIND_HEAD`."""
     expected = found["expected"]
     within = (_percent(expected["within"].get(str(factor))) for factor in FACTORS)
     cells = [kind, str(found["tries"]), _percent(found["answered"]), *within, _percent(expected["covered"])]
     return f"| {' | '.join(cells)} |"
 
 
-def _why(rows: list[dict[str, Any]]) -> list[str]:
-    counts = Counter(kind for row in rows for kind in set(row["told"][SHIPPED]["refused"]))
-    return [f"| {kind} | {_percent(count / len(rows))} |" for kind, count in counts.most_common()]
+WHY = ("the held-out gap is noise", "the halving is noise", "gap and halving apart")
+"""Of the gates, those that closed on any row; a forecast may be refused for several reasons."""
+
+WHY_HEAD = f"| refused because | {' | '.join(WHY)} | another gate |"
+
+
+def _why(kind: str, rows: list[dict[str, Any]]) -> str:
+    refused = ({why if why in WHY else "" for why in row["told"][SHIPPED]["refused"]} for row in rows)
+    counts = Counter(why for found in refused for why in found)
+    return f"| {' | '.join([kind, *(_percent(counts[why] / len(rows)) for why in (*WHY, ''))])} |"
 
 
 def _percent(share: float | None) -> str:

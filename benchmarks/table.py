@@ -14,6 +14,7 @@ import curve
 import demo
 import extremality
 import forecast
+import forecast_factor
 import front_door
 import gates
 import gpu
@@ -52,6 +53,7 @@ SCRIPTS = (
     demo,
     extremality,
     forecast,
+    forecast_factor,
     front_door,
     gates,
     gpu,

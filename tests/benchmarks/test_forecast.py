@@ -27,6 +27,23 @@ def test_forecasts_in_small(tmp_path):
     assert len(rows_of(forecast.table(result))) > 20
 
 
+def test_other_factors_in_small(tmp_path):
+    import forecast
+    import forecast_factor
+
+    out = tmp_path / "result.json"
+    options = ["--sets", "linear rule", "--noises", "0.0", "--ways", "strong decay", "--seeds", "3", "--splits", "2"]
+    forecast_factor.BENCHMARK.main([*options, "--out", str(out)])
+    result = json.loads(out.read_text())
+    study = result["factors"]["1.35"]["study"]
+    shipped = json.loads(forecast.BENCHMARK.result.read_text())["rates"]["told"][SHIPPED]["twice"]
+    assert study["answered"] == shipped["answered"]
+    assert study["within"] == pytest.approx(shipped["expected"]["within"]["2.0"], abs=1e-3)
+    ratios = [found["fitted"]["truth_over_forecast"] * float(factor) for factor, found in result["factors"].items()]
+    assert ratios == pytest.approx([ratios[0]] * 4)
+    assert len(rows_of(forecast_factor.table(result))) == 4 + 1 + 4
+
+
 def test_a_hit_is_within_the_factor_and_of_the_same_sign():
     import forecast
 
