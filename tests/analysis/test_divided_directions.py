@@ -11,17 +11,15 @@ from tests import cases, several
 from tests.analysis.test_divided_weights import flat, risk_of, rows_of
 from tests.analysis.test_several_processes import assert_same
 
-NAMES = ("weighted", "convolution")
 
-
-def directions(group, name):
-    case = cases.make(name)
-    risk = risk_of(case, group, microbatch_size=2)
+def directions(group):
+    case = cases.make("weighted")
+    risk = risk_of(case, group)
     block = rows_of(risk, cases.block_of(risk.num_params, 2))
     spaces = {
         "random": cp.random_subspace(risk, 3),
         "gradients": cp.gradient_subspace(risk[:3]),
-        "deformation": cp.deformation_subspace(risk, dim=2, tol=1e-9),
+        "deformation": cp.deformation_subspace(risk, dim=1, tol=1e-9),
     }
     found = {"covariance": flat(risk, covariance_product(risk, block[:, 0]))}
     for label, space in spaces.items():
@@ -35,30 +33,33 @@ def directions(group, name):
     found["validity"] = validity.error
     parts = cp.full_space_parts(risk, risk.on(case.candidates)[:3], sigma=0.1, num_probes=4)
     found |= {"full space": parts.value, "full space, shape": parts.shape, "full space, probes": parts.value_terms}
+    filters = risk_of(cases.make("convolution"), group)
     for by in ("tensor", "filter"):
-        found[f"deviation by {by}"] = flat(risk, cp.NormalizedProbe(0.1, by=by).deviation(risk))
+        found[f"deviation by {by}"] = flat(filters, cp.NormalizedProbe(0.1, by=by).deviation(filters))
     return found
 
 
 def compared(group):
     """Shares of the full space, and the criterion under every law."""
-    case = cases.make("layer_norm")
+    case = cases.make("mlp")
     risk = risk_of(case, group)
     candidates = risk.on(case.candidates)
-    curve = cp.concentration_curve(risk, candidates, sigma=0.05, dim=2, num_probes=4)
-    laws = cp.compare_laws(risk, candidates[:1], cp.default_laws(risk, cp.top_eigenspace(risk, dim=2, tol=1e-8), 0.05))
+    top = cp.top_eigenspace(risk, dim=2, tol=1e-8)
+    spaces = {"top": top, "random": cp.random_subspace(risk, 2)}
+    curve = cp.concentration_curve(risk, candidates[:1], sigma=0.05, subspaces=spaces, num_probes=4)
+    laws = cp.default_laws(risk, top, 0.05)
+    laws = cp.compare_laws(risk, candidates[:1], laws, num_probes=4, num_products=4)
     return json.loads(to_json([curve.to_json(), laws.to_json()]))
 
 
 def everything(group):
-    return {name: directions(group, name) for name in NAMES}, compared(group)
+    return directions(group), compared(group)
 
 
 def test_they_are_those_of_the_whole_model():
     whole, judged = everything(None)
     for found, also in several.values(2, everything):  # one launch for all
-        for name in NAMES:
-            assert found[name].keys() == whole[name].keys()
-            for what, value in whole[name].items():
-                assert float((found[name][what] - value).abs().max()) <= 1e-8 * float(value.abs().max()), (name, what)
+        assert found.keys() == whole.keys()
+        for what, value in whole.items():
+            assert float((found[what] - value).abs().max()) <= 1e-8 * float(value.abs().max()), what
         assert_same(also, judged)
