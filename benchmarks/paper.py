@@ -90,7 +90,8 @@ def moment_rows(moment: dict[str, Any], comparison: dict[str, Any]) -> list[str]
 
 def table(result: dict[str, Any]) -> str:
     rows = result["rows"]
-    note = f"{rows[0]['num_params']} parameters, k = {rows[0]['k']}"
+    first, second = (rows[0][stage]["repeats"] for stage in ("stage1", "stage2"))
+    note = f"{rows[0]['num_params']} parameters, k = {rows[0]['k']}, stage I run {first} times, stage II {second}"
     return page(result, markdown(STAGES, (line for row in rows for line in stage_rows(row))), note=note)
 
 

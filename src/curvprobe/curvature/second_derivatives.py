@@ -63,10 +63,10 @@ def check_second_derivatives(risk: EmpiricalRisk, kind: Kind) -> None:
     by its own size and rounding, at steps that go down until they agree.
 
     What it can see: a fault of one percent of some tensor's product, on one of the examples that are tried (the first,
-    the last, and up to 30 others; of large examples one in 16). As many as a microbatch holds go through the model as
-    one sum, which must agree to a millionth; where it does not, one by one. A fault is refused only if the quotients of
-    two steps and of both sides agree with one another and not with the product. Where they do not settle, and could be
-    off by a percent of the whole product, nothing is shown, and ``risk.probed.doubts`` says so.
+    the last, and up to 30 others; of large examples one in 16). As many as take the memory of a microbatch go through
+    the model as one sum, which must agree to a millionth; where it does not, one by one. A fault is refused only if the
+    quotients of two steps and of both sides agree with one another and not with the product. Where they do not settle,
+    and could be off by a percent of the whole product, nothing is shown, and ``risk.probed.doubts`` says so.
 
     What it cannot see: operations that no tried example uses; a fault in an example whose product is a ten-thousandth
     of the others'; a fault that is a millionth of the outputs' change (Gauss-Newton); one that vanishes along the
@@ -80,13 +80,15 @@ def check_second_derivatives(risk: EmpiricalRisk, kind: Kind) -> None:
         return
     try:
         double = risk.in_double()
-        verdict = _examine(double, kind, double.dtype)
+        half = max(2, risk.microbatch_size * risk.dtype.itemsize // double.dtype.itemsize)  # as much memory
+        size = min(double.microbatch_size, half)
+        verdict = _examine(double, kind, double.dtype, size)
         if (verdict.refused or verdict.undecided) and _narrows(double):
-            verdict = _examine(double, kind, torch.float32)
+            verdict = _examine(double, kind, torch.float32, size)
     except (torch.OutOfMemoryError, MemoryError):
         return  # the check is a courtesy; the job itself may still fit
     except RuntimeError:  # a constant of the model or loss is in the model's own precision: so is the check then
-        verdict = _examine(risk, kind, risk.dtype)
+        verdict = _examine(risk, kind, risk.dtype, risk.microbatch_size)
     if verdict.refused is not None:
         row, finding = verdict.refused
         raise CannotProbeError(
@@ -163,9 +165,9 @@ def _narrows(double: EmpiricalRisk) -> bool:
     return bool(narrowing.found)
 
 
-def _examine(risk: EmpiricalRisk, kind: Kind, precision: torch.dtype) -> _Verdict:
-    """Judge examples spread over the sample: as sums of as many as a microbatch holds, and one by one if need be."""
-    sample, size = risk.sample, risk.microbatch_size
+def _examine(risk: EmpiricalRisk, kind: Kind, precision: torch.dtype, size: int) -> _Verdict:
+    """Judge examples spread over the sample: as sums of ``size`` of them, and one by one if need be."""
+    sample = risk.sample
     slack, strict = CHECK_TOLERANCE[precision], SUM_TOLERANCE[precision]
     rows = _spread(risk)
     undecided: dict[int, _Finding] = {}
